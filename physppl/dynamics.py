@@ -1,0 +1,262 @@
+"""Dynamics: a program bound to spaces, a step and a noise; itself a NumPyro model of one data object."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from jaxtyping import Float
+
+from physppl.content import content
+from physppl.errors import is_concrete
+from physppl.integrate import RK4, Stepper, stepper
+from physppl.program import Program, Record, note_units, rebuild
+from physppl.spaces import ActionSpace, StateSpace
+from physppl.transition import Transition
+from physppl.transitions import Transitions
+
+NOISE = "process_noise"  # the site's name
+FLOOR = 1e-6  # of the coordinate's scale: a smaller noise sd is numerically zero
+
+
+class Dynamics:
+    """A program bound to its spaces: `Dynamics(program, state, action, dt=0.05)`.
+
+    `dynamics(data)` is a NumPyro model: the program's sites, `process_noise` where it is not known, and the observed
+    site `next_state` with one log-likelihood per transition. It works alone (`MCMC(NUTS(dynamics)).run(key, data)`)
+    and as a statement of a larger model, in plates and under handlers.
+
+    Args:
+        program: () -> field(t, state, action), a `Step`, or `step_residual(...)`.
+        state, action: the spaces.
+        dt: step, s; the action is held over [t, t + dt).
+        solver: a diffrax solver; explicit Runge-Kutta methods are unrolled from their tableau.
+        substeps: solver steps per dt.
+        process_noise: sd of the next state over one dt. A NumPyro distribution is the prior of each coordinate's sd
+            in units of its `scale`; a float, or one per coordinate, is known and in the coordinates' own units.
+
+    Raises:
+        ValueError: for a dt, substeps or noise that is not positive.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        state: StateSpace,
+        action: ActionSpace,
+        *,
+        dt: float,
+        solver: diffrax.AbstractSolver | None = None,
+        substeps: int = 1,
+        process_noise: Any = None,
+    ):
+        self.program, self.state, self.action = program, state, action
+        self.dt, self.solver, self.substeps = float(dt), RK4() if solver is None else solver, int(substeps)
+        self.name = getattr(program, "__name__", type(program).__name__)
+        if not callable(program):
+            raise ValueError(f"Dynamics: program must be a function () -> field; got {type(program).__name__}.")
+        if not self.dt > 0:
+            raise ValueError(f"Dynamics({self.name}): dt must be positive seconds; got {dt}.")
+        if self.substeps < 1:
+            raise ValueError(f"Dynamics({self.name}): substeps must be at least 1; got {substeps}.")
+        if process_noise is None:
+            process_noise = dist.HalfNormal(0.1)
+        if not isinstance(process_noise, dist.Distribution):
+            sd = np.broadcast_to(np.asarray(process_noise, float), (len(state),))
+            if not (np.all(np.isfinite(sd)) and np.all(sd > 0)):
+                raise ValueError(f"Dynamics({self.name}): a known process_noise must be positive; got {process_noise}.")
+            process_noise = tuple(sd.tolist())
+        self.process_noise = process_noise
+        self._content = content((program, state, action, self.dt, self.solver, self.substeps, process_noise))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Dynamics) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    def __repr__(self) -> str:
+        solver = type(self.solver).__name__
+        return f"Dynamics({self.name}: {', '.join(self.state.names)}; dt={self.dt:g} s, {solver} x {self.substeps})"
+
+    @property
+    def knows_noise(self) -> bool:
+        """Whether the process noise is given rather than inferred."""
+        return not isinstance(self.process_noise, dist.Distribution)
+
+    @property
+    def known_noise(self) -> np.ndarray:
+        """The given process-noise sds (D,)."""
+        return np.asarray(self.process_noise)
+
+    def sites(self) -> dict[str, Array]:
+        """The program's sites and the process noise, sampled; a NumPyro model without data."""
+        with Record(f"Dynamics({self.name})") as record:
+            self.program()
+            noise = self._sample_noise()
+        note_units(record.units | self._noise_units(record))
+        return record.values if self.knows_noise else record.values | {NOISE: noise}
+
+    def __call__(self, data: Transitions) -> Float[Array, "..."] | None:
+        """The one sample statement: declares the sites and observes (or, for `data.inputs`, draws) `next_state`.
+
+        Returns:
+            the next states, with the batch layout of the site.
+        """
+        self.check(data)
+        rows = len(data)
+        with Record(f"Dynamics({self.name})") as record:
+            self.program()
+            noise = self._sample_noise()
+            transitions = numpyro.plate("transition", rows) if rows else None
+        note_units(record.units | self._noise_units(record))
+        if transitions is None:  # no data: the prior
+            return None
+        layout = _Layout(record.frames["transition"], transitions.dim, data.batch_shape, self.name)
+        values = {k: layout.lead(v, record.event_dims[k]) for k, v in record.values.items() if k != NOISE}
+        noise = layout.lead(noise, 1)
+
+        def means(values, states, actions, times):
+            step = self.stepper(values)
+            return jax.vmap(step, in_axes=(0, -1, -1), out_axes=-1)(times, states.T, actions.T).T
+
+        for _ in layout.sizes:
+            means = jax.vmap(means)
+        states, actions, times = (jnp.asarray(x) for x in (data.states, data.actions, data.times))
+        mean = means(values, states, actions, times)
+        outcomes = data.next_states
+        if outcomes is not None:  # only differences wrap: the outcome nearest the state, on its own branch
+            outcomes = states + self.state.difference(jnp.asarray(outcomes), states)
+            outcomes = layout.place(outcomes, 1)
+        likelihood = dist.Normal(layout.place(mean, 1), layout.place(noise[..., None, :], 1)).to_event(1)
+        with transitions:
+            valid = layout.place(jnp.asarray(data.valid), 0)
+            return numpyro.sample("next_state", likelihood.mask(valid), obs=outcomes)
+
+    def stepper(self, values: Mapping[str, Array]) -> Stepper:
+        """The step (t, state, action) -> next state at given values of the program's sites.
+
+        Raises:
+            KeyError: for a missing or an unknown site, with close matches.
+        """
+        field = rebuild(self.program, values, f"Dynamics({self.name})")
+        return stepper(field, self.dt, self.solver, self.substeps, self.name)
+
+    def transition(self, sites: Mapping[str, Any], noise: Any = None) -> Transition:
+        """The transition function at known site values, e.g. the truth of a simulation.
+
+        Args:
+            sites: {site: value}; `process_noise` may be among them.
+            noise: process-noise sd (D,) or scalar, in the coordinates' units; by default the site's, the known one,
+                or zero.
+
+        Raises:
+            KeyError: for a missing or an unknown site, with close matches.
+        """
+        values = {k: jnp.asarray(v) for k, v in sites.items()}
+        own = values.pop(NOISE, None)
+        noise = noise if noise is not None else own if own is not None else self.known_noise if self.knows_noise else 0.0
+        jax.eval_shape(lambda v: (self.stepper(v), jnp.zeros(()))[1], values)  # names are checked now, not at first use
+        dtype = jnp.result_type(float)
+        values = {k: v.astype(dtype) for k, v in values.items()}
+        return Transition(values, jnp.broadcast_to(jnp.asarray(noise, dtype), (len(self.state),)), self)
+
+    def check(self, data: Transitions) -> None:
+        """Refuse data that do not fit the spaces.
+
+        Raises:
+            TypeError: for anything but Transitions.
+            ValueError: naming the row and coordinate of what is missing, not finite or out of bounds.
+        """
+        where = f"Dynamics({self.name})"
+        if not isinstance(data, Transitions):
+            raise TypeError(f"{where} takes Transitions(states=, actions=, next_states=); got {type(data).__name__}.")
+        for argument, space in (("states", self.state), ("actions", self.action)):
+            width = getattr(data, argument).shape[-1]
+            if width != len(space):
+                raise ValueError(
+                    f"{where}: {argument} must have {len(space)} columns ({', '.join(space.names)}); got {width}."
+                )
+        if not is_concrete(data.states, data.actions, data.next_states, data.valid, data.times):
+            return
+        valid = np.asarray(data.valid)
+        for argument, space in (("states", self.state), ("actions", self.action), ("next_states", self.state)):
+            if getattr(data, argument) is not None:
+                _check_finite(np.asarray(getattr(data, argument)), valid, argument, space.names, where)
+        actions, slack = np.asarray(data.actions), 1e-6 * (self.action.high - self.action.low)
+        outside = ((actions < self.action.low - slack) | (actions > self.action.high + slack)) & valid[..., None]
+        if outside.any():
+            *row, i = np.argwhere(outside)[0]
+            name, unit = self.action.names[i], self.action.units[i]
+            raise ValueError(
+                f"{where}: {int(outside.sum())} actions are out of bounds, first {name!r} = {actions[(*row, i)]:.4g} "
+                f"{unit} at transition {_row(row)}, outside [{self.action.low[i]:g}, {self.action.high[i]:g}]. "
+                "Record what the machine received (after its own limits), or widen the ActionSpace."
+            )
+
+    def _sample_noise(self) -> Array:
+        if self.knows_noise:
+            return jnp.asarray(self.known_noise)
+        scale = jnp.asarray(self.state.scale)
+        prior = dist.TransformedDistribution(
+            self.process_noise.expand((len(self.state),)), dist.transforms.AffineTransform(0.0, scale, domain=dist.constraints.positive)
+        ).to_event(1)
+        return numpyro.sample(NOISE, prior) + FLOOR * scale
+
+    def _noise_units(self, record: Record) -> dict[str, str]:
+        return {outside: "/".join(self.state.units) for outside in record.units if outside.endswith(NOISE)}
+
+
+class _Layout:
+    """Where the axes of the plates outside go: leading for vmap, at their dims for the sample statement."""
+
+    def __init__(self, frames, time_dim: int, batch_shape: tuple[int, ...], name: str):
+        outer = sorted((f.dim, f.size) for f in frames)  # most negative dim first, as in an array
+        self.dims, self.sizes = tuple(d for d, _ in outer), tuple(s for _, s in outer)
+        self.time_dim = time_dim
+        if batch_shape != self.sizes:
+            plates = f"plates of sizes {self.sizes}" if self.sizes else "no plate"
+            raise ValueError(
+                f"Dynamics({name}): data with leading axes {batch_shape} need as many plates outside; found {plates}. "
+                "Write `with numpyro.plate('machine', M): dynamics(Transitions.stack([...]))`."
+            )
+
+    def lead(self, value, event_dim: int):
+        """A site's value with its plate axes first, broadcast to their sizes."""
+        value = jnp.asarray(value)
+        for dim, size in zip(reversed(self.dims), reversed(self.sizes), strict=True):
+            axis = dim - event_dim
+            if value.ndim < -axis:  # e.g. conditioned on one value for the whole plate
+                value = jnp.broadcast_to(value, (size,) + (1,) * (-axis - 1 - value.ndim) + value.shape)
+            elif value.shape[axis] == 1:
+                value = jnp.repeat(value, size, axis=axis)
+        axes = [value.ndim + dim - event_dim for dim in self.dims]
+        return jnp.moveaxis(value, axes, range(len(axes)))
+
+    def place(self, value, event_dim: int):
+        """(plates..., N, event...) to the batch shape that the plates prescribe."""
+        count = len(self.dims)
+        order = sorted(zip((*self.dims, self.time_dim), range(count + 1), strict=True))
+        value = jnp.transpose(value, [i for _, i in order] + list(range(count + 1, count + 1 + event_dim)))
+        present = [d for d, _ in order]
+        gaps = [i for i, d in enumerate(range(present[0], 0)) if d not in present]
+        return jnp.expand_dims(value, gaps)
+
+
+def _check_finite(values, valid, argument: str, names, where: str) -> None:
+    bad = ~np.isfinite(values) & valid[..., None]
+    if bad.any():
+        *row, i = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{where}: {argument} has {int(bad.sum())} non-finite values, first at transition {_row(row)}, coordinate "
+            f"{names[i]!r} ({values[(*row, i)]}). Drop the row, or mark it with valid=False."
+        )
+
+
+def _row(row) -> str:
+    return str(int(row[0])) if len(row) == 1 else str(tuple(int(r) for r in row))

@@ -1,0 +1,108 @@
+"""Errors in the caller's words: what was expected, what came, which argument or site, what to do."""
+
+import difflib
+import enum
+import logging
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+log = logging.getLogger("physppl")
+
+
+class PhyspplWarning(UserWarning):
+    """Something the user should know about a result that is still usable."""
+
+
+class FitError(RuntimeError):
+    """A fit that must not be used; the message carries the cause and its remedy."""
+
+
+class Status(enum.IntEnum):
+    """How a fit ended. Carried as an array on the Posterior, so that a batch of fits can run in one program."""
+
+    OK = 0
+    NOT_CONVERGED = 1
+    NONFINITE = 2
+    NOT_POSITIVE_DEFINITE = 3
+    DIVERGENCES = 4
+
+    @property
+    def remedy(self) -> str:
+        return _REMEDIES[self]
+
+
+_REMEDIES = {
+    Status.OK: "the fit converged",
+    Status.NOT_CONVERGED: "the mode was not reached: raise `steps` or `starts` of the backend, "
+    "or tighten the prior of parameters that the data do not determine",
+    Status.NONFINITE: "the log density is not finite at any start: look for a state that diverges within one step "
+    "(raise `substeps`), a prior that reaches zero mass or length, or a square root at zero",
+    Status.NOT_POSITIVE_DEFINITE: "the curvature at the mode is not positive definite: the prior is not log-concave "
+    "there and the data do not make up for it; give a proper prior in virtual space, e.g. physical(name, low, high)",
+    Status.DIVERGENCES: "more than one transition in a hundred of the sampler diverged: raise `target_acceptance` or `warmup`",
+}
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' with the close matches, then the full list."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=2)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"{hint} Known: {', '.join(known) or 'none'}."
+
+
+def unknown(kind: str, name: str, known: Iterable[str], where: str) -> KeyError:
+    """KeyError for a name that nobody declared."""
+    return KeyError(f"{where} has no {kind} {name!r}.{closest(name, known)}")
+
+
+def check_key(key, argument: str = "key") -> None:
+    """Refuse anything but a JAX PRNG key.
+
+    Raises:
+        TypeError: naming the argument and the remedy.
+    """
+    if isinstance(key, jax.Array):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return
+        if key.dtype == np.uint32 and key.shape[-1:] == (2,):
+            return
+    raise TypeError(f"`{argument}` must be a JAX random key; got {_describe(key)}. Pass jax.random.key(0).")
+
+
+def _describe(value) -> str:
+    return f"{type(value).__name__} {value!r}" if isinstance(value, int | float | str) else type(value).__name__
+
+
+def as_array(value, argument: str) -> np.ndarray | jax.Array:
+    """A real array of at least float precision. Concrete input stays in NumPy at its own precision, tracers pass.
+
+    Raises:
+        TypeError: for strings, objects, complex numbers, naming the argument.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    keep = value if isinstance(value, jax.Array) else None
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"`{argument}` is ragged: {error}. Rows must have one length.") from None
+    if array.dtype.kind in "USO":
+        raise TypeError(f"`{argument}` must be numeric; got {_first_text(array)}. Parse it first, e.g. Transitions.from_csv.")
+    if array.dtype.kind == "c":
+        raise TypeError(f"`{argument}` must be real; got dtype {array.dtype}.")
+    if array.dtype.kind != "f":
+        return array.astype(np.float64)
+    return array if keep is None else keep
+
+
+def _first_text(array: np.ndarray) -> str:
+    return f"{array.ravel()[0]!r} (dtype {array.dtype})" if array.size else f"dtype {array.dtype}"
+
+
+def is_concrete(*arrays) -> bool:
+    """Whether host checks can read the values."""
+    return not any(isinstance(a, jax.core.Tracer) for a in arrays if a is not None)

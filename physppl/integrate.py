@@ -1,0 +1,209 @@
+"""From a vector field to one step and to rollouts: a solver's tableau, unrolled.
+
+An input is held over [t, t + dt). Explicit Runge-Kutta methods are unrolled from diffrax's own tableau: as fast as a
+hand-written loop and differentiable in both modes. Every other diffrax solver goes through its `step`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from diffrax import AbstractERK, ButcherTableau
+from jax import Array
+
+
+@dataclass(frozen=True)
+class Step:
+    """A program's result where only a discrete step is known: `Step(step)`, step(t, state, action) -> next state."""
+
+    step: Callable[[Array, Array, Array], Array]
+
+
+@dataclass(frozen=True)
+class StepResidual:
+    """Physics integrated over one step, plus `residual(state, action)` on the result."""
+
+    physics: Callable | Step
+    residual: Callable[[Array, Array], Array]
+
+
+class RK4(AbstractERK):
+    """The classical fourth-order Runge-Kutta method (Kutta 1901), fixed steps: four field calls a step."""
+
+    tableau: ClassVar[ButcherTableau] = ButcherTableau(
+        c=np.array([0.5, 0.5, 1.0]),
+        b_sol=np.array([1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+        b_error=np.zeros(4),
+        a_lower=(np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])),
+    )
+    interpolation_cls: ClassVar[Callable] = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
+
+    def order(self, terms) -> int:
+        del terms
+        return 4
+
+
+Stepper = Callable[[Array, Array, Array], Array]
+
+
+def stepper(field, dt, solver: diffrax.AbstractSolver, substeps: int = 1, name: str = "program") -> Stepper:
+    """The map (t, state, action) -> state after dt, with the action held.
+
+    Args:
+        field: field(t, state, action) -> d state/dt, a `Step`, or a `StepResidual`.
+        dt: seconds.
+        name: of the program, for errors.
+
+    Raises:
+        ValueError: at the first call, where the field's result has not the state's shape.
+    """
+    if isinstance(field, StepResidual):
+        physics, residual = stepper(field.physics, dt, solver, substeps, name), field.residual
+        return lambda t, x, u: physics(t, x, u) + _checked(residual(x, u), x, name, "residual")
+    if isinstance(field, Step):
+        return lambda t, x, u: _checked(field.step(t, x, u), x, name, "step")
+    if not callable(field):
+        raise ValueError(
+            f"{name} must return a vector field f(t, state, action), a Step or step_residual(...); "
+            f"got {type(field).__name__}."
+        )
+
+    def slope(t, x, u):
+        return _checked(field(t, x, u), x, name, "field")
+
+    h = dt / substeps
+    advance = _tableau_step if isinstance(solver, AbstractERK) else _diffrax_step
+    if substeps == 1:
+        return lambda t, x, u: advance(solver, slope, t, x, u, h)
+
+    def substepped(t, x, u):
+        def body(carry, _):
+            t, x = carry
+            return (t + h, advance(solver, slope, t, x, u, h)), None
+
+        return jax.lax.scan(body, (jnp.asarray(t, x.dtype), x), None, length=substeps, unroll=min(substeps, 4))[0][1]
+
+    return substepped
+
+
+def _tableau_step(solver, slope, t, x, u, h):
+    tableau = solver.tableau
+    used = tableau.num_stages  # a trailing stage that only an error estimate needs is not computed
+    while used > 1 and tableau.b_sol[used - 1] == 0:
+        used -= 1
+    stages = [slope(t, x, u)]
+    for row, c in zip(tableau.a_lower[: used - 1], tableau.c[: used - 1], strict=True):
+        stages.append(slope(t + float(c) * h, _combine(x, h, row, stages), u))
+    return _combine(x, h, tableau.b_sol[:used], stages)
+
+
+def _combine(x, h, weights, stages):
+    for weight, stage in zip(weights, stages, strict=True):
+        if weight != 0:
+            x = x + (float(weight) * h) * stage
+    return x
+
+
+def _diffrax_step(solver, slope, t, x, u, h):
+    term = diffrax.ODETerm(slope)
+    t = jnp.asarray(t, x.dtype)
+    state = solver.init(term, t, t + h, x, u)
+    return solver.step(term, t, t + h, x, u, state, made_jump=False)[0]
+
+
+def _checked(result, x, name: str, what: str) -> Array:
+    """The result as an array of the state's shape and precision."""
+    if isinstance(result, tuple | list):
+        result = jnp.stack([jnp.asarray(r) for r in result])
+    if jnp.shape(result) != x.shape:
+        raise ValueError(
+            f"The {what} of {name} must return an array of the state's shape {x.shape}; got shape {jnp.shape(result)}. "
+            "Return jnp.stack([...]) with one entry per state coordinate, in the order of the StateSpace."
+        )
+    return jnp.asarray(result, x.dtype)
+
+
+def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=None, substeps: int = 1):
+    """Open-loop rollout of a Transition, or of a bare field for models with a likelihood of their own.
+
+    Args:
+        step: a Transition; or field(t, state, action) or Step, with `dt` or `times`.
+        state: initial state (D,).
+        actions: (T, A), each held for one step; None for an autonomous field with `times`.
+        t: time of the initial state, s (ignored with `times`).
+        dt: step, s; for a bare field.
+        times: (T + 1,) increasing times, s, for a bare field with irregular steps; the first is the initial state's.
+        solver: a diffrax solver, RK4 by default; for a bare field.
+        substeps: solver steps per interval.
+
+    Returns:
+        states (T + 1, D), the initial state first.
+
+    Raises:
+        ValueError: where the length of the rollout or the step is not determined.
+    """
+    state = _as_float(state)
+    advance = getattr(step, "stepper", None)
+    if advance is not None:
+        if dt is not None or times is not None or solver is not None:
+            raise ValueError("rollout: a Transition brings its own dt and solver; drop dt, times and solver.")
+        dt, advance = step.dynamics.dt, step.stepper()
+    elif (dt is None) == (times is None):
+        raise ValueError("rollout: a bare field needs exactly one of dt and times.")
+    else:
+        solver = RK4() if solver is None else solver
+    if actions is None:
+        if times is None:
+            raise ValueError("rollout: actions (T, A) or times (T + 1,) must say how long the rollout is.")
+        actions = jnp.zeros((len(times) - 1, 0), state.dtype)
+    actions = jnp.asarray(actions, state.dtype)
+    if times is None:
+        starts, lengths = t + dt * jnp.arange(actions.shape[0]).astype(state.dtype), None
+    else:
+        times = jnp.asarray(times, state.dtype)
+        if times.shape != (actions.shape[0] + 1,):
+            raise ValueError(f"rollout: times must have one more entry than actions; got {times.shape} and {actions.shape}.")
+        starts, lengths = times[:-1], jnp.diff(times)
+
+    def body(x, inputs):
+        t, u, length = inputs
+        move = advance or stepper(step, dt if length is None else length, solver, substeps)
+        x = move(t, x, u)
+        return x, x
+
+    _, states = jax.lax.scan(body, state, (starts, actions, lengths))
+    return jnp.concatenate([state[None], states])
+
+
+def rollouts(transition, state, actions, *, t=0.0):
+    """Many open-loop rollouts of one Transition, candidates last: the layout that planners run fastest.
+
+    Args:
+        transition: a Transition.
+        state: initial state (D,), shared.
+        actions: (T, A, N).
+
+    Returns:
+        states (T + 1, D, N).
+    """
+    state = _as_float(state)
+    actions = jnp.asarray(actions, state.dtype)
+    advance = jax.vmap(transition.stepper(), in_axes=(None, -1, -1), out_axes=-1)
+    start = jnp.broadcast_to(state[:, None], (*state.shape, actions.shape[-1]))
+    times = t + transition.dynamics.dt * jnp.arange(actions.shape[0]).astype(state.dtype)
+
+    def body(x, inputs):
+        x = advance(inputs[0], x, inputs[1])
+        return x, x
+
+    _, states = jax.lax.scan(body, start, (times, actions))
+    return jnp.concatenate([start[None], states])
+
+
+def _as_float(state) -> Array:
+    state = jnp.asarray(state)
+    return state if jnp.issubdtype(state.dtype, jnp.floating) else state.astype(jnp.result_type(float))

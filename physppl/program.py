@@ -1,0 +1,121 @@
+"""Running a program: record its sites under whatever handlers stand outside, rebuild it from recorded values.
+
+A field made inside a plate closes over stacked parameters and breaks; so the program runs once to record (inside the
+plates, under scope, reparam, condition, ...) and again, per plate element, from the recorded values. The recorder is
+the innermost handler: it sees each name before other handlers change it and each value after.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from numpyro.primitives import Messenger
+
+from physppl.errors import closest
+
+Program = Callable[[], Any]
+
+
+class Record(Messenger):
+    """Collects {name in the program: value} of the sample and param sites run inside it.
+
+    Attributes:
+        values: the site values, with the batch axes of the plates outside.
+        event_dims: event axes of each site, which say where the plate axes are.
+        units: {name outside, as traces show it: unit}.
+        frames: {plate created inside: the plates outside it as (name, dim, size)}.
+    """
+
+    def __init__(self, owner: str):
+        self.owner = owner
+        self.values: dict[str, Array] = {}
+        self.event_dims: dict[str, int] = {}
+        self.units: dict[str, str] = {}
+        self.frames: dict[str, list] = {}
+        self._open: list[tuple] = []
+        super().__init__()
+
+    def __enter__(self) -> "Record":
+        super().__enter__()
+        return self
+
+    def process_message(self, msg) -> None:
+        # A handler outside may sample auxiliary sites while it processes this one (reparam does): the stack of open
+        # messages tells them apart, and only the outermost is the program's own.
+        fn = msg.get("fn")
+        unit = (msg.get("infer") or {}).get("physppl", {}).get("unit", "")
+        self._open.append((msg.get("type"), msg.get("name"), getattr(fn, "event_dim", 0), unit))
+
+    def postprocess_message(self, msg) -> None:
+        kind, name, event_dim, unit = self._open.pop()
+        if self._open or name is None:
+            return
+        if kind == "plate":
+            self.frames[name] = list(msg["cond_indep_stack"])
+        elif kind in ("sample", "param"):
+            if name in self.values:
+                raise ValueError(f"{self.owner}: site {name!r} is declared twice; every site needs a name of its own.")
+            self.values[name], self.event_dims[name] = msg["value"], event_dim
+            self.units[msg["name"]] = unit
+
+
+class Replay(Messenger):
+    """Runs a program on given values, seen by no handler outside.
+
+    Raises:
+        KeyError: for a site without a value.
+    """
+
+    def __init__(self, values: Mapping[str, Array], owner: str):
+        self.values, self.owner, self.used = values, owner, set()
+        super().__init__()
+
+    def process_message(self, msg) -> None:
+        msg["stop"] = True
+        if msg["type"] in ("sample", "param"):
+            name = msg["name"]
+            if name not in self.values:
+                raise KeyError(f"{self.owner}: no value for site {name!r}.{closest(name, self.values)}")
+            self.used.add(name)
+            msg["value"] = jnp.asarray(self.values[name])
+        elif msg["value"] is None and msg["type"] not in ("deterministic", "plate"):
+            raise ValueError(
+                f"{self.owner}: a program may only sample sites and compute; it used a {msg['type']!r} statement. "
+                "Draw randomness as a sample site."
+            )
+
+
+def rebuild(program: Program, values: Mapping[str, Array], owner: str):
+    """The program's field at given site values.
+
+    Raises:
+        KeyError: for a site without a value, or a value without a site, with close matches.
+    """
+    replay = Replay(values, owner)
+    with replay:
+        field = program()
+    for name in values:
+        if name not in replay.used:
+            raise KeyError(f"{owner} has no site {name!r}.{closest(name, replay.used)}")
+    return field
+
+
+_unit_tables: list[dict[str, str]] = []
+
+
+@contextmanager
+def unit_table():
+    """Collects {site name in traces: unit} of every Dynamics run inside; `infer` dicts would lose them under reparam."""
+    table: dict[str, str] = {}
+    _unit_tables.append(table)
+    try:
+        yield table
+    finally:
+        _unit_tables.remove(table)
+
+
+def note_units(units: Mapping[str, str]) -> None:
+    for table in _unit_tables:
+        table.update(units)

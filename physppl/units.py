@@ -1,0 +1,58 @@
+"""Units, parsed once by pint: shown in tables and plots, converted where data are read."""
+
+import functools
+
+UNITLESS = ""
+
+
+@functools.cache
+def _registry():
+    import pint  # 0.3 s; only where a unit is parsed
+
+    return pint.UnitRegistry()
+
+
+@functools.cache
+def parse(unit: str, where: str) -> str:
+    """The unit in pint's short form, e.g. "N m s/rad" -> "m*N*s/rad".
+
+    Raises:
+        ValueError: where pint does not know the unit.
+    """
+    if unit == UNITLESS:
+        return unit
+    try:
+        return f"{_registry().parse_units(unit):~C}"
+    except Exception as error:  # pint raises several unrelated types
+        raise ValueError(f"{where}: unit {unit!r} is not understood ({error}). Write it as in 'N m s/rad'.") from None
+
+
+@functools.cache
+def factor(source: str, target: str, where: str) -> float:
+    """What a number in `source` is multiplied with to be in `target`.
+
+    Raises:
+        ValueError: where the two have different dimensions, or one is an offset unit such as degC.
+    """
+    if source == target:
+        return 1.0
+    try:
+        ureg = _registry()
+        zero = ureg.Quantity(0.0, source).to(target).magnitude
+        one = ureg.Quantity(1.0, source).to(target).magnitude
+    except Exception as error:
+        raise ValueError(f"{where}: cannot convert {source!r} to {target!r} ({error}).") from None
+    if zero != 0.0:
+        raise ValueError(f"{where}: {source!r} to {target!r} has an offset; convert it before.")
+    return float(one)
+
+
+def label(name: str, unit: str) -> str:
+    """`name [unit]`, or the name alone."""
+    return f"{name} [{pretty(unit)}]" if unit else name
+
+
+@functools.cache
+def pretty(unit: str) -> str:
+    """The unit as a person writes it: N·m·s/rad."""
+    return f"{_registry().parse_units(unit):~P}" if unit else ""
