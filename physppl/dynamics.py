@@ -59,7 +59,9 @@ class Dynamics:
         self.dt, self.solver, self.substeps = float(dt), RK4() if solver is None else solver, int(substeps)
         self.name = getattr(program, "__name__", type(program).__name__)
         if not callable(program):
-            raise ValueError(f"Dynamics: program must be a function () -> field; got {type(program).__name__}.")
+            raise ValueError(
+                f"Dynamics: program must be a function () -> field; got {type(program).__name__}."
+            )
         if not self.dt > 0:
             raise ValueError(f"Dynamics({self.name}): dt must be positive seconds; got {dt}.")
         if self.substeps < 1:
@@ -69,7 +71,9 @@ class Dynamics:
         if not isinstance(process_noise, dist.Distribution):
             sd = np.broadcast_to(np.asarray(process_noise, float), (len(state),))
             if not (np.all(np.isfinite(sd)) and np.all(sd > 0)):
-                raise ValueError(f"Dynamics({self.name}): a known process_noise must be positive; got {process_noise}.")
+                raise ValueError(
+                    f"Dynamics({self.name}): a known process_noise must be positive; got {process_noise}."
+                )
             process_noise = tuple(sd.tolist())
         self.process_noise = process_noise
         self._content = content((program, state, action, self.dt, self.solver, self.substeps, process_noise))
@@ -89,18 +93,19 @@ class Dynamics:
         """Whether the process noise is given rather than inferred."""
         return not isinstance(self.process_noise, dist.Distribution)
 
-    @property
-    def known_noise(self) -> np.ndarray:
-        """The given process-noise sds (D,)."""
-        return np.asarray(self.process_noise)
-
     def sites(self) -> dict[str, Array]:
-        """The program's sites and the process noise, sampled; a NumPyro model without data."""
+        """The model without data: {site of the program: value}, and `process_noise` where it is not known."""
         with Record(f"Dynamics({self.name})") as record:
             self.program()
-            noise = self._sample_noise()
+            self._sample_noise()
         note_units(record.units | self._noise_units(record))
-        return record.values if self.knows_noise else record.values | {NOISE: noise}
+        return record.values
+
+    def noise(self, sites: Mapping[str, Array]) -> Float[Array, " D"]:
+        """Process-noise sd (D,) at given site values."""
+        if self.knows_noise:
+            return jnp.asarray(self.process_noise)
+        return sites[NOISE] + FLOOR * jnp.asarray(self.state.scale)
 
     def __call__(self, data: Transitions) -> Float[Array, "..."] | None:
         """The one sample statement: declares the sites and observes (or, for `data.inputs`, draws) `next_state`.
@@ -112,14 +117,15 @@ class Dynamics:
         rows = len(data)
         with Record(f"Dynamics({self.name})") as record:
             self.program()
-            noise = self._sample_noise()
+            self._sample_noise()
             transitions = numpyro.plate("transition", rows) if rows else None
         note_units(record.units | self._noise_units(record))
         if transitions is None:  # no data: the prior
             return None
         layout = _Layout(record.frames["transition"], transitions.dim, data.batch_shape, self.name)
-        values = {k: layout.lead(v, record.event_dims[k]) for k, v in record.values.items() if k != NOISE}
-        noise = layout.lead(noise, 1)
+        values = {k: layout.lead(v, record.event_dims[k]) for k, v in record.values.items()}
+        noise = self.noise(values)
+        values.pop(NOISE, None)
 
         def means(values, states, actions, times):
             step = self.stepper(values)
@@ -127,13 +133,15 @@ class Dynamics:
 
         for _ in layout.sizes:
             means = jax.vmap(means)
-        states, actions, times = (jnp.asarray(x) for x in (data.states, data.actions, data.times))
+        states, actions, times = (jnp.asarray(x, float) for x in (data.states, data.actions, data.times))
         mean = means(values, states, actions, times)
         outcomes = data.next_states
         if outcomes is not None:  # only differences wrap: the outcome nearest the state, on its own branch
-            outcomes = states + self.state.difference(jnp.asarray(outcomes), states)
+            outcomes = states + self.state.difference(jnp.asarray(outcomes, float), states)
             outcomes = layout.place(outcomes, 1)
-        likelihood = dist.Normal(layout.place(mean, 1), layout.place(noise[..., None, :], 1)).to_event(1)
+        if noise.ndim > 1:  # one per machine
+            noise = layout.place(jnp.expand_dims(noise, -2), 1)
+        likelihood = dist.Normal(layout.place(mean, 1), noise).to_event(1)
         with transitions:
             valid = layout.place(jnp.asarray(data.valid), 0)
             return numpyro.sample("next_state", likelihood.mask(valid), obs=outcomes)
@@ -160,8 +168,11 @@ class Dynamics:
         """
         values = {k: jnp.asarray(v) for k, v in sites.items()}
         own = values.pop(NOISE, None)
-        noise = noise if noise is not None else own if own is not None else self.known_noise if self.knows_noise else 0.0
-        jax.eval_shape(lambda v: (self.stepper(v), jnp.zeros(()))[1], values)  # names are checked now, not at first use
+        if noise is None:
+            noise = own if own is not None else self.process_noise if self.knows_noise else 0.0
+        jax.eval_shape(
+            lambda v: (self.stepper(v), jnp.zeros(()))[1], values
+        )  # names are checked now, not at first use
         dtype = jnp.result_type(float)
         values = {k: v.astype(dtype) for k, v in values.items()}
         return Transition(values, jnp.broadcast_to(jnp.asarray(noise, dtype), (len(self.state),)), self)
@@ -175,7 +186,9 @@ class Dynamics:
         """
         where = f"Dynamics({self.name})"
         if not isinstance(data, Transitions):
-            raise TypeError(f"{where} takes Transitions(states=, actions=, next_states=); got {type(data).__name__}.")
+            raise TypeError(
+                f"{where} takes Transitions(states=, actions=, next_states=); got {type(data).__name__}."
+            )
         for argument, space in (("states", self.state), ("actions", self.action)):
             width = getattr(data, argument).shape[-1]
             if width != len(space):
@@ -185,11 +198,17 @@ class Dynamics:
         if not is_concrete(data.states, data.actions, data.next_states, data.valid, data.times):
             return
         valid = np.asarray(data.valid)
-        for argument, space in (("states", self.state), ("actions", self.action), ("next_states", self.state)):
+        for argument, space in (
+            ("states", self.state),
+            ("actions", self.action),
+            ("next_states", self.state),
+        ):
             if getattr(data, argument) is not None:
                 _check_finite(np.asarray(getattr(data, argument)), valid, argument, space.names, where)
         actions, slack = np.asarray(data.actions), 1e-6 * (self.action.high - self.action.low)
-        outside = ((actions < self.action.low - slack) | (actions > self.action.high + slack)) & valid[..., None]
+        outside = ((actions < self.action.low - slack) | (actions > self.action.high + slack)) & valid[
+            ..., None
+        ]
         if outside.any():
             *row, i = np.argwhere(outside)[0]
             name, unit = self.action.names[i], self.action.units[i]
@@ -199,14 +218,11 @@ class Dynamics:
                 "Record what the machine received (after its own limits), or widen the ActionSpace."
             )
 
-    def _sample_noise(self) -> Array:
-        if self.knows_noise:
-            return jnp.asarray(self.known_noise)
-        scale = jnp.asarray(self.state.scale)
-        prior = dist.TransformedDistribution(
-            self.process_noise.expand((len(self.state),)), dist.transforms.AffineTransform(0.0, scale, domain=dist.constraints.positive)
-        ).to_event(1)
-        return numpyro.sample(NOISE, prior) + FLOOR * scale
+    def _sample_noise(self) -> None:
+        if not self.knows_noise:
+            units = dist.transforms.AffineTransform(0.0, self.state.scale, domain=dist.constraints.positive)
+            prior = dist.TransformedDistribution(self.process_noise.expand((len(self.state),)), units)
+            numpyro.sample(NOISE, prior.to_event(1))
 
     def _noise_units(self, record: Record) -> dict[str, str]:
         return {outside: "/".join(self.state.units) for outside in record.units if outside.endswith(NOISE)}

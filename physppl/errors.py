@@ -74,7 +74,9 @@ def check_key(key, argument: str = "key") -> None:
 
 
 def _describe(value) -> str:
-    return f"{type(value).__name__} {value!r}" if isinstance(value, int | float | str) else type(value).__name__
+    return (
+        f"{type(value).__name__} {value!r}" if isinstance(value, int | float | str) else type(value).__name__
+    )
 
 
 def as_array(value, argument: str) -> np.ndarray | jax.Array:
@@ -91,7 +93,9 @@ def as_array(value, argument: str) -> np.ndarray | jax.Array:
     except ValueError as error:
         raise ValueError(f"`{argument}` is ragged: {error}. Rows must have one length.") from None
     if array.dtype.kind in "USO":
-        raise TypeError(f"`{argument}` must be numeric; got {_first_text(array)}. Parse it first, e.g. Transitions.from_csv.")
+        raise TypeError(
+            f"`{argument}` must be numeric; got {_first_text(array)}. Parse it first, e.g. Transitions.from_csv."
+        )
     if array.dtype.kind == "c":
         raise TypeError(f"`{argument}` must be real; got dtype {array.dtype}.")
     if array.dtype.kind != "f":

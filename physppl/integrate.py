@@ -85,7 +85,9 @@ def stepper(field, dt, solver: diffrax.AbstractSolver, substeps: int = 1, name: 
             t, x = carry
             return (t + h, advance(solver, slope, t, x, u, h)), None
 
-        return jax.lax.scan(body, (jnp.asarray(t, x.dtype), x), None, length=substeps, unroll=min(substeps, 4))[0][1]
+        return jax.lax.scan(
+            body, (jnp.asarray(t, x.dtype), x), None, length=substeps, unroll=min(substeps, 4)
+        )[0][1]
 
     return substepped
 
@@ -166,7 +168,9 @@ def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=Non
     else:
         times = jnp.asarray(times, state.dtype)
         if times.shape != (actions.shape[0] + 1,):
-            raise ValueError(f"rollout: times must have one more entry than actions; got {times.shape} and {actions.shape}.")
+            raise ValueError(
+                f"rollout: times must have one more entry than actions; got {times.shape} and {actions.shape}."
+            )
         starts, lengths = times[:-1], jnp.diff(times)
 
     def body(x, inputs):

@@ -56,7 +56,9 @@ class Record(Messenger):
             self.frames[name] = list(msg["cond_indep_stack"])
         elif kind in ("sample", "param"):
             if name in self.values:
-                raise ValueError(f"{self.owner}: site {name!r} is declared twice; every site needs a name of its own.")
+                raise ValueError(
+                    f"{self.owner}: site {name!r} is declared twice; every site needs a name of its own."
+                )
             self.values[name], self.event_dims[name] = msg["value"], event_dim
             self.units[msg["name"]] = unit
 

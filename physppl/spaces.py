@@ -36,7 +36,9 @@ class Angle:
 
     def __post_init__(self):
         if self.unit != "rad":
-            raise ValueError(f"Angle is in rad; got unit {self.unit!r}. Convert where the data are read (units=...).")
+            raise ValueError(
+                f"Angle is in rad; got unit {self.unit!r}. Convert where the data are read (units=...)."
+            )
         _check_scale(self.scale, "Angle")
 
 
@@ -67,7 +69,9 @@ class _Space:
     def __init__(self, **coordinates):
         name = type(self).__name__
         if not coordinates:
-            raise ValueError(f"{name} needs at least one named coordinate, e.g. {name}(x={self.kinds[0].__name__}(...)).")
+            raise ValueError(
+                f"{name} needs at least one named coordinate, e.g. {name}(x={self.kinds[0].__name__}(...))."
+            )
         for key, value in coordinates.items():
             if not isinstance(value, self.kinds):
                 kinds = " or ".join(k.__name__ for k in self.kinds)
@@ -75,7 +79,9 @@ class _Space:
         self.coordinates = coordinates
 
     def __eq__(self, other) -> bool:
-        return type(self) is type(other) and tuple(self.coordinates.items()) == tuple(other.coordinates.items())
+        return type(self) is type(other) and tuple(self.coordinates.items()) == tuple(
+            other.coordinates.items()
+        )
 
     def __hash__(self) -> int:
         return hash((type(self), tuple(self.coordinates.items())))

@@ -29,7 +29,9 @@ class AbstractTransition(eqx.Module):
         state = jnp.asarray(state, self.noise.dtype)
         return self.stepper()(t, state, jnp.asarray(action, state.dtype))
 
-    def sample(self, key: PRNGKeyArray, state: Float[Array, " D"], action: Float[Array, " A"], t=0.0) -> Float[Array, " D"]:
+    def sample(
+        self, key: PRNGKeyArray, state: Float[Array, " D"], action: Float[Array, " A"], t=0.0
+    ) -> Float[Array, " D"]:
         """A noisy next state (D,)."""
         mean = self(state, action, t)
         return mean + self.noise.astype(mean.dtype) * jax.random.normal(key, mean.shape, mean.dtype)
@@ -69,7 +71,9 @@ class LinearisedTransition(AbstractTransition):
 
     def stepper(self):
         def step(t, x, u):
-            value, tangent = jax.jvp(lambda s: self.dynamics.stepper(s)(t, x, u), (self.sites,), (self.tangents,))
+            value, tangent = jax.jvp(
+                lambda s: self.dynamics.stepper(s)(t, x, u), (self.sites,), (self.tangents,)
+            )
             return value + tangent
 
         return step

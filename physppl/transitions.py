@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -43,7 +42,9 @@ class Transitions(eqx.Module):
             )
         rows = states.shape[:-1]
         if actions.shape[:-1] != rows:
-            raise ValueError(f"actions must have as many rows as states; got {actions.shape} against {states.shape}.")
+            raise ValueError(
+                f"actions must have as many rows as states; got {actions.shape} against {states.shape}."
+            )
         if next_states is not None:
             next_states = as_array(next_states, "next_states")
             if next_states.shape != states.shape:
@@ -79,7 +80,9 @@ class Transitions(eqx.Module):
         outcomes = "" if self.next_states is not None else ", inputs only"
         counted = "" if not is_concrete(self.valid) else f" ({int(np.sum(self.valid))} valid)"
         d, a = self.states.shape[-1], self.actions.shape[-1]
-        return f"Transitions({fleet}{len(self)} rows{counted}, {d} state and {a} action coordinates{outcomes})"
+        return (
+            f"Transitions({fleet}{len(self)} rows{counted}, {d} state and {a} action coordinates{outcomes})"
+        )
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -107,7 +110,9 @@ class Transitions(eqx.Module):
             if x is None:
                 return None
             last = x[..., -1:, :] if axis == -2 else x[..., -1:]
-            last = last if len(self) else np.zeros((*last.shape[:axis], 1, *last.shape[axis % last.ndim + 1 :]))
+            last = (
+                last if len(self) else np.zeros((*last.shape[:axis], 1, *last.shape[axis % last.ndim + 1 :]))
+            )
             xp = np if isinstance(x, np.ndarray) else jnp
             return xp.concatenate([x, xp.repeat(last, extra, axis=axis)], axis=axis)
 
@@ -122,7 +127,9 @@ class Transitions(eqx.Module):
     def concatenate(parts: Sequence["Transitions"]) -> "Transitions":
         """The rows of several recordings of one machine, after each other."""
         _same_outcomes(parts)
-        return _combined(parts, lambda xs: np.concatenate(xs, axis=-2), lambda xs: np.concatenate(xs, axis=-1))
+        return _combined(
+            parts, lambda xs: np.concatenate(xs, axis=-2), lambda xs: np.concatenate(xs, axis=-1)
+        )
 
     @staticmethod
     def stack(parts: Sequence["Transitions"]) -> "Transitions":
@@ -179,10 +186,14 @@ class Transitions(eqx.Module):
                 raise unknown("column", recording, map(str, table.columns), where)
             split = table[recording].to_numpy()
         read = lambda column: table[column].to_numpy()  # noqa: E731
-        return _from_columns(read, list(map(str, table.columns)), state, action, columns, units or {}, split, where)
+        return _from_columns(
+            read, list(map(str, table.columns)), state, action, columns, units or {}, split, where
+        )
 
     @staticmethod
-    def from_xarray(dataset, state: StateSpace, action: ActionSpace, *, columns=None, units=None) -> "Transitions":
+    def from_xarray(
+        dataset, state: StateSpace, action: ActionSpace, *, columns=None, units=None
+    ) -> "Transitions":
         """Transitions between consecutive entries of an xarray Dataset with one variable per coordinate, (time,) each.
 
         Units are taken from each variable's `attrs["units"]` where `units` does not give them.
@@ -194,7 +205,9 @@ class Transitions(eqx.Module):
             if column in names and "units" in dataset[column].attrs:
                 given[coordinate] = dataset[column].attrs["units"]
         read = lambda column: dataset[column].to_numpy()  # noqa: E731
-        return _from_columns(read, names, state, action, columns, given | dict(units or {}), None, "xarray Dataset")
+        return _from_columns(
+            read, names, state, action, columns, given | dict(units or {}), None, "xarray Dataset"
+        )
 
     def to_xarray(self, state: StateSpace, action: ActionSpace):
         """A Dataset with dims (transition, state) and (transition, action), units in attrs; padding is dropped."""
@@ -266,8 +279,3 @@ def _from_columns(read, available, state, action, columns, units, split, where) 
 def bucket(length: int) -> int:
     """The power of two that holds `length` rows: data of one bucket share compiled programs."""
     return max(1, 1 << (length - 1).bit_length())
-
-
-def as_device(data):
-    """Array leaves at the present precision, for use inside compiled programs."""
-    return jax.tree.map(jnp.asarray, data)

@@ -1,0 +1,131 @@
+"""Linearised Laplace: a Gaussian belief in virtual space at the joint mode."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl import linear
+from physppl.backend import Backend
+from physppl.dynamics import NOISE
+from physppl.errors import Status
+from physppl.inference import mode
+from physppl.posterior import Posterior
+from physppl.transition import AbstractTransition, LinearisedTransition, Transition
+from physppl.virtual import VirtualSpace
+
+
+class Laplace(Backend):
+    """Multi-start mode and Fisher curvature (MacKay 1992; Immer, Korzepa, Bauer, AISTATS 2021).
+
+    Takes any NumPyro model whose observed sites are Normal.
+
+    Attributes:
+        starts: searches run at once: the median of the prior, then prior draws.
+        steps: evaluations of each search, at most.
+        linearised: draws of the linearised function instead of the nonlinear program at sampled parameters. From a
+            wide prior the linearised function can be unphysical (a negative control gain).
+    """
+
+    starts: int = eqx.field(default=8, static=True)
+    steps: int = eqx.field(default=200, static=True)
+    linearised: bool = eqx.field(default=False, static=True)
+
+    def fit(self, key: PRNGKeyArray, model: Callable, data) -> "LaplacePosterior":
+        space = VirtualSpace.of(model, data)
+        evaluate = lambda z: mode.local(space, model, data, z)  # noqa: E731
+        draws = _prior_draws(key, space, model, data, max(self.starts, 15))
+        starts = draws.at[0].set(jnp.median(draws, axis=0))[: self.starts]
+        return LaplacePosterior(model, data, space, mode.find(evaluate, starts, self.steps), self.linearised)
+
+
+def at(model: Callable, data, point: Float[Array, " P"], *, linearised: bool = False) -> "LaplacePosterior":
+    """The Laplace belief at a given point of virtual space: curvature and factor, no search."""
+    space = VirtualSpace.of(model, data)
+    found = mode.Mode(point, mode.local(space, model, data, point), jnp.zeros(()), jnp.zeros((), int))
+    return LaplacePosterior(model, data, space, found, linearised)
+
+
+def _prior_draws(key, space, model, data, count):
+    if hasattr(model, "sites"):
+        return jax.vmap(lambda k: space.draw_prior(k, model.sites))(jax.random.split(key, count))
+    return jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(key, count))
+
+
+class LaplacePosterior(Posterior):
+    """N(mode, W' W) in virtual space.
+
+    Attributes:
+        mode: (P,) in virtual space.
+        factor: W (P, P), the inverse Cholesky factor of the curvature.
+        log_evidence: Laplace's estimate of log p(data), nats.
+        decrement: squared length of the step left to the mode, in posterior sds.
+    """
+
+    model: Any = eqx.field(static=True)
+    data: Any
+    status: Array
+    space: VirtualSpace
+    mode: Float[Array, " P"]
+    factor: Float[Array, "P P"]
+    log_evidence: Float[Array, ""]
+    decrement: Float[Array, ""]
+    steps: Array
+    linearised: bool = eqx.field(static=True)
+
+    def __init__(self, model, data, space: VirtualSpace, found: mode.Mode, linearised: bool):
+        self.model, self.data, self.space, self.linearised = model, data, space, linearised
+        self.mode, self.decrement, self.steps = found.point, found.decrement, found.steps
+        self.factor = linear.inverse_factor(found.local.curvature)
+        self.log_evidence = linear.log_evidence(found.local.log_joint, self.factor)
+        definite = jnp.all(jnp.isfinite(self.factor))
+        status = jnp.where(found.decrement < 1e-6, Status.OK, Status.NOT_CONVERGED)
+        status = jnp.where(definite, status, Status.NOT_POSITIVE_DEFINITE)
+        self.status = jnp.where(jnp.isfinite(found.local.log_joint), status, Status.NONFINITE)
+
+    def facts(self) -> dict[str, float]:
+        return {
+            "log_evidence": float(self.log_evidence),
+            "decrement": float(self.decrement),
+            "steps": int(self.steps),
+        }
+
+    def _sites(self, z) -> dict[str, Array]:
+        return self.space.sites(self.model.sites, z)
+
+    def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
+        shift = self.factor.T @ jax.random.normal(key, self.mode.shape, self.mode.dtype)
+        if not self.linearised:
+            sites = self._sites(self.mode + shift)
+            noise = self.model.noise(sites)
+            sites.pop(NOISE, None)
+            return Transition(sites, noise, self.model)
+        sites, tangents = jax.jvp(self._sites, (self.mode,), (shift,))
+        noise = self.model.noise(sites)
+        sites.pop(NOISE, None), tangents.pop(NOISE, None)
+        return LinearisedTransition(sites, tangents, noise, self.model)
+
+    def _basis(self, states, actions):
+        def steps(z):
+            sites = self._sites(z)
+            sites.pop(NOISE, None)
+            step = jax.vmap(self.model.stepper(sites), in_axes=(None, -1, -1), out_axes=-1)
+            return step(0.0, states.T, actions.T)
+
+        mean, push = jax.linearize(steps, self.mode)
+        factor = jax.vmap(push, out_axes=-1)(self.factor)  # (D, M, R)
+        return mean.T, jnp.swapaxes(factor, 0, 1)
+
+    def _samples(self, key: PRNGKeyArray, draws: int):
+        noise = jax.random.normal(key, (draws, len(self.mode)), self.mode.dtype)
+        points = self.mode + noise @ self.factor
+        model, args = (self.model.sites, ()) if hasattr(self.model, "sites") else (self.model, (self.data,))
+        samples = jax.vmap(lambda z: self.space.sites(model, z, *args))(points)
+        return jax.tree.map(lambda x: x[None], samples)
+
+    def _noise(self) -> Array:
+        return self.model.noise(self._sites(self.mode))

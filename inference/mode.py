@@ -1,0 +1,148 @@
+"""The joint mode in virtual space by damped Fisher scoring, from several starts at once.
+
+Levenberg (1944) and Marquardt (1963) damping on Fisher information plus the prior's Hessian. One copy of the model is
+compiled: a step evaluates the candidate, and acceptance looks back.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from physppl import linear
+from physppl.virtual import VirtualSpace, gaussians
+
+
+class Local(NamedTuple):
+    """The joint density around one point of virtual space."""
+
+    log_joint: Float[Array, ""]
+    gradient: Float[Array, " P"]
+    curvature: Float[Array, "P P"]
+
+
+class Mode(NamedTuple):
+    """Where the search ended, and how."""
+
+    point: Float[Array, " P"]
+    local: Local
+    decrement: Float[Array, ""]  # squared length of the next step, in posterior sds
+    steps: Array
+
+
+def local(space: VirtualSpace, model: Callable, data, z: Float[Array, " P"]) -> Local:
+    """Log joint, its gradient and its curvature at z.
+
+    The curvature is the Fisher information of the observed Gaussians in (mean, log scale) plus the Hessian of minus
+    the log prior: a mean-only Gauss-Newton leaves the noise with prior curvature only, and the exact Hessian of the
+    likelihood can be indefinite.
+    """
+
+    def outputs(z):
+        trace = space.trace(model, z, data)
+        return {k: (g.mean, g.log_scale) for k, g in gaussians(trace).items()}, trace
+
+    def density(z):
+        # The second part is data: values, weights and the present scales.
+        observed, trace = outputs(z)
+        prior, likelihood = space.log_densities(trace, z)
+        rest = {k: (g.value, g.weight, g.mean, g.log_scale) for k, g in gaussians(trace).items()}
+        return observed, (prior, likelihood, rest)
+
+    tangents = jnp.eye(len(z), dtype=z.dtype)
+    _, jvp, (prior, likelihood, rest) = jax.linearize(density, z, has_aux=True)
+    columns = jax.vmap(jvp)(tangents)
+
+    def log_prior(z):
+        trace = space.trace(_prior_of(model), z, *(() if hasattr(model, "sites") else (data,)))
+        return space.log_densities(trace, z)[0]
+
+    gradient = jax.grad(log_prior)(z)
+    curvature = -jax.hessian(log_prior)(z)
+    for name, (mean_columns, scale_columns) in columns.items():
+        value, weight, mean, log_scale = rest[name]
+        information = weight * jnp.exp(-2 * log_scale)
+        error = value - mean
+        information = jnp.broadcast_to(information, error.shape)
+        weight = jnp.broadcast_to(weight, error.shape)
+        flat = mean_columns.reshape(len(z), -1)
+        gradient = gradient + flat @ (information * error).reshape(-1)
+        curvature = curvature + linear.fisher_mean(flat, information.reshape(-1))
+        spread = scale_columns.reshape(len(z), -1)
+        gradient = gradient + spread @ _reduce(information * error**2 - weight, log_scale.shape)
+        curvature = curvature + linear.fisher_mean(spread, 2 * _reduce(weight, log_scale.shape))
+    return Local(prior + likelihood, gradient, curvature)
+
+
+def _prior_of(model):
+    return getattr(model, "sites", model)
+
+
+def _reduce(value, shape):
+    """Sum over the axes along which a scale of this shape was broadcast; flat."""
+    shape = (1,) * (value.ndim - len(shape)) + tuple(shape)
+    axes = tuple(i for i, n in enumerate(shape) if n == 1 and value.shape[i] != 1)
+    return jnp.sum(value, axes, keepdims=True).reshape(-1)
+
+
+def find(
+    evaluate: Callable[[Array], Local], starts: Float[Array, "K P"], steps: int, patience: int = 25
+) -> Mode:
+    """The best mode reached from several starts, searched side by side.
+
+    The search ends when the best start has converged (next step shorter than 1e-9 posterior sds) and the others have
+    had `patience` steps to overtake it.
+
+    Args:
+        evaluate: the local density.
+        starts: points of virtual space.
+        steps: evaluations per start, at most.
+    """
+    size, dtype = starts.shape[-1], starts.dtype
+    infinity = jnp.full(len(starts), jnp.inf, dtype)
+    nothing = Local(
+        -infinity, jnp.zeros_like(starts), jnp.broadcast_to(jnp.eye(size, dtype=dtype), (*starts.shape, size))
+    )
+
+    def unfinished(carry):
+        _, best, _, _, decrement, k = carry
+        settled = decrement[jnp.argmax(best.log_joint)] < 1e-18
+        return (k < steps) & ~(settled & (k >= patience)) & jnp.any(decrement >= 1e-18)
+
+    def body(carry):
+        *search, k = carry
+        return (*jax.vmap(lambda *s: _advance(evaluate, *s))(*search), k + 1)
+
+    damping = jnp.full(len(starts), 1e-3, dtype)
+    carry = (starts, nothing, starts, damping, infinity, 0)
+    point, best, _, _, decrement, k = jax.lax.while_loop(unfinished, body, carry)
+    winner = jnp.argmax(best.log_joint)
+    return Mode(point[winner], jax.tree.map(lambda x: x[winner], best), decrement[winner], jnp.asarray(k))
+
+
+def _advance(evaluate, point, best, candidate, damping, decrement):
+    """Evaluate the candidate, keep it if it is no worse, and propose the next."""
+    new = evaluate(candidate)
+    finite = (
+        jnp.isfinite(new.log_joint)
+        & jnp.all(jnp.isfinite(new.gradient))
+        & jnp.all(jnp.isfinite(new.curvature))
+    )
+    slack = jnp.where(
+        jnp.isfinite(best.log_joint), 1e-13 * jnp.abs(best.log_joint), 0.0
+    )  # rounding of the sum
+    accept = finite & (new.log_joint >= best.log_joint - slack)
+    point = jnp.where(accept, candidate, point)
+    best = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, best)
+    damping = jnp.where(accept, jnp.maximum(damping * 0.1, 1e-14), jnp.minimum(damping * 8, 1e12))
+    scale = jnp.maximum(jnp.diagonal(best.curvature), 1.0)  # virtual space has unit scale
+    lower = jnp.linalg.cholesky(best.curvature + jnp.diag(damping * scale))
+    step = jax.scipy.linalg.cho_solve((lower, True), best.gradient)
+    failed = ~jnp.all(jnp.isfinite(step))
+    damping = jnp.where(failed, jnp.maximum(damping * 8, 1e-3), damping)
+    step = jnp.where(failed, 0.0, jnp.clip(step, -3.0, 3.0))
+    decrement = jnp.where(failed | (damping > 1e-2), jnp.inf, step @ best.gradient)
+    return point, best, point + step, damping, decrement

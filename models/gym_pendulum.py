@@ -1,0 +1,53 @@
+"""The equations of Gymnasium's Pendulum-v1: semi-implicit stepping and a speed clip, as a `Step`; angle 0 stands."""
+
+import jax.numpy as jnp
+
+from physppl.dynamics import Dynamics
+from physppl.integrate import Step
+from physppl.sites import physical
+from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
+from physppl.systems import SimulatedSystem
+from physppl.tasks import Task
+
+DT = 0.05  # s
+MAX_SPEED = 8.0  # rad/s
+
+state = StateSpace(angle=Angle(), velocity=Real("rad/s", scale=8.0))
+action = ActionSpace(torque=Bounded(-2.0, 2.0, "N m"))
+truth = {"mass": 1.0, "length": 1.0}  # kg, m
+
+
+def step(mass, length, gravity=10.0) -> Step:
+    """One step of a uniform rod: the new velocity moves the angle (kg, m, m/s2)."""
+
+    def step(t, state, action):
+        angle, velocity = state
+        acceleration = 1.5 * gravity / length * jnp.sin(angle) + 3.0 / (mass * length**2) * action[0]
+        velocity = jnp.clip(velocity + DT * acceleration, -MAX_SPEED, MAX_SPEED)
+        return jnp.stack([angle + DT * velocity, velocity])
+
+    return Step(step)
+
+
+def program():
+    """Mass and length unknown, gravity 10 m/s2 as in Gymnasium."""
+    return step(physical("mass", 0.2, 2.0, unit="kg"), physical("length", 0.3, 1.8, unit="m"))
+
+
+def dynamics(program=program, **options) -> Dynamics:
+    """The pendulum bound to its spaces; options as of `Dynamics`."""
+    return Dynamics(program, state, action, dt=DT, **options)
+
+
+def system(noise=0.0) -> SimulatedSystem:
+    """A simulated Pendulum-v1 at `truth`, starting near hanging."""
+    return SimulatedSystem(dynamics().transition(truth, noise), [jnp.pi, 0.0], [0.1, 0.1])
+
+
+def _reward(state, action):
+    angle = (state[0] + jnp.pi) % (2 * jnp.pi) - jnp.pi
+    return -(angle**2 + 0.1 * state[1] ** 2 + 0.001 * action[0] ** 2)
+
+
+swing_up = Task(_reward, steps=200)
+"""Gymnasium's cost, negative, of the state arrived in."""

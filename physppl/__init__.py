@@ -1,0 +1,31 @@
+"""Physical dynamics as NumPyro programs: from a recording to an honest posterior to a controlled machine."""
+
+from physppl.backend import Backend as Backend
+from physppl.backend import fit as fit
+from physppl.dynamics import Dynamics as Dynamics
+from physppl.errors import FitError as FitError
+from physppl.errors import PhyspplWarning as PhyspplWarning
+from physppl.errors import Status as Status
+from physppl.integrate import RK4 as RK4
+from physppl.integrate import Step as Step
+from physppl.integrate import rollout as rollout
+from physppl.integrate import rollouts as rollouts
+from physppl.loops import Episode as Episode
+from physppl.loops import Run as Run
+from physppl.loops import episode as episode
+from physppl.loops import psrl as psrl
+from physppl.loops import thompson as thompson
+from physppl.posterior import Posterior as Posterior
+from physppl.sites import physical as physical
+from physppl.sites import residual as residual
+from physppl.sites import step_residual as step_residual
+from physppl.spaces import ActionSpace as ActionSpace
+from physppl.spaces import Angle as Angle
+from physppl.spaces import Bounded as Bounded
+from physppl.spaces import Real as Real
+from physppl.spaces import StateSpace as StateSpace
+from physppl.systems import SimulatedSystem as SimulatedSystem
+from physppl.systems import System as System
+from physppl.tasks import Task as Task
+from physppl.transition import Transition as Transition
+from physppl.transitions import Transitions as Transitions

@@ -1,0 +1,111 @@
+"""What a backend is, and `fit`: check, compile, run, judge."""
+
+import contextlib
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from physppl.dynamics import Dynamics
+from physppl.errors import FitError, PhyspplWarning, Status, check_key, log
+from physppl.posterior import Posterior
+from physppl.progress import compile_clock
+from physppl.transitions import Transitions, bucket
+
+
+class Backend(eqx.Module):
+    """An inference method: an immutable object of choices. The object is the dispatch.
+
+    `fit` must be pure (it runs under jit and vmap): it returns its status on the Posterior and raises nothing that
+    depends on values. Implementers give `fit`; the rest is derived here, once.
+    """
+
+    @abstractmethod
+    def fit(self, key: PRNGKeyArray, model: Callable, data) -> Posterior:
+        """The belief about the model's sites given data, rows with `valid` False left out."""
+
+    def prior(self, key: PRNGKeyArray, model: Dynamics) -> Posterior:
+        """The belief before any data: a fit in which no row counts."""
+        return fit(key, model, empty(model), self)
+
+    def update(self, key: PRNGKeyArray, posterior: Posterior, data: Transitions) -> Posterior:
+        """The belief after more data: a refit on the union."""
+        known = posterior.data[np.flatnonzero(np.asarray(posterior.data.valid))]
+        return fit(key, posterior.model, Transitions.concatenate([known, data]), self)
+
+
+def empty(dynamics: Dynamics) -> Transitions:
+    """One row that does not count."""
+    state, action = np.zeros((1, len(dynamics.state))), np.zeros((1, len(dynamics.action)))
+    return Transitions(
+        state, np.clip(action, dynamics.action.low, dynamics.action.high), state, valid=np.zeros(1, bool)
+    )
+
+
+@eqx.filter_jit
+def _fit(key, backend: Backend, model, data) -> Posterior:
+    data = jax.tree.map(
+        lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x), data
+    )
+    return backend.fit(key, model, data)
+
+
+def fit(
+    key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend, *, x64: bool = True
+) -> Posterior:
+    """Turn data into a posterior predictive transition object.
+
+    Args:
+        key: a JAX random key.
+        model: Dynamics; or any NumPyro model of one data object (the Posterior then has no transition to draw).
+        data: Transitions. They are padded to a power of two, so that growing data rarely compile anew. No data at all
+            gives the prior, with a notice.
+        backend: e.g. `Laplace()` or `HMC()`.
+        x64: compute in double precision whatever the process-wide setting.
+
+    Raises:
+        TypeError: for a key or data of the wrong type.
+        ValueError: for data that do not fit the model's spaces, naming row and coordinate.
+        FitError: where the fit cannot be used, with the cause and its remedy.
+    """
+    check_key(key)
+    if isinstance(model, Dynamics):
+        model.check(data)
+        if data.next_states is None:
+            raise ValueError("fit needs next_states; got inputs alone.")
+        if data.batch_shape:
+            raise ValueError(
+                f"fit: data of a fleet {data.batch_shape} need a model with a plate around dynamics(data); "
+                "pass that model."
+            )
+        if len(data) == 0:
+            data = empty(model)
+        count = int(np.sum(data.valid))
+        if count <= 1:
+            log.warning("no transitions: the prior" if count == 0 else "one transition: mostly the prior")
+        data = data.pad(bucket(len(data)))
+    start = time.perf_counter()
+    with compile_clock() as clock, jax.enable_x64(True) if x64 else contextlib.nullcontext():
+        posterior = jax.block_until_ready(_fit(key, backend, model, data))
+    seconds = time.perf_counter() - start
+    if seconds > 2.0:
+        log.info("%s: %.1f s, of it %.1f s compiling", type(backend).__name__, seconds, clock.seconds)
+    judge(posterior, type(backend).__name__)
+    return posterior
+
+
+def judge(posterior: Posterior, who: str) -> None:
+    """Raise or warn as the status says."""
+    status = Status(int(posterior.status))
+    if status in (Status.NONFINITE, Status.NOT_POSITIVE_DEFINITE):
+        raise FitError(f"{who}: {status.name.lower().replace('_', ' ')}: {status.remedy}.")
+    if status is not Status.OK:
+        warnings.warn(
+            f"{who}: {status.name.lower().replace('_', ' ')}: {status.remedy}.", PhyspplWarning, stacklevel=3
+        )

@@ -1,0 +1,44 @@
+"""The linear algebra of Gaussian beliefs: pure functions of arrays, no model in sight."""
+
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Float
+
+
+def inverse_factor(precision: Float[Array, "P P"]) -> Float[Array, "P P"]:
+    """W with covariance = W' W: the inverse of the precision's Cholesky factor; NaN where not positive definite."""
+    lower = jnp.linalg.cholesky(precision)
+    return solve_triangular(lower, jnp.eye(len(precision), dtype=precision.dtype), lower=True)
+
+
+def fisher_mean(jacobian: Float[Array, "P M"], information: Float[Array, " M"]) -> Float[Array, "P P"]:
+    """J diag(weight / sd^2) J' of M scalar Gaussian observations, tangents first."""
+    return (jacobian * information) @ jacobian.T
+
+
+def log_evidence(log_joint: Float[Array, ""], factor: Float[Array, "P P"]) -> Float[Array, ""]:
+    """Laplace's approximation of log p(data) at a mode (D. MacKay, Neural Computation 4, 1992).
+
+    Args:
+        log_joint: log p(data, z) at the mode.
+        factor: inverse factor of the curvature there.
+    """
+    half_log_det = jnp.sum(jnp.log(jnp.diagonal(factor)))  # of the covariance
+    return log_joint + 0.5 * len(factor) * jnp.log(2 * jnp.pi) + half_log_det
+
+
+def information_gain(factor: Float[Array, "M R"], noise: Float[Array, " M"]) -> Float[Array, ""]:
+    """Mutual information, nats, of a Gaussian belief F F' on M values and their measurements with sd `noise`, jointly.
+
+    0.5 logdet(I + F' diag(1/noise^2) F), which for a linear model is half the log ratio of the precision determinants.
+    """
+    scaled = factor / noise[:, None]
+    gram = scaled.T @ scaled if scaled.shape[0] >= scaled.shape[1] else scaled @ scaled.T
+    lower = jnp.linalg.cholesky(jnp.eye(len(gram), dtype=gram.dtype) + gram)
+    return jnp.sum(jnp.log(jnp.diagonal(lower)))
+
+
+def outer(factor: Float[Array, "M D R"]) -> Float[Array, "M D D"]:
+    """F F' of each factor."""
+    return factor @ jnp.swapaxes(factor, -1, -2)

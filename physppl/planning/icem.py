@@ -1,0 +1,101 @@
+"""The cross-entropy method with memory."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl.planning.planner import Objective, Planner, bounds, colouring, evaluate, shifted
+from physppl.spaces import ActionSpace
+
+
+class PlanState(NamedTuple):
+    mean: Float[Array, "H A"]
+    kept: Float[Array, "H A E"]  # elites of the step before, shifted
+    low: Float[Array, " A"]
+    high: Float[Array, " A"]
+
+
+class ICEM(Planner):
+    """iCEM (C. Pinneri et al., CoRL 2020). With `colour=0, keep=0` it is plain CEM with truncated normal noise.
+
+    A control step costs population x iterations x horizon model evaluations.
+
+    Attributes:
+        horizon: steps ahead.
+        population: candidates of an iteration, kept ones included.
+        iterations: refinements of a control step.
+        elites: candidates that shape the next distribution.
+        keep: how many elites stay, within a step and, shifted, into the next.
+        colour: exponent of the action noise's power spectrum 1/f^colour; 0 is white.
+        spread: initial sd, in units of half the action range.
+        smoothing: share of the old mean and sd in the new.
+    """
+
+    horizon: int = eqx.field(default=30, static=True)
+    population: int = eqx.field(default=200, static=True)
+    iterations: int = eqx.field(default=3, static=True)
+    elites: int = eqx.field(default=20, static=True)
+    keep: int = eqx.field(default=6, static=True)
+    colour: float = eqx.field(default=2.0, static=True)
+    spread: float = eqx.field(default=0.5, static=True)
+    smoothing: float = eqx.field(default=0.1, static=True)
+
+    def __check_init__(self):
+        if not (0 <= self.keep <= self.elites <= self.population) or self.elites < 1:
+            raise ValueError(
+                f"ICEM needs 0 <= keep <= elites <= population; got {self.keep}, {self.elites}, {self.population}."
+            )
+        if self.horizon < 1 or self.iterations < 1:
+            raise ValueError(
+                f"ICEM needs horizon and iterations >= 1; got {self.horizon}, {self.iterations}."
+            )
+
+    def init(self, action: ActionSpace) -> PlanState:
+        low, high = bounds(action)
+        mean = jnp.broadcast_to((low + high) / 2, (self.horizon, len(action)))
+        return PlanState(mean, jnp.broadcast_to(mean[..., None], (*mean.shape, self.keep)), low, high)
+
+    def plan(self, key: PRNGKeyArray, transitions, objective: Objective, state, plan_state: PlanState):
+        low, high = plan_state.low[:, None], plan_state.high[:, None]
+        first_sd = jnp.broadcast_to(
+            self.spread * (plan_state.high - plan_state.low) / 2, plan_state.mean.shape
+        )
+        fresh = self.population - self.keep
+
+        def iteration(carry, key):
+            mean, sd, kept, best, best_value = carry
+            noise = self._noise(key, (*mean.shape, fresh), mean.dtype)
+            candidates = jnp.clip(mean[..., None] + sd[..., None] * noise, low, high)
+            if self.keep:
+                candidates = jnp.concatenate([kept, candidates], axis=-1)
+            values = evaluate(transitions, objective, state, candidates)
+            top, index = jax.lax.top_k(values, self.elites)
+            chosen = candidates[..., index]
+            mean = self.smoothing * mean + (1 - self.smoothing) * chosen.mean(-1)
+            sd = self.smoothing * sd + (1 - self.smoothing) * chosen.std(-1)
+            best = jnp.where(top[0] > best_value, chosen[..., 0], best)
+            failed = jnp.mean(values == -jnp.inf)
+            return (mean, sd, chosen[..., : self.keep], best, jnp.maximum(top[0], best_value)), failed
+
+        start = (
+            plan_state.mean,
+            first_sd,
+            plan_state.kept,
+            plan_state.mean,
+            jnp.asarray(-jnp.inf, state.dtype),
+        )
+        (mean, _, kept, best, value), failed = jax.lax.scan(
+            iteration, start, jax.random.split(key, self.iterations)
+        )
+        plan_state = plan_state._replace(mean=shifted(mean), kept=shifted(kept))
+        return best, plan_state, {"value": value, "failed": jnp.mean(failed)}
+
+    def _noise(self, key, shape, dtype):
+        if self.colour == 0:
+            return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+        white = jax.random.normal(key, shape, dtype)
+        return jnp.tensordot(jnp.asarray(colouring(self.horizon, self.colour), dtype), white, axes=1)

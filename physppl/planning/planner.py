@@ -1,0 +1,81 @@
+"""The planner's contract, and how candidates are valued."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl.integrate import rollouts
+from physppl.spaces import ActionSpace
+
+Objective = Callable[[Array, Array], Array]
+
+
+class Planner(eqx.Module):
+    """An immutable object of choices that plans action sequences.
+
+    Axes: H horizon, A action, D state, N candidates, K particles.
+    """
+
+    @abstractmethod
+    def init(self, action: ActionSpace) -> Any:
+        """The plan state before the first step."""
+
+    @abstractmethod
+    def plan(
+        self, key: PRNGKeyArray, transitions, objective: Objective, state: Float[Array, " D"], plan_state: Any
+    ) -> tuple[Float[Array, "H A"], Any, dict[str, Array]]:
+        """Actions, within bounds, for the next H steps; the caller applies the first and asks again.
+
+        Args:
+            transitions: a Transition with a leading particle axis K (Thompson sampling: 1).
+            objective: (states (H + 1, D), actions (H, A)) -> scalar to maximise; it sees one particle's trajectory
+                whole, the planner averages over particles.
+            state: where the machine is.
+            plan_state: from `init` or the step before.
+
+        Returns:
+            actions, the plan state for the next step, and info: `value` of the plan, `failed` share of candidates.
+        """
+
+
+def evaluate(
+    transitions, objective: Objective, state, candidates: Float[Array, "H A N"]
+) -> Float[Array, " N"]:
+    """Mean objective of each candidate over the particles; -inf where a rollout is not finite."""
+
+    def one(transition):
+        states = rollouts(transition, state, candidates)
+        return jax.vmap(objective, in_axes=-1)(states, candidates)
+
+    values = jnp.mean(jax.vmap(one)(transitions), axis=0)
+    return jnp.where(jnp.isfinite(values), values, -jnp.inf)
+
+
+def shifted(sequence: Float[Array, "H ..."]) -> Float[Array, "H ..."]:
+    """One control step later: the first entry dropped, the last repeated."""
+    return jnp.concatenate([sequence[1:], sequence[-1:]])
+
+
+def colouring(horizon: int, exponent: float) -> np.ndarray:
+    """The matrix (H, H) that turns white noise into noise of power spectrum 1/f^exponent and unit variance.
+
+    The idea of coloured action noise: C. Pinneri et al., "Sample-efficient Cross-Entropy Method for Real-time
+    Planning", CoRL 2020.
+    """
+    frequencies = np.fft.rfftfreq(horizon)
+    frequencies[0] = frequencies[1] if horizon > 1 else 1.0
+    amplitudes = frequencies ** (-exponent / 2)
+    matrix = np.fft.irfft(amplitudes[:, None] * np.fft.rfft(np.eye(horizon), axis=0), n=horizon, axis=0)
+    return matrix / np.sqrt((matrix**2).sum(axis=1, keepdims=True))
+
+
+def bounds(action: ActionSpace) -> tuple[Array, Array]:
+    """Limits (A,) at the present precision."""
+    return jnp.asarray(action.low, float), jnp.asarray(action.high, float)

@@ -1,0 +1,44 @@
+"""Coloured random actions: exploration without a model, and the baseline of every table."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl.planning.planner import Objective, Planner, bounds
+from physppl.spaces import ActionSpace
+
+
+class PlanState(NamedTuple):
+    last: Float[Array, " A"]  # a standard normal number per action
+    low: Float[Array, " A"]
+    high: Float[Array, " A"]
+
+
+class RandomPolicy(Planner):
+    """A first-order autoregressive process squashed between the bounds; it looks at no model.
+
+    Attributes:
+        correlation: of successive actions, in [0, 1); 0 is white.
+    """
+
+    correlation: float = eqx.field(default=0.8, static=True)
+
+    def __check_init__(self):
+        if not 0 <= self.correlation < 1:
+            raise ValueError(f"RandomPolicy: correlation must lie in [0, 1); got {self.correlation}.")
+
+    def init(self, action: ActionSpace) -> PlanState:
+        low, high = bounds(action)
+        return PlanState(jnp.zeros_like(low), low, high)
+
+    def plan(self, key: PRNGKeyArray, transitions, objective: Objective, state, plan_state: PlanState):
+        del transitions, objective, state
+        fresh = jax.random.normal(key, plan_state.last.shape, plan_state.last.dtype)
+        now = self.correlation * plan_state.last + jnp.sqrt(1 - self.correlation**2) * fresh
+        share = jax.scipy.stats.norm.cdf(now)  # uniform between the bounds
+        action = plan_state.low + (plan_state.high - plan_state.low) * share
+        return action[None], plan_state._replace(last=now), {"value": jnp.nan, "failed": jnp.zeros(())}

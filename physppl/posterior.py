@@ -1,0 +1,192 @@
+"""The posterior predictive transition object: what every backend returns and every consumer takes."""
+
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl import linear
+from physppl.dynamics import Dynamics
+from physppl.errors import check_key
+from physppl.transition import AbstractTransition
+
+
+class Posterior(eqx.Module):
+    """A belief about dynamics, as functions and as sites.
+
+    Implementers give four methods, on arrays in double precision and without batching over calls:
+    `_draw(key)`, `_basis(states, actions)`, `_samples(key, n)` and `_noise()`. The public methods here call them under
+    x64, reshape, and cast draws to the caller's precision.
+
+    Attributes:
+        model: the Dynamics, or another NumPyro model (then only `samples` and `to_arviz` have a meaning).
+        data: what it was fitted on, padding included.
+        status: how the fit ended (`physppl.Status`).
+    """
+
+    model: eqx.AbstractVar[Any]
+    data: eqx.AbstractVar[Any]
+    status: eqx.AbstractVar[Array]
+
+    @abstractmethod
+    def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
+        """One coherent function of the belief."""
+
+    @abstractmethod
+    def _basis(self, states: Float[Array, "M D"], actions: Float[Array, "M A"]) -> tuple[Array, Array]:
+        """Mean (M, D) and factor (M, D, R) of the next state: Cov[f(x), f(x')] = F(x) F(x')'."""
+
+    @abstractmethod
+    def _samples(self, key: PRNGKeyArray, draws: int) -> dict[str, Array]:
+        """{site: (chains, draws per chain, ...)}."""
+
+    @abstractmethod
+    def _noise(self) -> Float[Array, " D"]:
+        """Process-noise sd of the predictive distribution."""
+
+    def sample_stats(self) -> dict[str, Array]:
+        """The sampler's own diagnostics, (chains, draws) each; empty where nothing was sampled."""
+        return {}
+
+    def facts(self) -> dict[str, float]:
+        """Scalars worth keeping with the fit."""
+        return {}
+
+    def draw(self, key: PRNGKeyArray) -> AbstractTransition:
+        """One coherent transition function of the belief; new draws never retrace."""
+        check_key(key)
+        return self._call(_draw, key)
+
+    def basis(self, states: Float[Array, "*B D"], actions: Float[Array, "*B A"]) -> tuple[Array, Array]:
+        """Mean (..., D) and factor (..., D, R) of the next state, process noise excluded.
+
+        The factors of any two inputs give their covariance, Cov[f(x), f(x')] = F(x) F(x')': the belief is about
+        functions, not about points.
+        """
+        return self._call(_basis, states, actions)
+
+    def covariance(self, states: Float[Array, "M D"], actions: Float[Array, "M A"]) -> Float[Array, "MD MD"]:
+        """Joint covariance (M D, M D) of the next states at M inputs, process noise excluded."""
+        return self._call(_covariance, states, actions)
+
+    def predict(self, states: Float[Array, "*B D"], actions: Float[Array, "*B A"]) -> dist.MultivariateNormal:
+        """The predictive distribution of the next state, process noise included: a NumPyro distribution over (..., D).
+
+        Its two moments are the belief's own; sample-based backends state those of their draws.
+        """
+        mean, covariance, lower = self._call(_moments, states, actions)
+        distribution = dist.MultivariateNormal(mean, scale_tril=lower)
+        distribution.covariance_matrix = covariance
+        return distribution
+
+    def information_gain(self, states: Float[Array, "M D"], actions: Float[Array, "M A"]) -> Float[Array, ""]:
+        """What measuring the next states at these inputs would tell, in nats, jointly (a per-step sum counts twice)."""
+        return self._call(_information_gain, states, actions)
+
+    def noise(self) -> Float[Array, " D"]:
+        """Process-noise sd (D,) of the predictive distribution, in the coordinates' units."""
+        return self._call(_noise)
+
+    def samples(
+        self, key: PRNGKeyArray, draws: int = 1000, *, group_by_chain: bool = False
+    ) -> dict[str, Array]:
+        """{site: values} in constrained space and the sites' units; (draws, ...), or (chains, draws, ...)."""
+        check_key(key)
+        samples = self._call(_samples, key, draws)
+        if group_by_chain:
+            return samples
+        return {name: value.reshape(-1, *value.shape[2:]) for name, value in samples.items()}
+
+    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 1000):
+        """An xarray DataTree for ArviZ: posterior, prior, log_likelihood, observed_data, sample_stats; padding dropped.
+
+        Use it with `arviz_stats` and `arviz_plots` (`import arviz as az` from Python 3.12, `arviz.preview` on 3.11).
+        """
+        from physppl.datatree import datatree  # ArviZ takes a second to import
+
+        return datatree(jax.random.key(0) if key is None else key, self, draws)
+
+    def summary(self, key: PRNGKeyArray | None = None):
+        """The table of sites with units and verdicts; print it."""
+        from physppl.summary import summarise
+
+        return summarise(jax.random.key(0) if key is None else key, self)
+
+    def _call(self, function, *args):
+        """A compiled function of the belief in double precision, its result in the caller's."""
+        if function is not _samples and not isinstance(self.model, Dynamics):
+            raise TypeError(
+                "this posterior is about a NumPyro model that is not a Dynamics: it has samples() and to_arviz(). "
+                "Build a transition from its samples with `dynamics.transition(values)`."
+            )
+        dtype = jnp.result_type(float)
+        with jax.enable_x64(True):
+            return function(self, *args, dtype)
+
+
+def _compiled(function):
+    """Jitted, inputs in double precision, floating results in the dtype of the last argument."""
+
+    @eqx.filter_jit
+    def run(posterior, *args):
+        *args, dtype = args
+        args = [
+            a.astype(float) if eqx.is_array(a) and jnp.issubdtype(a.dtype, jnp.floating) else a for a in args
+        ]
+        result = function(posterior, *args)
+        return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, result)
+
+    return run
+
+
+@_compiled
+def _draw(posterior, key):
+    return posterior._draw(key)
+
+
+@_compiled
+def _basis(posterior, states, actions):
+    return _flat_basis(posterior, states, actions)
+
+
+@_compiled
+def _covariance(posterior, states, actions):
+    _, factor = _flat_basis(posterior, states, actions)
+    factor = factor.reshape(-1, factor.shape[-1])
+    return factor @ factor.T
+
+
+@_compiled
+def _moments(posterior, states, actions):
+    mean, factor = _flat_basis(posterior, states, actions)
+    covariance = linear.outer(factor) + jnp.diag(posterior._noise() ** 2)
+    return mean, covariance, jnp.linalg.cholesky(covariance)
+
+
+@_compiled
+def _information_gain(posterior, states, actions):
+    _, factor = _flat_basis(posterior, states, actions)
+    noise = jnp.broadcast_to(posterior._noise(), factor.shape[:-1]).reshape(-1)
+    return linear.information_gain(factor.reshape(-1, factor.shape[-1]), noise)
+
+
+@_compiled
+def _noise(posterior):
+    return posterior._noise()
+
+
+@_compiled
+def _samples(posterior, key, draws):
+    return posterior._samples(key, draws)
+
+
+def _flat_basis(posterior, states, actions):
+    """The basis at (..., D) inputs, through the implementer's (M, D)."""
+    shape = states.shape
+    mean, factor = posterior._basis(states.reshape(-1, shape[-1]), actions.reshape(-1, actions.shape[-1]))
+    return mean.reshape(shape), factor.reshape(*shape, -1)

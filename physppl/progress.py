@@ -1,0 +1,43 @@
+"""What long work tells: a bar after two seconds, and how much of the time was compiling."""
+
+import sys
+from contextlib import contextmanager
+
+import jax
+from tqdm.auto import tqdm
+
+_listeners: list["Clock"] = []
+
+
+class Clock:
+    """Seconds spent and programs made by XLA's compiler while the clock ran."""
+
+    def __init__(self):
+        self.seconds, self.programs = 0.0, 0
+
+
+def _on_event(event: str, duration: float, **_) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        for clock in _listeners:
+            clock.seconds += duration
+            clock.programs += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_on_event)
+
+
+@contextmanager
+def compile_clock():
+    """Measures compiling inside the block: `with compile_clock() as clock: ...; clock.seconds, clock.programs`."""
+    clock = Clock()
+    _listeners.append(clock)
+    try:
+        yield clock
+    finally:
+        _listeners.remove(clock)
+
+
+def bar(iterable, title: str, enabled: bool | None = None):
+    """A tqdm bar that shows after two seconds; by default only on a terminal."""
+    shown = sys.stderr.isatty() if enabled is None else enabled
+    return tqdm(iterable, desc=title, delay=2.0, disable=not shown, leave=False)

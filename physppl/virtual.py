@@ -1,0 +1,148 @@
+"""Virtual space: NumPyro's unconstrained space of a model's sites, as one flat vector.
+
+Everything a backend asks of a model goes through here: the log prior and log likelihood at a point, and the Gaussian
+observations with which curvature is Fisher information.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+from numpyro import handlers
+from numpyro.distributions import biject_to
+
+
+class Gaussian(NamedTuple):
+    """One observed Gaussian site: arrays that broadcast to the observation's shape."""
+
+    mean: Array
+    log_scale: Array
+    value: Array
+    weight: Array
+
+
+class VirtualSpace(eqx.Module):
+    """The sites of a NumPyro model as a vector z of size P.
+
+    Attributes:
+        names: latent sites in order of appearance.
+        shapes: of their unconstrained values.
+    """
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+
+    @staticmethod
+    def of(model: Callable, *args) -> "VirtualSpace":
+        """Read off a model by one abstract run.
+
+        Raises:
+            ValueError: where nothing is latent, or a `param` site has no prior.
+            NotImplementedError: for a discrete latent site.
+        """
+        names, shapes = [], []
+
+        def run(key, args):
+            trace = handlers.trace(handlers.seed(model, key)).get_trace(*args)
+            for name, site in trace.items():
+                if site["type"] == "param":
+                    raise ValueError(f"site {name!r} is a `param`: it has no prior. Make it a sample site.")
+                if site["type"] != "sample" or site["is_observed"]:
+                    continue
+                if site["fn"].support.is_discrete:
+                    raise NotImplementedError(
+                        f"site {name!r} is discrete; marginalise it or make it continuous."
+                    )
+                names.append(name)
+                shapes.append(tuple(biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"]))))
+            return jnp.zeros(())
+
+        jax.eval_shape(run, jax.random.key(0), args)
+        if not names:
+            raise ValueError("the model has no latent site: there is nothing to infer.")
+        return VirtualSpace(tuple(names), tuple(shapes))
+
+    @property
+    def size(self) -> int:
+        return sum(math.prod(s) for s in self.shapes)
+
+    def split(self, z: Float[Array, " P"]) -> dict[str, Array]:
+        """{site: unconstrained value}."""
+        parts, start = {}, 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            stop = start + math.prod(shape)
+            parts[name] = z[start:stop].reshape(shape)
+            start = stop
+        return parts
+
+    def trace(self, model: Callable, z: Float[Array, " P"], *args) -> dict[str, Any]:
+        """The model's trace at z."""
+        parts = self.split(z)
+
+        def value(site):
+            if site["type"] == "sample" and site["name"] in parts:
+                return biject_to(site["fn"].support)(parts[site["name"]])
+            return None
+
+        return handlers.trace(handlers.substitute(model, substitute_fn=value)).get_trace(*args)
+
+    def sites(self, model: Callable, z: Float[Array, " P"], *args) -> dict[str, Array]:
+        """{site: constrained value}."""
+        trace = self.trace(model, z, *args)
+        return {name: trace[name]["value"] for name in self.names}
+
+    def log_densities(self, trace: dict[str, Any], z: Float[Array, " P"]) -> tuple[Array, Array]:
+        """(log prior density of z, log likelihood) of a trace at z."""
+        prior = likelihood = jnp.zeros((), z.dtype)
+        parts = self.split(z)
+        for name, site in trace.items():
+            if site["type"] != "sample":
+                continue
+            density = site["fn"].log_prob(site["value"])
+            density = jnp.sum(density if site["scale"] is None else site["scale"] * density)
+            if site["is_observed"]:
+                likelihood = likelihood + density
+            else:
+                bijection = biject_to(site["fn"].support)
+                prior = prior + density + jnp.sum(bijection.log_abs_det_jacobian(parts[name], site["value"]))
+        return prior, likelihood
+
+    def unconstrain(self, trace: dict[str, Any]) -> Float[Array, " P"]:
+        """The vector of a trace's latent values."""
+        parts = [biject_to(trace[n]["fn"].support).inv(trace[n]["value"]).reshape(-1) for n in self.names]
+        return jnp.concatenate(parts)
+
+    def draw_prior(self, key: PRNGKeyArray, model: Callable, *args) -> Float[Array, " P"]:
+        """One prior draw of z."""
+        return self.unconstrain(handlers.trace(handlers.seed(model, key)).get_trace(*args))
+
+
+def gaussians(trace: dict[str, Any]) -> dict[str, Gaussian]:
+    """The observed sites of a trace, which must be Gaussian.
+
+    Raises:
+        ValueError: naming the site whose likelihood is another.
+    """
+    found = {}
+    for name, site in trace.items():
+        if site["type"] != "sample" or not site["is_observed"]:
+            continue
+        fn, weight = site["fn"], jnp.ones(())
+        while not isinstance(fn, dist.Normal):
+            if isinstance(fn, dist.MaskedDistribution):
+                weight = weight * jnp.reshape(fn._mask, jnp.shape(fn._mask) + (1,) * fn.event_dim)
+            elif not isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+                raise ValueError(
+                    f"observed site {name!r} is {type(fn).__name__}: this backend needs Normal likelihoods. Use HMC."
+                )
+            fn = fn.base_dist
+        scale = jnp.ones(()) if site["scale"] is None else jnp.asarray(site["scale"])
+        weight = weight * jnp.reshape(scale, scale.shape + (1,) * site["fn"].event_dim)
+        found[name] = Gaussian(fn.loc, jnp.log(fn.scale), site["value"], weight)
+    return found
