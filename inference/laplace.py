@@ -11,11 +11,10 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl import linear
 from physppl.backend import Backend
-from physppl.dynamics import NOISE
 from physppl.errors import Status
 from physppl.inference import mode
 from physppl.posterior import Posterior
-from physppl.transition import AbstractTransition, LinearisedTransition, Transition
+from physppl.transition import AbstractTransition, LinearisedTransition
 from physppl.virtual import VirtualSpace
 
 
@@ -38,7 +37,8 @@ class Laplace(Backend):
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> "LaplacePosterior":
         space = VirtualSpace.of(model, data)
         evaluate = lambda z: mode.local(space, model, data, z)  # noqa: E731
-        draws = _prior_draws(key, space, model, data, max(self.starts, 15))
+        keys = jax.random.split(key, max(self.starts, 15))
+        draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
         starts = draws.at[0].set(jnp.median(draws, axis=0))[: self.starts]
         return LaplacePosterior(model, data, space, mode.find(evaluate, starts, self.steps), self.linearised)
 
@@ -48,12 +48,6 @@ def at(model: Callable, data, point: Float[Array, " P"], *, linearised: bool = F
     space = VirtualSpace.of(model, data)
     found = mode.Mode(point, mode.local(space, model, data, point), jnp.zeros(()), jnp.zeros((), int))
     return LaplacePosterior(model, data, space, found, linearised)
-
-
-def _prior_draws(key, space, model, data, count):
-    if hasattr(model, "sites"):
-        return jax.vmap(lambda k: space.draw_prior(k, model.sites))(jax.random.split(key, count))
-    return jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(key, count))
 
 
 class LaplacePosterior(Posterior):
@@ -95,25 +89,19 @@ class LaplacePosterior(Posterior):
         }
 
     def _sites(self, z) -> dict[str, Array]:
-        return self.space.sites(self.model.sites, z)
+        return self.space.sites(self.model, z, self.data)
 
     def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
         shift = self.factor.T @ jax.random.normal(key, self.mode.shape, self.mode.dtype)
         if not self.linearised:
-            sites = self._sites(self.mode + shift)
-            noise = self.model.noise(sites)
-            sites.pop(NOISE, None)
-            return Transition(sites, noise, self.model)
-        sites, tangents = jax.jvp(self._sites, (self.mode,), (shift,))
-        noise = self.model.noise(sites)
-        sites.pop(NOISE, None), tangents.pop(NOISE, None)
-        return LinearisedTransition(sites, tangents, noise, self.model)
+            return self.model.bind(self._sites(self.mode + shift))
+        bind = lambda z: self.model.bind(self._sites(z))  # noqa: E731
+        transition, tangent = jax.jvp(bind, (self.mode,), (shift,))
+        return LinearisedTransition(transition.sites, tangent.sites, transition.noise, self.model)
 
     def _basis(self, states, actions):
         def steps(z):
-            sites = self._sites(z)
-            sites.pop(NOISE, None)
-            step = jax.vmap(self.model.stepper(sites), in_axes=(None, -1, -1), out_axes=-1)
+            step = jax.vmap(self.model.bind(self._sites(z)).stepper(), in_axes=(None, -1, -1), out_axes=-1)
             return step(0.0, states.T, actions.T)
 
         mean, push = jax.linearize(steps, self.mode)
@@ -123,9 +111,8 @@ class LaplacePosterior(Posterior):
     def _samples(self, key: PRNGKeyArray, draws: int):
         noise = jax.random.normal(key, (draws, len(self.mode)), self.mode.dtype)
         points = self.mode + noise @ self.factor
-        model, args = (self.model.sites, ()) if hasattr(self.model, "sites") else (self.model, (self.data,))
-        samples = jax.vmap(lambda z: self.space.sites(model, z, *args))(points)
+        samples = jax.vmap(self._sites)(points)
         return jax.tree.map(lambda x: x[None], samples)
 
     def _noise(self) -> Array:
-        return self.model.noise(self._sites(self.mode))
+        return self.model.bind(self._sites(self.mode)).noise

@@ -41,44 +41,29 @@ def local(space: VirtualSpace, model: Callable, data, z: Float[Array, " P"]) -> 
     likelihood can be indefinite.
     """
 
-    def outputs(z):
+    def observed(z):
         trace = space.trace(model, z, data)
-        return {k: (g.mean, g.log_scale) for k, g in gaussians(trace).items()}, trace
-
-    def density(z):
-        # The second part is data: values, weights and the present scales.
-        observed, trace = outputs(z)
-        prior, likelihood = space.log_densities(trace, z)
-        rest = {k: (g.value, g.weight, g.mean, g.log_scale) for k, g in gaussians(trace).items()}
-        return observed, (prior, likelihood, rest)
-
-    tangents = jnp.eye(len(z), dtype=z.dtype)
-    _, jvp, (prior, likelihood, rest) = jax.linearize(density, z, has_aux=True)
-    columns = jax.vmap(jvp)(tangents)
+        sites = gaussians(trace)
+        return {k: (g.mean, g.log_scale) for k, g in sites.items()}, (space.log_densities(trace, z), sites)
 
     def log_prior(z):
-        trace = space.trace(_prior_of(model), z, *(() if hasattr(model, "sites") else (data,)))
-        return space.log_densities(trace, z)[0]
+        return space.log_prior(model, z, data)
 
+    _, push, ((prior, likelihood), sites) = jax.linearize(observed, z, has_aux=True)
+    jacobians = jax.vmap(push, out_axes=-1)(jnp.eye(len(z), dtype=z.dtype))
     gradient = jax.grad(log_prior)(z)
     curvature = -jax.hessian(log_prior)(z)
-    for name, (mean_columns, scale_columns) in columns.items():
-        value, weight, mean, log_scale = rest[name]
-        information = weight * jnp.exp(-2 * log_scale)
+    for name, (of_mean, of_scale) in jacobians.items():
+        mean, log_scale, value, weight = sites[name]
         error = value - mean
-        information = jnp.broadcast_to(information, error.shape)
         weight = jnp.broadcast_to(weight, error.shape)
-        flat = mean_columns.reshape(len(z), -1)
-        gradient = gradient + flat @ (information * error).reshape(-1)
-        curvature = curvature + linear.fisher_mean(flat, information.reshape(-1))
-        spread = scale_columns.reshape(len(z), -1)
-        gradient = gradient + spread @ _reduce(information * error**2 - weight, log_scale.shape)
-        curvature = curvature + linear.fisher_mean(spread, 2 * _reduce(weight, log_scale.shape))
+        information = weight * jnp.exp(-2 * log_scale)
+        of_mean, of_scale = of_mean.reshape(-1, len(z)), of_scale.reshape(-1, len(z))
+        gradient = gradient + (information * error).reshape(-1) @ of_mean
+        curvature = curvature + linear.fisher(of_mean, information.reshape(-1))
+        gradient = gradient + _reduce(information * error**2 - weight, log_scale.shape) @ of_scale
+        curvature = curvature + linear.fisher(of_scale, 2 * _reduce(weight, log_scale.shape))
     return Local(prior + likelihood, gradient, curvature)
-
-
-def _prior_of(model):
-    return getattr(model, "sites", model)
 
 
 def _reduce(value, shape):
@@ -88,9 +73,7 @@ def _reduce(value, shape):
     return jnp.sum(value, axes, keepdims=True).reshape(-1)
 
 
-def find(
-    evaluate: Callable[[Array], Local], starts: Float[Array, "K P"], steps: int, patience: int = 25
-) -> Mode:
+def find(evaluate: Callable[[Array], Local], starts: Float[Array, "K P"], steps: int, patience: int = 25) -> Mode:
     """The best mode reached from several starts, searched side by side.
 
     The search ends when the best start has converged (next step shorter than 1e-9 posterior sds) and the others have
@@ -126,14 +109,8 @@ def find(
 def _advance(evaluate, point, best, candidate, damping, decrement):
     """Evaluate the candidate, keep it if it is no worse, and propose the next."""
     new = evaluate(candidate)
-    finite = (
-        jnp.isfinite(new.log_joint)
-        & jnp.all(jnp.isfinite(new.gradient))
-        & jnp.all(jnp.isfinite(new.curvature))
-    )
-    slack = jnp.where(
-        jnp.isfinite(best.log_joint), 1e-13 * jnp.abs(best.log_joint), 0.0
-    )  # rounding of the sum
+    finite = jnp.isfinite(new.log_joint) & jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new.curvature))
+    slack = jnp.where(jnp.isfinite(best.log_joint), 1e-13 * jnp.abs(best.log_joint), 0.0)  # rounding of the sum
     accept = finite & (new.log_joint >= best.log_joint - slack)
     point = jnp.where(accept, candidate, point)
     best = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, best)

@@ -13,9 +13,7 @@ from physppl.tasks import Task
 GRAVITY = 9.81  # m/s2
 FORCE = 10.0  # N per unit action
 
-state = StateSpace(
-    position=Real("m"), angle=Angle(), speed=Real("m/s", scale=2.0), rate=Real("rad/s", scale=5.0)
-)
+state = StateSpace(position=Real("m"), angle=Angle(), speed=Real("m/s", scale=2.0), rate=Real("rad/s", scale=5.0))
 action = ActionSpace(force=Bounded(-1.0, 1.0))
 truth = {"cart_mass": 1.0, "pole_mass": 0.1, "half_length": 0.5, "cart_friction": 0.05, "pole_friction": 0.05}
 _units = {
@@ -63,9 +61,7 @@ def dynamics(program=program, dt: float = 0.05, **options) -> Dynamics:
 
 @functools.cache
 def _true_dynamics(dt: float) -> Dynamics:
-    return dynamics(
-        lambda: field(**{name: physical(name, 0.0, 4.0, unit=unit) for name, unit in _units.items()}), dt
-    )
+    return dynamics(lambda: field(**{name: physical(name, 0.0, 4.0, unit=unit) for name, unit in _units.items()}), dt)
 
 
 def system(dt: float = 0.05, noise=(1e-3, 1e-3, 1e-2, 1e-2), measurement_sd=0.0) -> SimulatedSystem:

@@ -50,15 +50,11 @@ def empty(dynamics: Dynamics) -> Transitions:
 
 @eqx.filter_jit
 def _fit(key, backend: Backend, model, data) -> Posterior:
-    data = jax.tree.map(
-        lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x), data
-    )
+    data = jax.tree.map(lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x), data)
     return backend.fit(key, model, data)
 
 
-def fit(
-    key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend, *, x64: bool = True
-) -> Posterior:
+def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend, *, x64: bool = True) -> Posterior:
     """Turn data into a posterior predictive transition object.
 
     Args:
@@ -106,6 +102,4 @@ def judge(posterior: Posterior, who: str) -> None:
     if status in (Status.NONFINITE, Status.NOT_POSITIVE_DEFINITE):
         raise FitError(f"{who}: {status.name.lower().replace('_', ' ')}: {status.remedy}.")
     if status is not Status.OK:
-        warnings.warn(
-            f"{who}: {status.name.lower().replace('_', ' ')}: {status.remedy}.", PhyspplWarning, stacklevel=3
-        )
+        warnings.warn(f"{who}: {status.name.lower().replace('_', ' ')}: {status.remedy}.", PhyspplWarning, stacklevel=3)

@@ -1,14 +1,15 @@
 """A Posterior as an xarray DataTree with the groups, coordinates and units that ArviZ users expect."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer import log_likelihood
 
 from physppl.dynamics import NOISE, Dynamics
 from physppl.errors import Status
 from physppl.program import unit_table
-from physppl.transitions import Transitions
 
 
 def datatree(key, posterior, draws: int):
@@ -20,19 +21,15 @@ def datatree(key, posterior, draws: int):
         samples = posterior.samples(draw_key, draws, group_by_chain=True)
         flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in samples.items()}
         chains = next(iter(samples.values())).shape[:2]
-        likelihood = jax.jit(lambda s: log_likelihood(posterior.model, s, posterior.data, parallel=True))(
-            flat
-        )
+        likelihood = jax.jit(lambda s: log_likelihood(posterior.model, s, posterior.data, parallel=True))(flat)
         prior = _prior(prior_key, posterior, draws)
-    keep = _valid(posterior.data)
+        observed = _observed(posterior)
     groups = {
         "posterior": samples,
         "prior": {k: v[None] for k, v in prior.items()},
-        "log_likelihood": {k: _kept(np.asarray(v), keep).reshape(*chains, -1) for k, v in likelihood.items()},
+        "log_likelihood": {k: _rows(v, observed[k], 1).reshape(*chains, -1) for k, v in likelihood.items()},
+        "observed_data": {k: _rows(site["value"], site, 0) for k, site in observed.items()},
     }
-    observed = _observed(posterior.data)
-    if observed:
-        groups["observed_data"] = observed
     if stats := posterior.sample_stats():
         groups["sample_stats"] = stats
     coords, dims = _coordinates(posterior, flat)
@@ -52,11 +49,7 @@ def datatree(key, posterior, draws: int):
 
 def site_units(posterior) -> dict[str, str]:
     """{site: unit} as the program declares them; of the process noise the units of the coordinates."""
-    model, args = (
-        (posterior.model.sites, ())
-        if hasattr(posterior.model, "sites")
-        else (posterior.model, (posterior.data,))
-    )
+    model, *args = latent_part(posterior.model, posterior.data)
     with unit_table() as table:
         jax.eval_shape(lambda k: _run(model, k, args), jax.random.key(0))
     return {_plain(k): v for k, v in table.items()}
@@ -73,11 +66,7 @@ def _plain(name: str) -> str:
 
 
 def _prior(key, posterior, draws: int):
-    model, args = (
-        (posterior.model.sites, ())
-        if hasattr(posterior.model, "sites")
-        else (posterior.model, (posterior.data,))
-    )
+    model, *args = latent_part(posterior.model, posterior.data)
     names = posterior.space.names
 
     def one(key):
@@ -87,24 +76,35 @@ def _prior(key, posterior, draws: int):
     return jax.jit(jax.vmap(one))(jax.random.split(key, draws))
 
 
-def _valid(data):
-    return np.asarray(data.valid) if isinstance(data, Transitions) else None
+def _observed(posterior) -> dict[str, dict]:
+    """{observed site: its value, which rows count (batch shape), the axis of the transitions}, as the model lays it."""
+    axes = {}
+
+    def run(key):
+        trace = handlers.trace(handlers.seed(posterior.model, key)).get_trace(posterior.data)
+        found = {}
+        for name, site in trace.items():
+            if site["type"] != "sample" or not site["is_observed"]:
+                continue
+            fn, valid = site["fn"], True
+            shape = fn.batch_shape
+            times = [f.dim for f in site["cond_indep_stack"] if f.name.split("/")[-1] == "transition"]
+            axes[name] = len(shape) + times[0] if times else max(len(shape) - 1, 0)
+            while isinstance(fn, dist.MaskedDistribution):
+                fn, valid = fn.base_dist, valid & jnp.asarray(fn._mask)
+            found[name] = {"value": site["value"], "valid": jnp.broadcast_to(valid, shape)}
+        return found
+
+    found = jax.device_get(jax.jit(run)(jax.random.key(0)))
+    return {name: site | {"axis": axes[name]} for name, site in found.items()}
 
 
-def _kept(values, keep):
-    """(draws, rows): log likelihoods without padding."""
-    if keep is None:
-        return values.reshape(len(values), -1)
-    if values.ndim > 2:  # a fleet: the transitions' plate stands left of the machines'
-        values = np.moveaxis(values, 1, -1)
-    return values[:, keep] if values.shape[1:] == keep.shape else values.reshape(len(values), -1)
-
-
-def _observed(data):
-    if not isinstance(data, Transitions) or data.next_states is None:
-        return {}
-    keep = _valid(data)
-    return {"next_state": np.asarray(data.next_states)[keep]}
+def _rows(values, site: dict, lead: int):
+    """Values of the rows that count, machine after machine: (lead axes, rows, event axes)."""
+    valid, axis = site["valid"], site["axis"]
+    if valid.ndim > 1:
+        values, valid = np.moveaxis(values, lead + axis, lead + valid.ndim - 1), np.moveaxis(valid, axis, -1)
+    return np.asarray(values)[(slice(None),) * lead + (valid,)]
 
 
 def _coordinates(posterior, samples):

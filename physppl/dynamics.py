@@ -59,9 +59,7 @@ class Dynamics:
         self.dt, self.solver, self.substeps = float(dt), RK4() if solver is None else solver, int(substeps)
         self.name = getattr(program, "__name__", type(program).__name__)
         if not callable(program):
-            raise ValueError(
-                f"Dynamics: program must be a function () -> field; got {type(program).__name__}."
-            )
+            raise ValueError(f"Dynamics: program must be a function () -> field; got {type(program).__name__}.")
         if not self.dt > 0:
             raise ValueError(f"Dynamics({self.name}): dt must be positive seconds; got {dt}.")
         if self.substeps < 1:
@@ -71,9 +69,7 @@ class Dynamics:
         if not isinstance(process_noise, dist.Distribution):
             sd = np.broadcast_to(np.asarray(process_noise, float), (len(state),))
             if not (np.all(np.isfinite(sd)) and np.all(sd > 0)):
-                raise ValueError(
-                    f"Dynamics({self.name}): a known process_noise must be positive; got {process_noise}."
-                )
+                raise ValueError(f"Dynamics({self.name}): a known process_noise must be positive; got {process_noise}.")
             process_noise = tuple(sd.tolist())
         self.process_noise = process_noise
         self._content = content((program, state, action, self.dt, self.solver, self.substeps, process_noise))
@@ -101,12 +97,6 @@ class Dynamics:
         note_units(record.units | self._noise_units(record))
         return record.values
 
-    def noise(self, sites: Mapping[str, Array]) -> Float[Array, " D"]:
-        """Process-noise sd (D,) at given site values."""
-        if self.knows_noise:
-            return jnp.asarray(self.process_noise)
-        return sites[NOISE] + FLOOR * jnp.asarray(self.state.scale)
-
     def __call__(self, data: Transitions) -> Float[Array, "..."] | None:
         """The one sample statement: declares the sites and observes (or, for `data.inputs`, draws) `next_state`.
 
@@ -123,13 +113,13 @@ class Dynamics:
         if transitions is None:  # no data: the prior
             return None
         layout = _Layout(record.frames["transition"], transitions.dim, data.batch_shape, self.name)
-        values = {k: layout.lead(v, record.event_dims[k]) for k, v in record.values.items()}
-        noise = self.noise(values)
+        values = {k: layout.lead(v, record.event_dims[k], record.own_dims[k]) for k, v in record.values.items()}
+        noise = self._noise(values)
         values.pop(NOISE, None)
 
         def means(values, states, actions, times):
             step = self.stepper(values)
-            return jax.vmap(step, in_axes=(0, -1, -1), out_axes=-1)(times, states.T, actions.T).T
+            return jax.vmap(step, in_axes=(0, 0, 0))(times, states, actions)
 
         for _ in layout.sizes:
             means = jax.vmap(means)
@@ -155,6 +145,10 @@ class Dynamics:
         field = rebuild(self.program, values, f"Dynamics({self.name})")
         return stepper(field, self.dt, self.solver, self.substeps, self.name)
 
+    def bind(self, sites: Mapping[str, Array]) -> Transition:
+        """The transition function at the values that `sites` gave: pure, unchecked, for backends."""
+        return Transition({k: v for k, v in sites.items() if k != NOISE}, self._noise(sites), self)
+
     def transition(self, sites: Mapping[str, Any], noise: Any = None) -> Transition:
         """The transition function at known site values, e.g. the truth of a simulation.
 
@@ -166,16 +160,12 @@ class Dynamics:
         Raises:
             KeyError: for a missing or an unknown site, with close matches.
         """
-        values = {k: jnp.asarray(v) for k, v in sites.items()}
-        own = values.pop(NOISE, None)
-        if noise is None:
-            noise = own if own is not None else self.process_noise if self.knows_noise else 0.0
-        jax.eval_shape(
-            lambda v: (self.stepper(v), jnp.zeros(()))[1], values
-        )  # names are checked now, not at first use
         dtype = jnp.result_type(float)
-        values = {k: v.astype(dtype) for k, v in values.items()}
-        return Transition(values, jnp.broadcast_to(jnp.asarray(noise, dtype), (len(self.state),)), self)
+        values = {k: jnp.asarray(v, dtype) for k, v in sites.items()}
+        own = values.pop(NOISE, self.process_noise if self.knows_noise else 0.0)
+        jax.eval_shape(lambda v: (self.stepper(v), jnp.zeros(()))[1], values)  # names are checked now, not at first use
+        noise = jnp.broadcast_to(jnp.asarray(own if noise is None else noise, dtype), (len(self.state),))
+        return Transition(values, noise, self)
 
     def check(self, data: Transitions) -> None:
         """Refuse data that do not fit the spaces.
@@ -186,9 +176,7 @@ class Dynamics:
         """
         where = f"Dynamics({self.name})"
         if not isinstance(data, Transitions):
-            raise TypeError(
-                f"{where} takes Transitions(states=, actions=, next_states=); got {type(data).__name__}."
-            )
+            raise TypeError(f"{where} takes Transitions(states=, actions=, next_states=); got {type(data).__name__}.")
         for argument, space in (("states", self.state), ("actions", self.action)):
             width = getattr(data, argument).shape[-1]
             if width != len(space):
@@ -198,6 +186,7 @@ class Dynamics:
         if not is_concrete(data.states, data.actions, data.next_states, data.valid, data.times):
             return
         valid = np.asarray(data.valid)
+        _check_finite(np.asarray(data.times)[..., None], valid, "times", ("time",), where)
         for argument, space in (
             ("states", self.state),
             ("actions", self.action),
@@ -206,9 +195,7 @@ class Dynamics:
             if getattr(data, argument) is not None:
                 _check_finite(np.asarray(getattr(data, argument)), valid, argument, space.names, where)
         actions, slack = np.asarray(data.actions), 1e-6 * (self.action.high - self.action.low)
-        outside = ((actions < self.action.low - slack) | (actions > self.action.high + slack)) & valid[
-            ..., None
-        ]
+        outside = ((actions < self.action.low - slack) | (actions > self.action.high + slack)) & valid[..., None]
         if outside.any():
             *row, i = np.argwhere(outside)[0]
             name, unit = self.action.names[i], self.action.units[i]
@@ -223,6 +210,12 @@ class Dynamics:
             units = dist.transforms.AffineTransform(0.0, self.state.scale, domain=dist.constraints.positive)
             prior = dist.TransformedDistribution(self.process_noise.expand((len(self.state),)), units)
             numpyro.sample(NOISE, prior.to_event(1))
+
+    def _noise(self, sites: Mapping[str, Array]) -> Array:
+        """Process-noise sd (..., D) at given site values."""
+        if self.knows_noise:
+            return jnp.asarray(self.process_noise)
+        return sites[NOISE] + FLOOR * jnp.asarray(self.state.scale)
 
     def _noise_units(self, record: Record) -> dict[str, str]:
         return {outside: "/".join(self.state.units) for outside in record.units if outside.endswith(NOISE)}
@@ -242,8 +235,8 @@ class _Layout:
                 "Write `with numpyro.plate('machine', M): dynamics(Transitions.stack([...]))`."
             )
 
-    def lead(self, value, event_dim: int):
-        """A site's value with its plate axes first, broadcast to their sizes."""
+    def lead(self, value, event_dim: int, own_dims: int):
+        """A site's value with its plate axes first, broadcast to their sizes; the rest as without plates outside."""
         value = jnp.asarray(value)
         for dim, size in zip(reversed(self.dims), reversed(self.sizes), strict=True):
             axis = dim - event_dim
@@ -252,7 +245,10 @@ class _Layout:
             elif value.shape[axis] == 1:
                 value = jnp.repeat(value, size, axis=axis)
         axes = [value.ndim + dim - event_dim for dim in self.dims]
-        return jnp.moveaxis(value, axes, range(len(axes)))
+        value = jnp.moveaxis(value, axes, range(len(axes)))
+        while value.ndim > len(axes) + own_dims + event_dim and value.shape[len(axes)] == 1:
+            value = jnp.squeeze(value, len(axes))  # a gap that a plate at e.g. dim=-2 leaves on its right
+        return value
 
     def place(self, value, event_dim: int):
         """(plates..., N, event...) to the batch shape that the plates prescribe."""

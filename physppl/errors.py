@@ -42,7 +42,8 @@ _REMEDIES = {
     "(raise `substeps`), a prior that reaches zero mass or length, or a square root at zero",
     Status.NOT_POSITIVE_DEFINITE: "the curvature at the mode is not positive definite: the prior is not log-concave "
     "there and the data do not make up for it; give a proper prior in virtual space, e.g. physical(name, low, high)",
-    Status.DIVERGENCES: "more than one transition in a hundred of the sampler diverged: raise `target_acceptance` or `warmup`",
+    Status.DIVERGENCES: "more than one transition in a hundred of the sampler diverged: "
+    "raise `target_acceptance` or `warmup`",
 }
 
 
@@ -74,9 +75,7 @@ def check_key(key, argument: str = "key") -> None:
 
 
 def _describe(value) -> str:
-    return (
-        f"{type(value).__name__} {value!r}" if isinstance(value, int | float | str) else type(value).__name__
-    )
+    return f"{type(value).__name__} {value!r}" if isinstance(value, int | float | str) else type(value).__name__
 
 
 def as_array(value, argument: str) -> np.ndarray | jax.Array:
@@ -92,7 +91,7 @@ def as_array(value, argument: str) -> np.ndarray | jax.Array:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"`{argument}` is ragged: {error}. Rows must have one length.") from None
-    if array.dtype.kind in "USO":
+    if array.dtype.kind not in "fiubc":
         raise TypeError(
             f"`{argument}` must be numeric; got {_first_text(array)}. Parse it first, e.g. Transitions.from_csv."
         )

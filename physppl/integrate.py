@@ -85,9 +85,7 @@ def stepper(field, dt, solver: diffrax.AbstractSolver, substeps: int = 1, name: 
             t, x = carry
             return (t + h, advance(solver, slope, t, x, u, h)), None
 
-        return jax.lax.scan(
-            body, (jnp.asarray(t, x.dtype), x), None, length=substeps, unroll=min(substeps, 4)
-        )[0][1]
+        return jax.lax.scan(body, (jnp.asarray(t, x.dtype), x), None, length=substeps, unroll=min(substeps, 4))[0][1]
 
     return substepped
 
@@ -104,9 +102,13 @@ def _tableau_step(solver, slope, t, x, u, h):
 
 
 def _combine(x, h, weights, stages):
+    """x + h sum of weight x stage; stages of one weight are added before they are scaled."""
+    groups: dict[float, Array] = {}
     for weight, stage in zip(weights, stages, strict=True):
         if weight != 0:
-            x = x + (float(weight) * h) * stage
+            groups[float(weight)] = groups[float(weight)] + stage if float(weight) in groups else stage
+    for weight, total in groups.items():
+        x = x + (weight * h) * total
     return x
 
 

@@ -12,9 +12,10 @@ def inverse_factor(precision: Float[Array, "P P"]) -> Float[Array, "P P"]:
     return solve_triangular(lower, jnp.eye(len(precision), dtype=precision.dtype), lower=True)
 
 
-def fisher_mean(jacobian: Float[Array, "P M"], information: Float[Array, " M"]) -> Float[Array, "P P"]:
-    """J diag(weight / sd^2) J' of M scalar Gaussian observations, tangents first."""
-    return (jacobian * information) @ jacobian.T
+def fisher(jacobian: Float[Array, "M P"], information: Float[Array, " M"]) -> Float[Array, "P P"]:
+    """J' diag(information) J; tall factors multiply fastest with the long axis first."""
+    scaled = jacobian * jnp.sqrt(information)[:, None]
+    return scaled.T @ scaled
 
 
 def log_evidence(log_joint: Float[Array, ""], factor: Float[Array, "P P"]) -> Float[Array, ""]:

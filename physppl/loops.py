@@ -66,9 +66,7 @@ class Run(eqx.Module):
         lines = ["episode     return  solved   fit s   act s  of it compiling s"]
         for i, (value, s) in enumerate(zip(np.asarray(self.episodes.returns), self.seconds, strict=True)):
             solved = "-" if self.solved is None else "yes" if self.solved[i] else "no"
-            lines.append(
-                f"{i + 1:7d} {value:10.2f} {solved:>7s} {s['fit']:7.2f} {s['act']:7.2f} {s['compile']:18.2f}"
-            )
+            lines.append(f"{i + 1:7d} {value:10.2f} {solved:>7s} {s['fit']:7.2f} {s['act']:7.2f} {s['compile']:18.2f}")
         return "\n".join(lines)
 
 
@@ -90,15 +88,11 @@ def _episode(key, system: System, task: Task, planner: Planner, transitions) -> 
         return (next_state, next_observation, plan_state, alive & ~terminated), record
 
     start = (state, state, plan_state, jnp.ones((), bool))
-    _, (states, actions, rewards, valid, failed) = jax.lax.scan(
-        control, start, jax.random.split(key, task.steps)
-    )
+    _, (states, actions, rewards, valid, failed) = jax.lax.scan(control, start, jax.random.split(key, task.steps))
     return Episode(jnp.concatenate([state[None], states]), actions, rewards, valid, failed)
 
 
-def episode(
-    key: PRNGKeyArray, system: System, task: Task, planner: Planner, transition: AbstractTransition
-) -> Episode:
+def episode(key: PRNGKeyArray, system: System, task: Task, planner: Planner, transition: AbstractTransition) -> Episode:
     """One episode of replanning at every step with one transition function.
 
     Planning with the system's own transition gives the oracle; with `RandomPolicy` it gives the random baseline.

@@ -92,9 +92,7 @@ class Posterior(eqx.Module):
         """Process-noise sd (D,) of the predictive distribution, in the coordinates' units."""
         return self._call(_noise)
 
-    def samples(
-        self, key: PRNGKeyArray, draws: int = 1000, *, group_by_chain: bool = False
-    ) -> dict[str, Array]:
+    def samples(self, key: PRNGKeyArray, draws: int = 1000, *, group_by_chain: bool = False) -> dict[str, Array]:
         """{site: values} in constrained space and the sites' units; (draws, ...), or (chains, draws, ...)."""
         check_key(key)
         samples = self._call(_samples, key, draws)
@@ -135,9 +133,7 @@ def _compiled(function):
     @eqx.filter_jit
     def run(posterior, *args):
         *args, dtype = args
-        args = [
-            a.astype(float) if eqx.is_array(a) and jnp.issubdtype(a.dtype, jnp.floating) else a for a in args
-        ]
+        args = [a.astype(float) if eqx.is_array(a) and jnp.issubdtype(a.dtype, jnp.floating) else a for a in args]
         result = function(posterior, *args)
         return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, result)
 

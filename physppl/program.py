@@ -24,6 +24,7 @@ class Record(Messenger):
     Attributes:
         values: the site values, with the batch axes of the plates outside.
         event_dims: event axes of each site, which say where the plate axes are.
+        own_dims: batch axes of each site that plates inside the program take.
         units: {name outside, as traces show it: unit}.
         frames: {plate created inside: the plates outside it as (name, dim, size)}.
     """
@@ -32,6 +33,7 @@ class Record(Messenger):
         self.owner = owner
         self.values: dict[str, Array] = {}
         self.event_dims: dict[str, int] = {}
+        self.own_dims: dict[str, int] = {}
         self.units: dict[str, str] = {}
         self.frames: dict[str, list] = {}
         self._open: list[tuple] = []
@@ -44,9 +46,13 @@ class Record(Messenger):
     def process_message(self, msg) -> None:
         # A handler outside may sample auxiliary sites while it processes this one (reparam does): the stack of open
         # messages tells them apart, and only the outermost is the program's own.
-        fn = msg.get("fn")
+        fn, kind, name = msg.get("fn"), msg.get("type"), msg.get("name")
         unit = (msg.get("infer") or {}).get("physppl", {}).get("unit", "")
-        self._open.append((msg.get("type"), msg.get("name"), getattr(fn, "event_dim", 0), unit))
+        if not self._open and kind in ("sample", "param"):
+            if name in self.values:  # before a trace outside meets the name, with less to say
+                raise ValueError(f"{self.owner}: site {name!r} is declared twice; every site needs a name of its own.")
+            self.own_dims[name] = max((-frame.dim for frame in msg.get("cond_indep_stack", ())), default=0)
+        self._open.append((kind, name, getattr(fn, "event_dim", 0), unit))
 
     def postprocess_message(self, msg) -> None:
         kind, name, event_dim, unit = self._open.pop()
@@ -55,10 +61,6 @@ class Record(Messenger):
         if kind == "plate":
             self.frames[name] = list(msg["cond_indep_stack"])
         elif kind in ("sample", "param"):
-            if name in self.values:
-                raise ValueError(
-                    f"{self.owner}: site {name!r} is declared twice; every site needs a name of its own."
-                )
             self.values[name], self.event_dims[name] = msg["value"], event_dim
             self.units[msg["name"]] = unit
 
@@ -78,10 +80,11 @@ class Replay(Messenger):
         msg["stop"] = True
         if msg["type"] in ("sample", "param"):
             name = msg["name"]
-            if name not in self.values:
+            if name in self.values:
+                self.used.add(name)
+                msg["value"] = jnp.asarray(self.values[name])
+            elif not msg.get("is_observed"):  # an observed or conditioned site of the program brings its own value
                 raise KeyError(f"{self.owner}: no value for site {name!r}.{closest(name, self.values)}")
-            self.used.add(name)
-            msg["value"] = jnp.asarray(self.values[name])
         elif msg["value"] is None and msg["type"] not in ("deterministic", "plate"):
             raise ValueError(
                 f"{self.owner}: a program may only sample sites and compute; it used a {msg['type']!r} statement. "
@@ -109,7 +112,7 @@ _unit_tables: list[dict[str, str]] = []
 
 @contextmanager
 def unit_table():
-    """Collects {site name in traces: unit} of every Dynamics run inside; `infer` dicts would lose them under reparam."""
+    """Collects {site name in traces: unit} of every Dynamics run inside; `infer` dicts lose them under reparam."""
     table: dict[str, str] = {}
     _unit_tables.append(table)
     try:

@@ -46,12 +46,8 @@ def physical(name: str, low, high=None, *, loc=0.0, scale=1.0, unit: str = UNITL
 def bounded(low, high, loc=0.0, scale=1.0, name: str = "site") -> dist.Distribution:
     """The distribution of low + (high - low) sigmoid(Normal(loc, scale))."""
     if high is None:
-        raise ValueError(
-            f"physical({name!r}): needs low and high, or a NumPyro distribution; got low={low!r} alone."
-        )
-    if is_concrete(low, high) and not (
-        np.all(np.isfinite(low)) and np.all(np.isfinite(high)) and np.all(low < high)
-    ):
+        raise ValueError(f"physical({name!r}): needs low and high, or a NumPyro distribution; got low={low!r} alone.")
+    if is_concrete(low, high) and not (np.all(np.isfinite(low)) and np.all(np.isfinite(high)) and np.all(low < high)):
         raise ValueError(f"physical({name!r}): needs finite low < high; got low={low}, high={high}.")
     to_bounds = transforms.AffineTransform(low, high - low, domain=constraints.unit_interval)
     return dist.TransformedDistribution(dist.Normal(loc, scale), [transforms.SigmoidTransform(), to_bounds])
@@ -90,9 +86,7 @@ def residual(
     if width < 1 or depth < 1:
         raise ValueError(f"residual({name!r}): width and depth must be at least 1; got {width} and {depth}.")
     sizes = [state.feature_size + len(action), *[width] * depth, len(state)]
-    shapes = [
-        shape for fan_in, out in zip(sizes[:-1], sizes[1:], strict=True) for shape in ((fan_in, out), (out,))
-    ]
+    shapes = [shape for fan_in, out in zip(sizes[:-1], sizes[1:], strict=True) for shape in ((fan_in, out), (out,))]
     shapes = shapes[:-1]  # no output bias: the prior mean of the residual is the physics
     sds = [frequency / np.sqrt(sizes[0]), frequency] + [
         1.5 / np.sqrt(s[0]) if len(s) == 2 else 0.1 for s in shapes[2:-1]

@@ -36,9 +36,7 @@ class Angle:
 
     def __post_init__(self):
         if self.unit != "rad":
-            raise ValueError(
-                f"Angle is in rad; got unit {self.unit!r}. Convert where the data are read (units=...)."
-            )
+            raise ValueError(f"Angle is in rad; got unit {self.unit!r}. Convert where the data are read (units=...).")
         _check_scale(self.scale, "Angle")
 
 
@@ -79,9 +77,7 @@ class _Space:
         self.coordinates = coordinates
 
     def __eq__(self, other) -> bool:
-        return type(self) is type(other) and tuple(self.coordinates.items()) == tuple(
-            other.coordinates.items()
-        )
+        return type(self) is type(other) and tuple(self.coordinates.items()) == tuple(other.coordinates.items())
 
     def __hash__(self) -> int:
         return hash((type(self), tuple(self.coordinates.items())))

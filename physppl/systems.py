@@ -45,9 +45,7 @@ class SimulatedSystem(System):
         self.transition = transition
         self.initial_state = jnp.asarray(initial_state, float)
         if self.initial_state.shape != (size,):
-            raise ValueError(
-                f"SimulatedSystem: initial_state must be ({size},); got {self.initial_state.shape}."
-            )
+            raise ValueError(f"SimulatedSystem: initial_state must be ({size},); got {self.initial_state.shape}.")
         self.initial_sd = jnp.broadcast_to(jnp.asarray(initial_sd, float), (size,))
         self.measurement_sd = jnp.broadcast_to(jnp.asarray(measurement_sd, float), (size,))
 

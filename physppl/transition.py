@@ -71,9 +71,7 @@ class LinearisedTransition(AbstractTransition):
 
     def stepper(self):
         def step(t, x, u):
-            value, tangent = jax.jvp(
-                lambda s: self.dynamics.stepper(s)(t, x, u), (self.sites,), (self.tangents,)
-            )
+            value, tangent = jax.jvp(lambda s: self.dynamics.stepper(s)(t, x, u), (self.sites,), (self.tangents,))
             return value + tangent
 
         return step

@@ -42,9 +42,7 @@ class Transitions(eqx.Module):
             )
         rows = states.shape[:-1]
         if actions.shape[:-1] != rows:
-            raise ValueError(
-                f"actions must have as many rows as states; got {actions.shape} against {states.shape}."
-            )
+            raise ValueError(f"actions must have as many rows as states; got {actions.shape} against {states.shape}.")
         if next_states is not None:
             next_states = as_array(next_states, "next_states")
             if next_states.shape != states.shape:
@@ -52,14 +50,14 @@ class Transitions(eqx.Module):
                     f"next_states must have the shape of states; got {next_states.shape} against {states.shape}. "
                     "(N, 1) against (N,) would broadcast to a wrong posterior, so it is refused."
                 )
-        valid = np.ones(rows, bool) if valid is None else valid
+        valid = np.ones(rows, bool) if valid is None else np.asarray(valid) if isinstance(valid, list) else valid
         if valid.shape != rows or valid.dtype != bool:
             raise ValueError(f"valid must be bool of shape {rows}; got {valid.dtype} {valid.shape}.")
         times = np.zeros(rows) if times is None else as_array(times, "times")
         if times.shape != rows:
             raise ValueError(f"times must have shape {rows}, one per transition; got {times.shape}.")
-        if next_states is not None and is_concrete(states, actions, next_states, valid) and not np.all(valid):
-            states, actions, next_states = _filled(states, actions, next_states, valid)
+        if is_concrete(states, actions, next_states, valid, times) and not np.all(valid):
+            states, actions, next_states, times = _filled(states, actions, next_states, valid, times)
         self.states, self.actions, self.next_states = states, actions, next_states
         self.valid, self.times = valid, times
 
@@ -80,9 +78,7 @@ class Transitions(eqx.Module):
         outcomes = "" if self.next_states is not None else ", inputs only"
         counted = "" if not is_concrete(self.valid) else f" ({int(np.sum(self.valid))} valid)"
         d, a = self.states.shape[-1], self.actions.shape[-1]
-        return (
-            f"Transitions({fleet}{len(self)} rows{counted}, {d} state and {a} action coordinates{outcomes})"
-        )
+        return f"Transitions({fleet}{len(self)} rows{counted}, {d} state and {a} action coordinates{outcomes})"
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -110,9 +106,7 @@ class Transitions(eqx.Module):
             if x is None:
                 return None
             last = x[..., -1:, :] if axis == -2 else x[..., -1:]
-            last = (
-                last if len(self) else np.zeros((*last.shape[:axis], 1, *last.shape[axis % last.ndim + 1 :]))
-            )
+            last = last if len(self) else np.zeros((*last.shape[:axis], 1, *last.shape[axis % last.ndim + 1 :]))
             xp = np if isinstance(x, np.ndarray) else jnp
             return xp.concatenate([x, xp.repeat(last, extra, axis=axis)], axis=axis)
 
@@ -127,9 +121,7 @@ class Transitions(eqx.Module):
     def concatenate(parts: Sequence["Transitions"]) -> "Transitions":
         """The rows of several recordings of one machine, after each other."""
         _same_outcomes(parts)
-        return _combined(
-            parts, lambda xs: np.concatenate(xs, axis=-2), lambda xs: np.concatenate(xs, axis=-1)
-        )
+        return _combined(parts, lambda xs: np.concatenate(xs, axis=-2), lambda xs: np.concatenate(xs, axis=-1))
 
     @staticmethod
     def stack(parts: Sequence["Transitions"]) -> "Transitions":
@@ -150,7 +142,7 @@ class Transitions(eqx.Module):
         steps = len(states) - 1
         if states.ndim != 2 or actions.ndim != 2 or len(actions) not in (steps, steps + 1):
             raise ValueError(
-                f"from_trajectory: states (T + 1, D) and actions (T, A) must fit; got {states.shape} and {actions.shape}."
+                f"from_trajectory: states (T + 1, D), actions (T, A) must fit; got {states.shape}, {actions.shape}."
             )
         times = None if times is None else as_array(times, "times")[:steps]
         return Transitions(states[:-1], actions[:steps], states[1:], times=times)
@@ -186,14 +178,10 @@ class Transitions(eqx.Module):
                 raise unknown("column", recording, map(str, table.columns), where)
             split = table[recording].to_numpy()
         read = lambda column: table[column].to_numpy()  # noqa: E731
-        return _from_columns(
-            read, list(map(str, table.columns)), state, action, columns, units or {}, split, where
-        )
+        return _from_columns(read, list(map(str, table.columns)), state, action, columns, units or {}, split, where)
 
     @staticmethod
-    def from_xarray(
-        dataset, state: StateSpace, action: ActionSpace, *, columns=None, units=None
-    ) -> "Transitions":
+    def from_xarray(dataset, state: StateSpace, action: ActionSpace, *, columns=None, units=None) -> "Transitions":
         """Transitions between consecutive entries of an xarray Dataset with one variable per coordinate, (time,) each.
 
         Units are taken from each variable's `attrs["units"]` where `units` does not give them.
@@ -205,9 +193,7 @@ class Transitions(eqx.Module):
             if column in names and "units" in dataset[column].attrs:
                 given[coordinate] = dataset[column].attrs["units"]
         read = lambda column: dataset[column].to_numpy()  # noqa: E731
-        return _from_columns(
-            read, names, state, action, columns, given | dict(units or {}), None, "xarray Dataset"
-        )
+        return _from_columns(read, names, state, action, columns, given | dict(units or {}), None, "xarray Dataset")
 
     def to_xarray(self, state: StateSpace, action: ActionSpace):
         """A Dataset with dims (transition, state) and (transition, action), units in attrs; padding is dropped."""
@@ -224,8 +210,8 @@ class Transitions(eqx.Module):
         return xarray.Dataset(data, coords, attrs)
 
 
-def _filled(states, actions, next_states, valid):
-    """Invalid rows replaced by the first valid one: a NaN in a masked row gives NaN gradients."""
+def _filled(states, actions, next_states, valid, times):
+    """What is not finite in invalid rows replaced from the first valid one: a NaN in a masked row gives NaN gradients."""
     flat = np.asarray(valid).reshape(-1)
     source = int(np.argmax(flat)) if flat.any() else None
 
@@ -235,7 +221,8 @@ def _filled(states, actions, next_states, valid):
         good = rows[source] if source is not None else xp.nan_to_num(rows)
         return xp.where(flat[:, None], rows, xp.where(xp.isfinite(rows), rows, good)).reshape(x.shape)
 
-    return fill(states), fill(actions), fill(next_states)
+    outcomes = None if next_states is None else fill(next_states)
+    return fill(states), fill(actions), outcomes, fill(times[..., None])[..., 0]
 
 
 def _same_outcomes(parts: Sequence[Transitions]) -> None:

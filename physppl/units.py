@@ -24,9 +24,7 @@ def parse(unit: str, where: str) -> str:
     try:
         return f"{_registry().parse_units(unit):~C}"
     except Exception as error:  # pint raises several unrelated types
-        raise ValueError(
-            f"{where}: unit {unit!r} is not understood ({error}). Write it as in 'N m s/rad'."
-        ) from None
+        raise ValueError(f"{where}: unit {unit!r} is not understood ({error}). Write it as in 'N m s/rad'.") from None
 
 
 @functools.cache

@@ -56,9 +56,7 @@ class VirtualSpace(eqx.Module):
                 if site["type"] != "sample" or site["is_observed"]:
                     continue
                 if site["fn"].support.is_discrete:
-                    raise NotImplementedError(
-                        f"site {name!r} is discrete; marginalise it or make it continuous."
-                    )
+                    raise NotImplementedError(f"site {name!r} is discrete; marginalise it or make it continuous.")
                 names.append(name)
                 shapes.append(tuple(biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"]))))
             return jnp.zeros(())
@@ -94,8 +92,12 @@ class VirtualSpace(eqx.Module):
 
     def sites(self, model: Callable, z: Float[Array, " P"], *args) -> dict[str, Array]:
         """{site: constrained value}."""
-        trace = self.trace(model, z, *args)
+        trace = self.trace(*latent_part(model, z, *args))
         return {name: trace[name]["value"] for name in self.names}
+
+    def log_prior(self, model: Callable, z: Float[Array, " P"], *args) -> Float[Array, ""]:
+        """Log prior density of z."""
+        return self.log_densities(self.trace(*latent_part(model, z, *args)), z)[0]
 
     def log_densities(self, trace: dict[str, Any], z: Float[Array, " P"]) -> tuple[Array, Array]:
         """(log prior density of z, log likelihood) of a trace at z."""
@@ -120,7 +122,13 @@ class VirtualSpace(eqx.Module):
 
     def draw_prior(self, key: PRNGKeyArray, model: Callable, *args) -> Float[Array, " P"]:
         """One prior draw of z."""
+        model, *args = latent_part(model, *args)
         return self.unconstrain(handlers.trace(handlers.seed(model, key)).get_trace(*args))
+
+
+def latent_part(model: Callable, *args) -> tuple:
+    """(model, arguments) of the cheapest run that visits every latent site: of a Dynamics, the one without data."""
+    return (model.sites, *args[:-1]) if hasattr(model, "sites") else (model, *args)
 
 
 def gaussians(trace: dict[str, Any]) -> dict[str, Gaussian]:

@@ -1,0 +1,70 @@
+"""A belief held as draws: what every sample-based backend returns."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl.errors import Status
+from physppl.posterior import Posterior
+from physppl.transition import Transition
+from physppl.virtual import VirtualSpace
+
+BASIS_DRAWS = 256  # draws from which mean and factor of the belief's functions are built
+
+
+class DrawsPosterior(Posterior):
+    """A belief as draws in virtual space, equally weighted: what samplers and particle methods return.
+
+    Attributes:
+        points: (chains, draws, P).
+        stats: per-draw diagnostics of the sampler, (chains, draws) each.
+    """
+
+    model: Any = eqx.field(static=True)
+    data: Any
+    status: Array
+    space: VirtualSpace
+    points: Float[Array, "C S P"]
+    stats: dict[str, Array]
+
+    def __init__(self, model, data, space: VirtualSpace, points, stats=None, status=Status.OK):
+        self.model, self.data, self.space, self.points, self.stats = model, data, space, points, stats or {}
+        finite = jnp.all(jnp.isfinite(points))
+        self.status = jnp.where(finite, jnp.asarray(status), Status.NONFINITE)
+
+    def sample_stats(self) -> dict[str, Array]:
+        return self.stats
+
+    def _sites(self, z) -> dict[str, Array]:
+        return self.space.sites(self.model, z, self.data)
+
+    def _transition(self, z) -> Transition:
+        return self.model.bind(self._sites(z))
+
+    def _thinned(self):
+        """At most BASIS_DRAWS draws, evenly spaced over all chains."""
+        flat = self.points.reshape(-1, self.points.shape[-1])
+        return flat[jnp.linspace(0, len(flat) - 1, min(BASIS_DRAWS, len(flat))).round().astype(int)]
+
+    def _draw(self, key: PRNGKeyArray) -> Transition:
+        flat = self.points.reshape(-1, self.points.shape[-1])
+        return self._transition(flat[jax.random.randint(key, (), 0, len(flat))])
+
+    def _basis(self, states, actions):
+        transitions = jax.vmap(self._transition)(self._thinned())
+        values = jax.vmap(lambda f: jax.vmap(f)(states, actions), out_axes=-1)(transitions)
+        mean = jnp.mean(values, axis=-1, keepdims=True)
+        return mean[..., 0], (values - mean) / jnp.sqrt(values.shape[-1] - 1.0)
+
+    def _samples(self, key: PRNGKeyArray, draws: int):
+        """The draws themselves; `key` and `draws` do not change them."""
+        del key, draws
+        return jax.vmap(jax.vmap(self._sites))(self.points)
+
+    def _noise(self) -> Array:
+        noise = jax.vmap(lambda z: self._transition(z).noise)(self._thinned())
+        return jnp.sqrt(jnp.mean(noise**2, axis=0))
