@@ -49,10 +49,11 @@ def local(space: VirtualSpace, model: Callable, data, z: Float[Array, " P"]) -> 
     def log_prior(z):
         return space.log_prior(model, z, data)
 
+    basis = jnp.eye(len(z), dtype=z.dtype)
     _, push, ((prior, likelihood), sites) = jax.linearize(observed, z, has_aux=True)
-    jacobians = jax.vmap(push, out_axes=-1)(jnp.eye(len(z), dtype=z.dtype))
-    gradient = jax.grad(log_prior)(z)
-    curvature = -jax.hessian(log_prior)(z)
+    jacobians = jax.vmap(push, out_axes=-1)(basis)
+    gradient, hessian_product = jax.linearize(jax.grad(log_prior), z)
+    curvature = -jax.vmap(hessian_product)(basis)
     for name, (of_mean, of_scale) in jacobians.items():
         mean, log_scale, value, weight = sites[name]
         error = value - mean

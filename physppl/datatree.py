@@ -10,6 +10,7 @@ from numpyro.infer import log_likelihood
 from physppl.dynamics import NOISE, Dynamics
 from physppl.errors import Status
 from physppl.program import unit_table
+from physppl.virtual import latent_part
 
 
 def datatree(key, posterior, draws: int):

@@ -218,7 +218,7 @@ class Dynamics:
         return sites[NOISE] + FLOOR * jnp.asarray(self.state.scale)
 
     def _noise_units(self, record: Record) -> dict[str, str]:
-        return {outside: "/".join(self.state.units) for outside in record.units if outside.endswith(NOISE)}
+        return {outside: ", ".join(self.state.units) for outside in record.units if outside.endswith(NOISE)}
 
 
 class _Layout:

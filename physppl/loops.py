@@ -33,7 +33,7 @@ class Episode(eqx.Module):
         failed: (T,) share of the planner's candidates that diverged.
     """
 
-    states: Float[Array, "*E T+1 D"]
+    states: Float[Array, "*E T1 D"]
     actions: Float[Array, "*E T A"]
     rewards: Float[Array, "*E T"]
     valid: Bool[Array, "*E T"]

@@ -28,7 +28,7 @@ class Task(eqx.Module):
         """Reward of arriving in `state` by `action`."""
         return self.reward(state, action)
 
-    def __call__(self, states: Float[Array, "H+1 D"], actions: Float[Array, "H A"]) -> Float[Array, ""]:
+    def __call__(self, states: Float[Array, "H1 D"], actions: Float[Array, "H A"]) -> Float[Array, ""]:
         """The return of a planned trajectory."""
         value = jnp.sum(jax.vmap(self.stage)(states[1:], actions))
         return value if self.terminal is None else value + self.terminal(states[-1])

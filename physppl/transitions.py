@@ -105,8 +105,9 @@ class Transitions(eqx.Module):
         def grow(x, axis):
             if x is None:
                 return None
+            if not len(self):  # nothing to repeat
+                return np.zeros((*x.shape[:axis], length, *x.shape[axis % x.ndim + 1 :]), x.dtype)
             last = x[..., -1:, :] if axis == -2 else x[..., -1:]
-            last = last if len(self) else np.zeros((*last.shape[:axis], 1, *last.shape[axis % last.ndim + 1 :]))
             xp = np if isinstance(x, np.ndarray) else jnp
             return xp.concatenate([x, xp.repeat(last, extra, axis=axis)], axis=axis)
 
@@ -211,7 +212,7 @@ class Transitions(eqx.Module):
 
 
 def _filled(states, actions, next_states, valid, times):
-    """What is not finite in invalid rows replaced from the first valid one: a NaN in a masked row gives NaN gradients."""
+    """NaN and inf in invalid rows replaced from the first valid row: masked or not, they would give NaN gradients."""
     flat = np.asarray(valid).reshape(-1)
     source = int(np.argmax(flat)) if flat.any() else None
 

@@ -9,7 +9,9 @@ UNITLESS = ""
 def _registry():
     import pint  # 0.3 s; only where a unit is parsed
 
-    return pint.UnitRegistry()
+    registry = pint.UnitRegistry()
+    registry.formatter.default_sort_func = None  # factors in the order in which they are written: N·m, not m·N
+    return registry
 
 
 @functools.cache

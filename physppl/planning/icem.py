@@ -50,9 +50,7 @@ class ICEM(Planner):
                 f"ICEM needs 0 <= keep <= elites <= population; got {self.keep}, {self.elites}, {self.population}."
             )
         if self.horizon < 1 or self.iterations < 1:
-            raise ValueError(
-                f"ICEM needs horizon and iterations >= 1; got {self.horizon}, {self.iterations}."
-            )
+            raise ValueError(f"ICEM needs horizon and iterations >= 1; got {self.horizon}, {self.iterations}.")
 
     def init(self, action: ActionSpace) -> PlanState:
         low, high = bounds(action)
@@ -61,9 +59,7 @@ class ICEM(Planner):
 
     def plan(self, key: PRNGKeyArray, transitions, objective: Objective, state, plan_state: PlanState):
         low, high = plan_state.low[:, None], plan_state.high[:, None]
-        first_sd = jnp.broadcast_to(
-            self.spread * (plan_state.high - plan_state.low) / 2, plan_state.mean.shape
-        )
+        first_sd = jnp.broadcast_to(self.spread * (plan_state.high - plan_state.low) / 2, plan_state.mean.shape)
         fresh = self.population - self.keep
 
         def iteration(carry, key):
@@ -88,9 +84,7 @@ class ICEM(Planner):
             plan_state.mean,
             jnp.asarray(-jnp.inf, state.dtype),
         )
-        (mean, _, kept, best, value), failed = jax.lax.scan(
-            iteration, start, jax.random.split(key, self.iterations)
-        )
+        (mean, _, kept, best, value), failed = jax.lax.scan(iteration, start, jax.random.split(key, self.iterations))
         plan_state = plan_state._replace(mean=shifted(mean), kept=shifted(kept))
         return best, plan_state, {"value": value, "failed": jnp.mean(failed)}
 

@@ -45,9 +45,7 @@ class Planner(eqx.Module):
         """
 
 
-def evaluate(
-    transitions, objective: Objective, state, candidates: Float[Array, "H A N"]
-) -> Float[Array, " N"]:
+def evaluate(transitions, objective: Objective, state, candidates: Float[Array, "H A N"]) -> Float[Array, " N"]:
     """Mean objective of each candidate over the particles; -inf where a rollout is not finite."""
 
     def one(transition):

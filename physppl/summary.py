@@ -1,0 +1,240 @@
+"""The table a fit ends with: every parameter with its unit, how far the data moved it, and a verdict in words."""
+
+import html
+import math
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from numpyro import handlers
+
+from physppl.datatree import site_units
+from physppl.dynamics import NOISE, Dynamics
+from physppl.errors import Status, unknown
+from physppl.posterior import Posterior
+from physppl.transitions import Transitions
+from physppl.units import pretty
+from physppl.virtual import latent_part
+
+DRAWS = 4000  # sds are known to 1.1 %, their ratios to 1.6 %
+# Posterior contraction (M. Betancourt, "Towards a principled Bayesian workflow", 2020) is 1 - (sd / prior sd)^2.
+LEARNED = 0.3  # of the prior's sd: more than nine tenths of its variance are gone
+INFORMED = 0.9  # from here on the ratio is 1 within six times the error of its estimate: still the prior
+TAIL = 0.0228  # of the prior's mass: two sds of the Gaussian in virtual space
+MARGIN = 0.01  # of the range between two bounds: a machine is rarely built within one per cent of a guess's end
+# A prior that is flat at its lower bound has 5 % of its mass below a tenth of its median; one with less than half of
+# that vanishes there and speaks against small values. A noise or a friction of nearly zero is no edge otherwise.
+VANISHING = 0.025
+EXPANDED = 8  # entries of a vector site that get rows of their own; longer ones (weights) share one row
+
+EDGE = "at the edge of its prior: the truth may lie outside"
+VERDICTS = ("learned", "informed", "barely informed: mostly the prior", EDGE)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A table; `str` aligns it, notebooks show it as HTML.
+
+    Attributes:
+        header: what was fitted, how, and how it ended.
+        rows: one dict per parameter: name, site, unit, mean, sd, low, high (5 and 95 %), contraction (sd / prior sd),
+            verdict, and with a truth: truth, inside (whether it lies between low and high).
+    """
+
+    header: str
+    rows: list[dict]
+
+    def __getitem__(self, name: str) -> dict:
+        """The row of a parameter.
+
+        Raises:
+            KeyError: for an unknown name, with close matches.
+        """
+        for row in self.rows:
+            if row["name"] == name:
+                return row
+        raise unknown("row", name, [row["name"] for row in self.rows], "Summary")
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        has_truth = any("truth" in row for row in self.rows)
+        head = ["parameter", "mean", "sd", "5 %", "95 %", "unit", "sd / prior sd"]
+        head += ["truth", "in 90 %"] if has_truth else []
+        body = []
+        for row in self.rows:
+            numbers = [_number(row[k], row["sd"]) for k in ("mean", "sd", "low", "high")]
+            cells = [row["name"], *numbers, pretty(row["unit"]), f"{row['contraction']:.3f}"]
+            if has_truth:
+                known = "truth" in row
+                cells += [f"{row['truth']:.4g}" if known else "", ("yes" if row["inside"] else "no") if known else ""]
+            body.append([*cells, row["verdict"]])
+        return [*head, "verdict"], body
+
+    def __str__(self) -> str:
+        head, body = self._cells()
+        widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
+        left = {0, head.index("unit"), len(head) - 1}
+
+        def aligned(line):
+            cells = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+            return "  ".join(cells).rstrip()
+
+        return "\n".join([self.header, "", aligned(head), *map(aligned, body)])
+
+    def _repr_html_(self) -> str:
+        head, body = self._cells()
+        left = {0, head.index("unit"), len(head) - 1}
+
+        def line(cells, tag):
+            return "".join(
+                f'<{tag} style="text-align:{"left" if i in left else "right"}">{html.escape(c)}</{tag}>'
+                for i, c in enumerate(cells)
+            )
+
+        rows = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in body)
+        return f"<p>{html.escape(self.header)}</p><table><tr>{line(head, 'th')}</tr>{rows}</table>"
+
+
+def summarise(key: PRNGKeyArray, posterior: Posterior, *, truth: dict | None = None) -> Summary:
+    """The table of a posterior.
+
+    Args:
+        truth: {site: value} in the sites' units, where it is known; adds two columns.
+
+    Raises:
+        KeyError: for a truth of a site that the model has not, with close matches.
+    """
+    posterior_key, prior_key = jax.random.split(key)
+    samples = {k: np.asarray(v, float) for k, v in posterior.samples(posterior_key, DRAWS).items()}
+    prior, bounds = prior_draws(prior_key, posterior, DRAWS)
+    for site in truth or {}:
+        if site not in samples:
+            raise unknown("site", site, samples, "summary(truth=...)")
+    units, rows = site_units(posterior), []
+    for site in bounds:  # in the order of the program
+        values = samples[site]
+        unit = units.get(site.replace("/", "."), "")
+        entries = labels(posterior.model, site, unit, values.shape[1:])
+        known = None if truth is None or site not in truth else np.asarray(truth[site], float)
+        rows += _rows(site, values, prior[site], bounds[site], entries, known)
+    return Summary(_header(posterior), rows)
+
+
+def prior_draws(key: PRNGKeyArray, posterior: Posterior, draws: int) -> tuple[dict, dict]:
+    """{site: (draws, ...)} of the prior, and {site: (low, high)} of its support, None where that is not two-sided."""
+    model, *args = latent_part(posterior.model, posterior.data)
+
+    def latent(key):
+        trace = handlers.trace(handlers.seed(model, key)).get_trace(*args)
+        return {k: site for k, site in trace.items() if site["type"] == "sample" and not site["is_observed"]}
+
+    keys = jax.random.split(key, draws)
+    bounds = {name: _bounds(site["fn"].support) for name, site in latent(key).items()}
+    values = jax.jit(jax.vmap(lambda k: {name: site["value"] for name, site in latent(k).items()}))(keys)
+    return {name: np.asarray(v, float) for name, v in values.items()}, bounds
+
+
+def labels(model, site: str, unit: str, shape: tuple[int, ...]) -> list[tuple[str, str]]:
+    """(name, unit) of each entry of a site, in flat order; of the process noise by coordinate."""
+    if site == NOISE and isinstance(model, Dynamics):
+        space = model.state
+        return [(f"{site}[{name}]", unit) for name, unit in zip(space.names, space.units, strict=True)]
+    if not shape:
+        return [(site, unit)]
+    units = unit.split(", ")  # one for all entries, or one per entry of the last axis
+    units = units if len(units) == shape[-1] else [unit] * shape[-1]
+    return [(f"{site}[{', '.join(map(str, index))}]", units[index[-1]]) for index in np.ndindex(*shape)]
+
+
+def _rows(site, values, prior, bounds, labels, truth) -> list[dict]:
+    values, prior = values.reshape(len(values), -1), prior.reshape(len(prior), -1)
+    if values.shape[1] > EXPANDED:
+        return [_shared(site, values, prior)]
+    truths = [None] * values.shape[1] if truth is None else np.broadcast_to(truth, len(labels)).tolist()
+    rows = []
+    for (name, unit), now, before, known in zip(labels, values.T, prior.T, truths, strict=True):
+        contraction = now.std() / before.std()
+        row = _moments(name, site, unit, now, contraction, at_edge(now, before, bounds))
+        if known is not None:
+            row |= {"truth": known, "inside": bool(row["low"] <= known <= row["high"])}
+        rows.append(row)
+    return rows
+
+
+def _shared(site, values, prior) -> dict:
+    """One row for many weights: their root mean square, and the ratio of mean variances."""
+    size, before = (np.sqrt((x**2).mean(1)) for x in (values, prior))
+    contraction = np.sqrt(values.var(0).mean() / prior.var(0).mean())
+    edge = bool(np.median(size) > np.quantile(before, 1 - TAIL))  # weights smaller than expected are no edge
+    return _moments(f"{site} (rms of {values.shape[1]})", site, "", size, contraction, edge)
+
+
+def _moments(name, site, unit, draws, contraction, edge) -> dict:
+    low, high = np.quantile(draws, [0.05, 0.95])
+    return {
+        "name": name,
+        "site": site,
+        "unit": unit,
+        "mean": float(draws.mean()),
+        "sd": float(draws.std()),
+        "low": float(low),
+        "high": float(high),
+        "contraction": float(contraction),
+        "verdict": _verdict(contraction, edge),
+    }
+
+
+def _verdict(contraction: float, edge: bool) -> str:
+    learned, informed, prior, at_edge = VERDICTS
+    if edge:
+        return at_edge
+    return learned if contraction < LEARNED else informed if contraction < INFORMED else prior
+
+
+def at_edge(draws: np.ndarray, prior: np.ndarray, bounds: tuple[float, float] | None) -> bool:
+    """Whether a belief sits where its prior has next to nothing, or against one of its bounds.
+
+    Args:
+        draws, prior: (S,) of the belief and of the prior.
+        bounds: of the support, where it has two.
+    """
+    median = np.median(draws)
+    low, high = np.quantile(prior, [TAIL, 1 - TAIL])
+    if bounds is None and prior.min() >= 0 and np.mean(prior < 0.1 * np.median(prior)) > VANISHING:
+        low = -math.inf
+    if bounds is None:
+        return bool(median < low or median > high)
+    margin = MARGIN * (bounds[1] - bounds[0])
+    return bool(median < max(low, bounds[0] + margin) or median > min(high, bounds[1] - margin))
+
+
+def _bounds(support) -> tuple[float, float] | None:
+    """Both ends of an interval's support, the same for all entries."""
+    support = getattr(support, "base_constraint", support)
+    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    if low is None or high is None or np.size(low) != 1 or np.size(high) != 1:
+        return None
+    return np.asarray(low).item(), np.asarray(high).item()
+
+
+def _header(posterior: Posterior) -> str:
+    status = Status(int(posterior.status))
+    parts = [type(posterior).__name__.removesuffix("Posterior"), str(posterior.model)]
+    parts.append("converged" if status is Status.OK else f"{status.name.lower().replace('_', ' ')}: {status.remedy}")
+    if isinstance(posterior.data, Transitions):
+        count = int(np.sum(posterior.data.valid))
+        parts.append(f"{count} transition{'' if count == 1 else 's'}")
+    if "log_evidence" in (facts := posterior.facts()):
+        parts.append(f"log evidence {facts['log_evidence']:.2f} nats")
+    return " | ".join(parts)
+
+
+def _number(value: float, sd: float) -> str:
+    """A number to two digits of its sd."""
+    if not (math.isfinite(value) and math.isfinite(sd) and sd > 0):
+        return f"{value:.4g}"
+    decimals = 1 - math.floor(math.log10(sd))
+    if decimals > 5 or abs(value) >= 1e5:
+        digits = max(math.floor(math.log10(max(abs(value), sd))) + decimals, 1)
+        return f"{value:.{digits}e}"
+    return f"{value:.{max(decimals, 0)}f}"
