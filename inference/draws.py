@@ -1,8 +1,5 @@
 """A belief held as draws: what every sample-based backend returns."""
 
-from typing import Any
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -24,14 +21,11 @@ class DrawsPosterior(Posterior):
         stats: per-draw diagnostics of the sampler, (chains, draws) each.
     """
 
-    model: Any = eqx.field(static=True)
-    data: Any
-    status: Array
     space: VirtualSpace
     points: Float[Array, "C S P"]
     stats: dict[str, Array]
 
-    def __init__(self, model, data, space: VirtualSpace, points, stats=None, status=Status.OK):
+    def __init__(self, model, data, space: VirtualSpace, points, stats=None, status: Array | int = Status.OK):
         self.model, self.data, self.space, self.points, self.stats = model, data, space, points, stats or {}
         finite = jnp.all(jnp.isfinite(points))
         self.status = jnp.where(finite, jnp.asarray(status), Status.NONFINITE)

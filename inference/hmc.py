@@ -1,6 +1,7 @@
 """Hamiltonian Monte Carlo: BlackJAX NUTS, warm-up and all chains in one compiled program."""
 
 from collections.abc import Callable
+from typing import Any
 
 import blackjax
 import equinox as eqx
@@ -14,7 +15,7 @@ from physppl.inference.draws import DrawsPosterior
 from physppl.virtual import VirtualSpace
 
 
-class HMC(Backend):
+class HMC(Backend[DrawsPosterior]):
     """The no-U-turn sampler (Hoffman and Gelman, JMLR 2014) with window adaptation of step and dense metric.
 
     Takes any NumPyro model with continuous latent sites. Data are arguments of the compiled program, so a refit on
@@ -50,14 +51,15 @@ class HMC(Backend):
 
     def _chain(self, key, start, log_joint):
         warm_key, key = jax.random.split(key)
-        adaptation = blackjax.window_adaptation(
-            blackjax.nuts,
+        nuts: Any = blackjax.nuts  # typed by BlackJAX as its widest protocol
+        adaptation: Any = blackjax.window_adaptation(
+            nuts,
             log_joint,
             is_mass_matrix_diagonal=not self.dense,
             target_acceptance_rate=self.target_acceptance,
         )
         (state, parameters), _ = adaptation.run(warm_key, start, num_steps=self.warmup)
-        kernel = blackjax.nuts(log_joint, **parameters)
+        kernel = nuts(log_joint, **parameters)
 
         def body(state, key):
             state, info = kernel.step(key, state)

@@ -1,7 +1,6 @@
 """Linearised Laplace: a Gaussian belief in virtual space at the joint mode."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,13 +11,13 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl import linear
 from physppl.backend import Backend
 from physppl.errors import Status
-from physppl.inference import mode
+from physppl.inference.mode import Mode, find, local
 from physppl.posterior import Posterior
 from physppl.transition import AbstractTransition, LinearisedTransition
 from physppl.virtual import VirtualSpace
 
 
-class Laplace(Backend):
+class Laplace(Backend["LaplacePosterior"]):
     """Multi-start mode and Fisher curvature (MacKay 1992; Immer, Korzepa, Bauer, AISTATS 2021).
 
     Takes any NumPyro model whose observed sites are Normal.
@@ -36,17 +35,20 @@ class Laplace(Backend):
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> "LaplacePosterior":
         space = VirtualSpace.of(model, data)
-        evaluate = lambda z: mode.local(space, model, data, z)  # noqa: E731
+        evaluate = lambda z: local(space, model, data, z)  # noqa: E731
         keys = jax.random.split(key, max(self.starts, 15))
         draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
         starts = draws.at[0].set(jnp.median(draws, axis=0))[: self.starts]
-        return LaplacePosterior(model, data, space, mode.find(evaluate, starts, self.steps), self.linearised)
+        spread = jnp.std(draws, axis=0)
+        unit = jnp.where(jnp.isfinite(spread) & (spread > 0), spread, 1.0)
+        found = find(evaluate, starts, unit, self.steps)
+        return LaplacePosterior(model, data, space, found, self.linearised)
 
 
 def at(model: Callable, data, point: Float[Array, " P"], *, linearised: bool = False) -> "LaplacePosterior":
     """The Laplace belief at a given point of virtual space: curvature and factor, no search."""
     space = VirtualSpace.of(model, data)
-    found = mode.Mode(point, mode.local(space, model, data, point), jnp.zeros(()), jnp.zeros((), int))
+    found = Mode(point, local(space, model, data, point), jnp.zeros(()), jnp.zeros((), int))
     return LaplacePosterior(model, data, space, found, linearised)
 
 
@@ -60,9 +62,6 @@ class LaplacePosterior(Posterior):
         decrement: squared length of the step left to the mode, in posterior sds.
     """
 
-    model: Any = eqx.field(static=True)
-    data: Any
-    status: Array
     space: VirtualSpace
     mode: Float[Array, " P"]
     factor: Float[Array, "P P"]
@@ -71,7 +70,7 @@ class LaplacePosterior(Posterior):
     steps: Array
     linearised: bool = eqx.field(static=True)
 
-    def __init__(self, model, data, space: VirtualSpace, found: mode.Mode, linearised: bool):
+    def __init__(self, model, data, space: VirtualSpace, found: Mode, linearised: bool):
         self.model, self.data, self.space, self.linearised = model, data, space, linearised
         self.mode, self.decrement, self.steps = found.point, found.decrement, found.steps
         self.factor = linear.inverse_factor(found.local.curvature)
@@ -97,7 +96,7 @@ class LaplacePosterior(Posterior):
             return self.model.bind(self._sites(self.mode + shift))
         bind = lambda z: self.model.bind(self._sites(z))  # noqa: E731
         transition, tangent = jax.jvp(bind, (self.mode,), (shift,))
-        return LinearisedTransition(transition.sites, tangent.sites, transition.noise, self.model)
+        return LinearisedTransition(transition.sites, transition.noise, self.model, tangent.sites)
 
     def _basis(self, states, actions):
         def steps(z):

@@ -74,7 +74,13 @@ def _reduce(value, shape):
     return jnp.sum(value, axes, keepdims=True).reshape(-1)
 
 
-def find(evaluate: Callable[[Array], Local], starts: Float[Array, "K P"], steps: int, patience: int = 25) -> Mode:
+def find(
+    evaluate: Callable[[Array], Local],
+    starts: Float[Array, "K P"],
+    unit: Float[Array, " P"],
+    steps: int,
+    patience: int = 25,
+) -> Mode:
     """The best mode reached from several starts, searched side by side.
 
     The search ends when the best start has converged (next step shorter than 1e-9 posterior sds) and the others have
@@ -83,6 +89,7 @@ def find(evaluate: Callable[[Array], Local], starts: Float[Array, "K P"], steps:
     Args:
         evaluate: the local density.
         starts: points of virtual space.
+        unit: the prior's sd along each axis; a step goes no further than three of them.
         steps: evaluations per start, at most.
     """
     size, dtype = starts.shape[-1], starts.dtype
@@ -98,7 +105,7 @@ def find(evaluate: Callable[[Array], Local], starts: Float[Array, "K P"], steps:
 
     def body(carry):
         *search, k = carry
-        return (*jax.vmap(lambda *s: _advance(evaluate, *s))(*search), k + 1)
+        return (*jax.vmap(lambda *s: _advance(evaluate, unit, *s))(*search), k + 1)
 
     damping = jnp.full(len(starts), 1e-3, dtype)
     carry = (starts, nothing, starts, damping, infinity, 0)
@@ -107,7 +114,7 @@ def find(evaluate: Callable[[Array], Local], starts: Float[Array, "K P"], steps:
     return Mode(point[winner], jax.tree.map(lambda x: x[winner], best), decrement[winner], jnp.asarray(k))
 
 
-def _advance(evaluate, point, best, candidate, damping, decrement):
+def _advance(evaluate, unit, point, best, candidate, damping, decrement):
     """Evaluate the candidate, keep it if it is no worse, and propose the next."""
     new = evaluate(candidate)
     finite = jnp.isfinite(new.log_joint) & jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new.curvature))
@@ -116,11 +123,11 @@ def _advance(evaluate, point, best, candidate, damping, decrement):
     point = jnp.where(accept, candidate, point)
     best = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, best)
     damping = jnp.where(accept, jnp.maximum(damping * 0.1, 1e-14), jnp.minimum(damping * 8, 1e12))
-    scale = jnp.maximum(jnp.diagonal(best.curvature), 1.0)  # virtual space has unit scale
+    scale = jnp.maximum(jnp.diagonal(best.curvature), unit**-2)
     lower = jnp.linalg.cholesky(best.curvature + jnp.diag(damping * scale))
     step = jax.scipy.linalg.cho_solve((lower, True), best.gradient)
     failed = ~jnp.all(jnp.isfinite(step))
     damping = jnp.where(failed, jnp.maximum(damping * 8, 1e-3), damping)
-    step = jnp.where(failed, 0.0, jnp.clip(step, -3.0, 3.0))
+    step = jnp.where(failed, 0.0, jnp.clip(step, -3 * unit, 3 * unit))
     decrement = jnp.where(failed | (damping > 1e-2), jnp.inf, step @ best.gradient)
     return point, best, point + step, damping, decrement

@@ -1,6 +1,7 @@
 """Torque pendulum: a point mass on a massless rod; angle 0 hangs, pi stands."""
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -12,12 +13,12 @@ from physppl.tasks import Task
 
 GRAVITY = 9.81  # m/s2
 
-state = StateSpace(angle=Angle(), velocity=Real("rad/s", scale=8.0))
+state = StateSpace(angle=Angle(), velocity=Real("rad/s", scale=4.0))
 action = ActionSpace(torque=Bounded(-2.5, 2.5, "N m"))
 truth = {"mass": 1.0, "length": 1.0, "damping": 0.05}  # kg, m, N m s/rad
 
 
-def field(mass, length, damping, coulomb=0.0):
+def field(mass, length, damping, coulomb: Any = 0.0):
     """d state/dt of m l^2 angle'' = torque - damping angle' - coulomb sign(angle') - m g l sin(angle).
 
     Args:
@@ -48,9 +49,9 @@ def program_with_coulomb():
 
 
 def _parameters():
-    mass = physical("mass", 0.2, 2.0, unit="kg")
+    mass = physical("mass", 0.2, 3.0, unit="kg")
     length = physical("length", 0.3, 1.8, unit="m")
-    damping = physical("damping", 0.0, 0.2, unit="N m s/rad")
+    damping = physical("damping", 0.0, 0.12, unit="N m s/rad")
     return mass, length, damping
 
 

@@ -16,9 +16,9 @@ from physppl.loops import episode as episode
 from physppl.loops import psrl as psrl
 from physppl.loops import thompson as thompson
 from physppl.posterior import Posterior as Posterior
+from physppl.residual import residual as residual
+from physppl.residual import step_residual as step_residual
 from physppl.sites import physical as physical
-from physppl.sites import residual as residual
-from physppl.sites import step_residual as step_residual
 from physppl.spaces import ActionSpace as ActionSpace
 from physppl.spaces import Angle as Angle
 from physppl.spaces import Bounded as Bounded

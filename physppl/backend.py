@@ -5,6 +5,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -18,8 +19,10 @@ from physppl.posterior import Posterior
 from physppl.progress import compile_clock
 from physppl.transitions import Transitions, bucket
 
+P = TypeVar("P", bound=Posterior)
 
-class Backend(eqx.Module):
+
+class Backend(eqx.Module, Generic[P]):
     """An inference method: an immutable object of choices. The object is the dispatch.
 
     `fit` must be pure (it runs under jit and vmap): it returns its status on the Posterior and raises nothing that
@@ -27,14 +30,14 @@ class Backend(eqx.Module):
     """
 
     @abstractmethod
-    def fit(self, key: PRNGKeyArray, model: Callable, data) -> Posterior:
+    def fit(self, key: PRNGKeyArray, model: Callable, data) -> P:
         """The belief about the model's sites given data, rows with `valid` False left out."""
 
-    def prior(self, key: PRNGKeyArray, model: Dynamics) -> Posterior:
+    def prior(self, key: PRNGKeyArray, model: Dynamics) -> P:
         """The belief before any data: a fit in which no row counts."""
         return fit(key, model, empty(model), self)
 
-    def update(self, key: PRNGKeyArray, posterior: Posterior, data: Transitions) -> Posterior:
+    def update(self, key: PRNGKeyArray, posterior: Posterior, data: Transitions) -> P:
         """The belief after more data: a refit on the union."""
         known = posterior.data[np.flatnonzero(np.asarray(posterior.data.valid))]
         return fit(key, posterior.model, Transitions.concatenate([known, data]), self)
@@ -49,12 +52,12 @@ def empty(dynamics: Dynamics) -> Transitions:
 
 
 @eqx.filter_jit
-def _fit(key, backend: Backend, model, data) -> Posterior:
+def _fit(key, backend: Backend[P], model, data) -> P:
     data = jax.tree.map(lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x), data)
     return backend.fit(key, model, data)
 
 
-def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend, *, x64: bool = True) -> Posterior:
+def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P], *, x64: bool = True) -> P:
     """Turn data into a posterior predictive transition object.
 
     Args:

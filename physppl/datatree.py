@@ -39,7 +39,7 @@ def datatree(key, posterior, draws: int):
     units = site_units(posterior)
     for group in ("posterior", "prior"):
         for name in tree[group].data_vars:
-            tree[group][name].attrs["units"] = units.get(name, "")
+            tree[group][name].attrs["units"] = units.get(str(name), "")
     tree.attrs |= {
         "backend": type(posterior).__name__.removesuffix("Posterior"),
         "model": str(posterior.model),

@@ -134,7 +134,7 @@ class Dynamics:
         likelihood = dist.Normal(layout.place(mean, 1), noise).to_event(1)
         with transitions:
             valid = layout.place(jnp.asarray(data.valid), 0)
-            return numpyro.sample("next_state", likelihood.mask(valid), obs=outcomes)
+            return jnp.asarray(numpyro.sample("next_state", likelihood.mask(valid), obs=outcomes))
 
     def stepper(self, values: Mapping[str, Array]) -> Stepper:
         """The step (t, state, action) -> next state at given values of the program's sites.

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 log = logging.getLogger("physppl")
 
@@ -84,7 +85,7 @@ def as_array(value, argument: str) -> np.ndarray | jax.Array:
     Raises:
         TypeError: for strings, objects, complex numbers, naming the argument.
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value
     keep = value if isinstance(value, jax.Array) else None
     try:
@@ -108,4 +109,4 @@ def _first_text(array: np.ndarray) -> str:
 
 def is_concrete(*arrays) -> bool:
     """Whether host checks can read the values."""
-    return not any(isinstance(a, jax.core.Tracer) for a in arrays if a is not None)
+    return not any(isinstance(a, Tracer) for a in arrays if a is not None)

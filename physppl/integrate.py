@@ -4,6 +4,7 @@ An input is held over [t, t + dt). Explicit Runge-Kutta methods are unrolled fro
 hand-written loop and differentiable in both modes. Every other diffrax solver goes through its `step`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,7 +35,7 @@ class StepResidual:
 class RK4(AbstractERK):
     """The classical fourth-order Runge-Kutta method (Kutta 1901), fixed steps: four field calls a step."""
 
-    tableau: ClassVar[ButcherTableau] = ButcherTableau(
+    tableau: ClassVar[ButcherTableau] = ButcherTableau(  # pyright: ignore[reportIncompatibleVariableOverride]
         c=np.array([0.5, 0.5, 1.0]),
         b_sol=np.array([1 / 6, 1 / 3, 1 / 3, 1 / 6]),
         b_error=np.zeros(4),
@@ -59,7 +60,8 @@ def stepper(field, dt, solver: diffrax.AbstractSolver, substeps: int = 1, name: 
         name: of the program, for errors.
 
     Raises:
-        ValueError: at the first call, where the field's result has not the state's shape.
+        ValueError: for an implicit solver without tolerances; at the first call, where the field's result has not the
+            state's shape.
     """
     if isinstance(field, StepResidual):
         physics, residual = stepper(field.physics, dt, solver, substeps, name), field.residual
@@ -75,6 +77,11 @@ def stepper(field, dt, solver: diffrax.AbstractSolver, substeps: int = 1, name: 
     def slope(t, x, u):
         return _checked(field(t, x, u), x, name, "field")
 
+    if not isinstance(getattr(getattr(solver, "root_finder", None), "rtol", 0.0), float | int | Array):
+        raise ValueError(  # diffrax fills them in from an adaptive step size, which there is none of here
+            f"{type(solver).__name__} needs tolerances of its own: pass "
+            f"{type(solver).__name__}(root_finder=diffrax.VeryChord(rtol=1e-6, atol=1e-9))."
+        )
     h = dt / substeps
     advance = _tableau_step if isinstance(solver, AbstractERK) else _diffrax_step
     if substeps == 1:
@@ -113,6 +120,8 @@ def _combine(x, h, weights, stages):
 
 
 def _diffrax_step(solver, slope, t, x, u, h):
+    if getattr(solver, "scan_kind", "none") is None:  # the only kind that differentiates in both modes
+        solver = dataclasses.replace(solver, scan_kind="bounded")
     term = diffrax.ODETerm(slope)
     t = jnp.asarray(t, x.dtype)
     state = solver.init(term, t, t + h, x, u)
@@ -151,22 +160,22 @@ def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=Non
         ValueError: where the length of the rollout or the step is not determined.
     """
     state = _as_float(state)
-    advance = getattr(step, "stepper", None)
+    advance = step.stepper() if hasattr(step, "stepper") else None
     if advance is not None:
         if dt is not None or times is not None or solver is not None:
             raise ValueError("rollout: a Transition brings its own dt and solver; drop dt, times and solver.")
-        dt, advance = step.dynamics.dt, step.stepper()
+        dt = step.dynamics.dt
     elif (dt is None) == (times is None):
         raise ValueError("rollout: a bare field needs exactly one of dt and times.")
-    else:
-        solver = RK4() if solver is None else solver
+    solver = RK4() if solver is None else solver
     if actions is None:
         if times is None:
             raise ValueError("rollout: actions (T, A) or times (T + 1,) must say how long the rollout is.")
         actions = jnp.zeros((len(times) - 1, 0), state.dtype)
     actions = jnp.asarray(actions, state.dtype)
-    if times is None:
-        starts, lengths = t + dt * jnp.arange(actions.shape[0]).astype(state.dtype), None
+    if dt is not None:
+        lengths = jnp.full(actions.shape[0], dt, state.dtype)
+        starts = t + dt * jnp.arange(actions.shape[0]).astype(state.dtype)
     else:
         times = jnp.asarray(times, state.dtype)
         if times.shape != (actions.shape[0] + 1,):
@@ -177,7 +186,7 @@ def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=Non
 
     def body(x, inputs):
         t, u, length = inputs
-        move = advance or stepper(step, dt if length is None else length, solver, substeps)
+        move = advance or stepper(step, length if dt is None else dt, solver, substeps)
         x = move(t, x, u)
         return x, x
 

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
@@ -29,9 +30,9 @@ class Posterior(eqx.Module):
         status: how the fit ended (`physppl.Status`).
     """
 
-    model: eqx.AbstractVar[Any]
-    data: eqx.AbstractVar[Any]
-    status: eqx.AbstractVar[Array]
+    model: Any = eqx.field(static=True)
+    data: Any
+    status: Array
 
     @abstractmethod
     def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
@@ -62,7 +63,9 @@ class Posterior(eqx.Module):
         check_key(key)
         return self._call(_draw, key)
 
-    def basis(self, states: Float[Array, "*B D"], actions: Float[Array, "*B A"]) -> tuple[Array, Array]:
+    def basis(
+        self, states: Float[Array | np.ndarray, "*B D"], actions: Float[Array | np.ndarray, "*B A"]
+    ) -> tuple[Array, Array]:
         """Mean (..., D) and factor (..., D, R) of the next state, process noise excluded.
 
         The factors of any two inputs give their covariance, Cov[f(x), f(x')] = F(x) F(x')': the belief is about
@@ -70,11 +73,15 @@ class Posterior(eqx.Module):
         """
         return self._call(_basis, states, actions)
 
-    def covariance(self, states: Float[Array, "M D"], actions: Float[Array, "M A"]) -> Float[Array, "MD MD"]:
+    def covariance(
+        self, states: Float[Array | np.ndarray, "M D"], actions: Float[Array | np.ndarray, "M A"]
+    ) -> Float[Array, "MD MD"]:
         """Joint covariance (M D, M D) of the next states at M inputs, process noise excluded."""
         return self._call(_covariance, states, actions)
 
-    def predict(self, states: Float[Array, "*B D"], actions: Float[Array, "*B A"]) -> dist.MultivariateNormal:
+    def predict(
+        self, states: Float[Array | np.ndarray, "*B D"], actions: Float[Array | np.ndarray, "*B A"]
+    ) -> dist.MultivariateNormal:
         """The predictive distribution of the next state, process noise included: a NumPyro distribution over (..., D).
 
         Its two moments are the belief's own; sample-based backends state those of their draws.
@@ -84,7 +91,9 @@ class Posterior(eqx.Module):
         distribution.covariance_matrix = covariance
         return distribution
 
-    def information_gain(self, states: Float[Array, "M D"], actions: Float[Array, "M A"]) -> Float[Array, ""]:
+    def information_gain(
+        self, states: Float[Array | np.ndarray, "M D"], actions: Float[Array | np.ndarray, "M A"]
+    ) -> Float[Array, ""]:
         """What measuring the next states at these inputs would tell, in nats, jointly (a per-step sum counts twice)."""
         return self._call(_information_gain, states, actions)
 

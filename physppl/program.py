@@ -39,7 +39,7 @@ class Record(Messenger):
         self._open: list[tuple] = []
         super().__init__()
 
-    def __enter__(self) -> "Record":
+    def __enter__(self) -> "Record":  # pyright: ignore[reportIncompatibleMethodOverride]
         super().__enter__()
         return self
 
@@ -62,7 +62,7 @@ class Record(Messenger):
             self.frames[name] = list(msg["cond_indep_stack"])
         elif kind in ("sample", "param"):
             self.values[name], self.event_dims[name] = msg["value"], event_dim
-            self.units[msg["name"]] = unit
+            self.units[str(msg["name"])] = unit
 
 
 class Replay(Messenger):

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 from tqdm.auto import tqdm
@@ -16,7 +17,8 @@ class Clock:
         self.seconds, self.programs = 0.0, 0
 
 
-def _on_event(event: str, duration: float, **_) -> None:
+def _on_event(event: str, duration: float, **details: Any) -> None:
+    del details
     if event == "/jax/core/compile/backend_compile_duration":
         for clock in _listeners:
             clock.seconds += duration

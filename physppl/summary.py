@@ -3,6 +3,7 @@
 import html
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -62,8 +63,13 @@ class Summary:
         head += ["truth", "in 90 %"] if has_truth else []
         body = []
         for row in self.rows:
-            numbers = [_number(row[k], row["sd"]) for k in ("mean", "sd", "low", "high")]
-            cells = [row["name"], *numbers, pretty(row["unit"]), f"{row['contraction']:.3f}"]
+            numbers = [number(row[k], row["sd"]) for k in ("mean", "sd", "low", "high")]
+            cells = [
+                row["name"],
+                *numbers,
+                pretty(row["unit"]),
+                "< 0.001" if row["contraction"] < 1e-3 else f"{row['contraction']:.3f}",
+            ]
             if has_truth:
                 known = "truth" in row
                 cells += [f"{row['truth']:.4g}" if known else "", ("yes" if row["inside"] else "no") if known else ""]
@@ -104,37 +110,66 @@ def summarise(key: PRNGKeyArray, posterior: Posterior, *, truth: dict | None = N
     Raises:
         KeyError: for a truth of a site that the model has not, with close matches.
     """
-    posterior_key, prior_key = jax.random.split(key)
-    samples = {k: np.asarray(v, float) for k, v in posterior.samples(posterior_key, DRAWS).items()}
-    prior, bounds = prior_draws(prior_key, posterior, DRAWS)
+    found = entries(key, posterior)
+    sites = {entry.site: None for entry in found}
     for site in truth or {}:
-        if site not in samples:
-            raise unknown("site", site, samples, "summary(truth=...)")
-    units, rows = site_units(posterior), []
-    for site in bounds:  # in the order of the program
-        values = samples[site]
-        unit = units.get(site.replace("/", "."), "")
-        entries = labels(posterior.model, site, unit, values.shape[1:])
-        known = None if truth is None or site not in truth else np.asarray(truth[site], float)
-        rows += _rows(site, values, prior[site], bounds[site], entries, known)
+        if site not in sites:
+            raise unknown("site", site, sites, "summary(truth=...)")
+    rows = []
+    for site in sites:
+        parts = [entry for entry in found if entry.site == site]
+        if len(parts) > EXPANDED:
+            rows.append(_shared(site, parts))
+            continue
+        known = [None] * len(parts)
+        if truth is not None and site in truth:
+            known = np.broadcast_to(np.asarray(truth[site], float).ravel(), len(parts)).tolist()
+        rows += [_row(entry, value) for entry, value in zip(parts, known, strict=True)]
     return Summary(_header(posterior), rows)
 
 
-def prior_draws(key: PRNGKeyArray, posterior: Posterior, draws: int) -> tuple[dict, dict]:
-    """{site: (draws, ...)} of the prior, and {site: (low, high)} of its support, None where that is not two-sided."""
+class Entry(NamedTuple):
+    """One scalar of one site, with draws (S,) of the belief and of the prior, and the support's two ends if it has."""
+
+    name: str
+    site: str
+    unit: str
+    draws: np.ndarray
+    prior: np.ndarray
+    bounds: tuple[float, float] | None
+
+
+def entries(key: PRNGKeyArray, posterior: Posterior) -> list[Entry]:
+    """All scalars of a posterior, sites in the order of the program."""
+    posterior_key, prior_key = jax.random.split(key)
+    samples = posterior.samples(posterior_key, DRAWS)
+    units, found = site_units(posterior), []
+    for site, (prior, bounds) in _prior(prior_key, posterior).items():
+        draws = np.asarray(samples[site], float)
+        names = _labels(posterior.model, site, units.get(site.replace("/", "."), ""), draws.shape[1:])
+        columns = zip(draws.reshape(len(draws), -1).T, prior.reshape(len(prior), -1).T, strict=True)
+        found += [
+            Entry(name, site, unit, now, before, bounds)
+            for (name, unit), (now, before) in zip(names, columns, strict=True)
+        ]
+    return found
+
+
+def _prior(key: PRNGKeyArray, posterior: Posterior) -> dict[str, tuple]:
+    """{site: (draws, (low, high) of its support or None where that is not two-sided)}."""
     model, *args = latent_part(posterior.model, posterior.data)
 
     def latent(key):
         trace = handlers.trace(handlers.seed(model, key)).get_trace(*args)
         return {k: site for k, site in trace.items() if site["type"] == "sample" and not site["is_observed"]}
 
-    keys = jax.random.split(key, draws)
+    keys = jax.random.split(key, DRAWS)
     bounds = {name: _bounds(site["fn"].support) for name, site in latent(key).items()}
     values = jax.jit(jax.vmap(lambda k: {name: site["value"] for name, site in latent(k).items()}))(keys)
-    return {name: np.asarray(v, float) for name, v in values.items()}, bounds
+    return {name: (np.asarray(values[name], float), bounds[name]) for name in bounds}
 
 
-def labels(model, site: str, unit: str, shape: tuple[int, ...]) -> list[tuple[str, str]]:
+def _labels(model, site: str, unit: str, shape: tuple[int, ...]) -> list[tuple[str, str]]:
     """(name, unit) of each entry of a site, in flat order; of the process noise by coordinate."""
     if site == NOISE and isinstance(model, Dynamics):
         space = model.state
@@ -146,37 +181,31 @@ def labels(model, site: str, unit: str, shape: tuple[int, ...]) -> list[tuple[st
     return [(f"{site}[{', '.join(map(str, index))}]", units[index[-1]]) for index in np.ndindex(*shape)]
 
 
-def _rows(site, values, prior, bounds, labels, truth) -> list[dict]:
-    values, prior = values.reshape(len(values), -1), prior.reshape(len(prior), -1)
-    if values.shape[1] > EXPANDED:
-        return [_shared(site, values, prior)]
-    truths = [None] * values.shape[1] if truth is None else np.broadcast_to(truth, len(labels)).tolist()
-    rows = []
-    for (name, unit), now, before, known in zip(labels, values.T, prior.T, truths, strict=True):
-        contraction = now.std() / before.std()
-        row = _moments(name, site, unit, now, contraction, at_edge(now, before, bounds))
-        if known is not None:
-            row |= {"truth": known, "inside": bool(row["low"] <= known <= row["high"])}
-        rows.append(row)
-    return rows
+def _row(entry: Entry, truth: float | None) -> dict:
+    contraction = entry.draws.std() / entry.prior.std()
+    row = _moments(entry, contraction, at_edge(entry.draws, entry.prior, entry.bounds))
+    if truth is not None:
+        row |= {"truth": truth, "inside": bool(row["low"] <= truth <= row["high"])}
+    return row
 
 
-def _shared(site, values, prior) -> dict:
+def _shared(site: str, parts: list[Entry]) -> dict:
     """One row for many weights: their root mean square, and the ratio of mean variances."""
-    size, before = (np.sqrt((x**2).mean(1)) for x in (values, prior))
-    contraction = np.sqrt(values.var(0).mean() / prior.var(0).mean())
+    weights, prior = np.stack([p.draws for p in parts]), np.stack([p.prior for p in parts])
+    size, before = np.sqrt((weights**2).mean(0)), np.sqrt((prior**2).mean(0))
     edge = bool(np.median(size) > np.quantile(before, 1 - TAIL))  # weights smaller than expected are no edge
-    return _moments(f"{site} (rms of {values.shape[1]})", site, "", size, contraction, edge)
+    entry = Entry(f"{site} (rms of {len(parts)})", site, parts[0].unit, size, before, None)
+    return _moments(entry, np.sqrt(weights.var(1).mean() / prior.var(1).mean()), edge)
 
 
-def _moments(name, site, unit, draws, contraction, edge) -> dict:
-    low, high = np.quantile(draws, [0.05, 0.95])
+def _moments(entry: Entry, contraction: float, edge: bool) -> dict:
+    low, high = np.quantile(entry.draws, [0.05, 0.95])
     return {
-        "name": name,
-        "site": site,
-        "unit": unit,
-        "mean": float(draws.mean()),
-        "sd": float(draws.std()),
+        "name": entry.name,
+        "site": entry.site,
+        "unit": entry.unit,
+        "mean": float(entry.draws.mean()),
+        "sd": float(entry.draws.std()),
         "low": float(low),
         "high": float(high),
         "contraction": float(contraction),
@@ -229,8 +258,8 @@ def _header(posterior: Posterior) -> str:
     return " | ".join(parts)
 
 
-def _number(value: float, sd: float) -> str:
-    """A number to two digits of its sd."""
+def number(value: float, sd: float) -> str:
+    """A number as text, to two digits of its sd."""
     if not (math.isfinite(value) and math.isfinite(sd) and sd > 0):
         return f"{value:.4g}"
     decimals = 1 - math.floor(math.log10(sd))

@@ -1,6 +1,7 @@
 """The real thing, or a simulation of it: what an agent acts on."""
 
 from abc import abstractmethod
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -40,7 +41,7 @@ class SimulatedSystem(System):
     initial_sd: Array
     measurement_sd: Array
 
-    def __init__(self, transition: AbstractTransition, initial_state, initial_sd=0.0, measurement_sd=0.0):
+    def __init__(self, transition: AbstractTransition, initial_state, initial_sd: Any = 0.0, measurement_sd: Any = 0.0):
         size = len(transition.dynamics.state)
         self.transition = transition
         self.initial_state = jnp.asarray(initial_state, float)

@@ -1,8 +1,13 @@
 """The transition object: one coherent function of a belief, a pytree that jit, vmap, scan and grad accept."""
 
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
@@ -13,24 +18,28 @@ class AbstractTransition(eqx.Module):
     Implementers give `stepper`: everything that does not depend on the state is computed there, once per rollout.
 
     Attributes:
+        sites: {site: constrained value} of the program.
         noise: process-noise sd (D,), in the coordinates' units.
-        dynamics: the binding (static); equal bindings share compiled programs.
+        dynamics: the Dynamics (static); equal ones share compiled programs.
     """
 
-    noise: eqx.AbstractVar[Array]
-    dynamics: eqx.AbstractVar[object]
+    sites: dict[str, Array]
+    noise: Array
+    dynamics: Any = eqx.field(static=True)
 
-    def stepper(self):
+    @abstractmethod
+    def stepper(self) -> Callable[[Array, Array, Array], Array]:
         """The function (t, state, action) -> next state."""
-        raise NotImplementedError
 
-    def __call__(self, state: Float[Array, " D"], action: Float[Array, " A"], t=0.0) -> Float[Array, " D"]:
+    def __call__(
+        self, state: Float[Array | np.ndarray, " D"], action: Float[Array | np.ndarray, " A"], t=0.0
+    ) -> Float[Array, " D"]:
         """The next state (D,), without noise."""
         state = jnp.asarray(state, self.noise.dtype)
-        return self.stepper()(t, state, jnp.asarray(action, state.dtype))
+        return self.stepper()(jnp.asarray(t, state.dtype), state, jnp.asarray(action, state.dtype))
 
     def sample(
-        self, key: PRNGKeyArray, state: Float[Array, " D"], action: Float[Array, " A"], t=0.0
+        self, key: PRNGKeyArray, state: Float[Array | np.ndarray, " D"], action: Float[Array | np.ndarray, " A"], t=0.0
     ) -> Float[Array, " D"]:
         """A noisy next state (D,)."""
         mean = self(state, action, t)
@@ -42,34 +51,22 @@ class AbstractTransition(eqx.Module):
 
 
 class Transition(AbstractTransition):
-    """The program at one set of site values.
+    """The program at one set of site values."""
 
-    Attributes:
-        sites: {site: constrained value} of the program.
-    """
-
-    sites: dict[str, Array]
-    noise: Array
-    dynamics: "object" = eqx.field(static=True)
-
-    def stepper(self):
+    def stepper(self) -> Callable[[Array, Array, Array], Array]:
         return self.dynamics.stepper(self.sites)
 
 
 class LinearisedTransition(AbstractTransition):
-    """f(s, a; mode) + J(s, a) (z - mode): one draw of the linearised Laplace function.
+    """f(s, a; mode) + J(s, a) (z - mode): one draw of the linearised Laplace function. Its `sites` are the mode's.
 
     Attributes:
-        sites: values at the mode.
         tangents: {site: its directional derivative along z - mode}.
     """
 
-    sites: dict[str, Array]
     tangents: dict[str, Array]
-    noise: Array
-    dynamics: "object" = eqx.field(static=True)
 
-    def stepper(self):
+    def stepper(self) -> Callable[[Array, Array, Array], Array]:
         def step(t, x, u):
             value, tangent = jax.jvp(lambda s: self.dynamics.stepper(s)(t, x, u), (self.sites,), (self.tangents,))
             return value + tangent

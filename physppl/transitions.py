@@ -111,11 +111,11 @@ class Transitions(eqx.Module):
             xp = np if isinstance(x, np.ndarray) else jnp
             return xp.concatenate([x, xp.repeat(last, extra, axis=axis)], axis=axis)
 
-        valid = grow(self.valid, -1)
-        valid = valid & (np.arange(length) < len(self))
+        valid = jnp.asarray(grow(self.valid, -1)) & (np.arange(length) < len(self))
+        valid = np.asarray(valid) if is_concrete(valid) else valid
         return Transitions(
             grow(self.states, -2), grow(self.actions, -2), grow(self.next_states, -2),
-            valid=valid.astype(bool), times=grow(self.times, -1),
+            valid=valid, times=grow(self.times, -1),
         )  # fmt: skip
 
     @staticmethod
@@ -202,7 +202,7 @@ class Transitions(eqx.Module):
 
         keep = np.asarray(self.valid)
         dims = ("transition", "state")
-        data = {"states": (dims, np.asarray(self.states)[keep])}
+        data: dict[str, Any] = {"states": (dims, np.asarray(self.states)[keep])}
         data["actions"] = (("transition", "action"), np.asarray(self.actions)[keep])
         if self.next_states is not None:
             data["next_states"] = (dims, np.asarray(self.next_states)[keep])

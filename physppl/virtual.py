@@ -128,7 +128,8 @@ class VirtualSpace(eqx.Module):
 
 def latent_part(model: Callable, *args) -> tuple:
     """(model, arguments) of the cheapest run that visits every latent site: of a Dynamics, the one without data."""
-    return (model.sites, *args[:-1]) if hasattr(model, "sites") else (model, *args)
+    sites = getattr(model, "sites", None)
+    return (model, *args) if sites is None else (sites, *args[:-1])
 
 
 def gaussians(trace: dict[str, Any]) -> dict[str, Gaussian]:
@@ -150,7 +151,8 @@ def gaussians(trace: dict[str, Any]) -> dict[str, Gaussian]:
                     f"observed site {name!r} is {type(fn).__name__}: this backend needs Normal likelihoods. Use HMC."
                 )
             fn = fn.base_dist
+        location, spread = jnp.asarray(fn.loc), jnp.asarray(fn.scale)
         scale = jnp.ones(()) if site["scale"] is None else jnp.asarray(site["scale"])
         weight = weight * jnp.reshape(scale, scale.shape + (1,) * site["fn"].event_dim)
-        found[name] = Gaussian(fn.loc, jnp.log(fn.scale), site["value"], weight)
+        found[name] = Gaussian(location, jnp.log(spread), site["value"], weight)
     return found

@@ -1,0 +1,17 @@
+"""The command `physppl`: one module per sub-command."""
+
+from collections.abc import Sequence
+
+from physppl.cli.demo import demo
+
+COMMANDS = {"demo": demo}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a sub-command; `physppl --help` lists them."""
+    import tyro
+
+    app = tyro.extras.SubcommandApp()
+    for name, command in COMMANDS.items():
+        app.command(command, name=name)
+    app.cli(prog="physppl", description="Physical dynamics as NumPyro programs.", args=arguments)
