@@ -47,7 +47,9 @@ class HMC(Backend[DrawsPosterior]):
         run = lambda key, start: self._chain(key, start, log_joint)  # noqa: E731
         points, stats = jax.vmap(run)(jax.random.split(chain_key, self.chains), starts)
         divergent = jnp.mean(stats["diverging"]) > 0.01
-        return DrawsPosterior(model, data, space, points, stats, jnp.where(divergent, Status.DIVERGENCES, Status.OK))
+        status = jnp.where(divergent, Status.DIVERGENCES, Status.OK)
+        status = jnp.where(jnp.all(jnp.isfinite(stats["lp"])), status, Status.NONFINITE)
+        return DrawsPosterior(model, data, space, points, stats, status)
 
     def _chain(self, key, start, log_joint):
         warm_key, key = jax.random.split(key)

@@ -20,7 +20,9 @@ def animate_pendulum(path, states, actions, model, *, every: int = 2, title: str
         every: steps per frame.
     """
     from matplotlib.animation import PillowWriter
+    from matplotlib.markers import MarkerStyle
     from matplotlib.patches import Circle
+    from matplotlib.transforms import Affine2D
 
     states, actions = np.asarray(states, float), np.asarray(actions, float)[:, 0]
     times, limit = model.dt * np.arange(len(states)), float(np.max(np.abs([model.action.low, model.action.high])))
@@ -34,7 +36,7 @@ def animate_pendulum(path, states, actions, model, *, every: int = 2, title: str
     (rod,) = scene.plot([], [], color=INK, lw=3.2, solid_capstyle="round", zorder=3)
     (bob,) = scene.plot([], [], "o", color=BLUE, ms=15, zorder=4)
     (arc,) = scene.plot([], [], color=GREEN, lw=2.4, zorder=2, solid_capstyle="butt")
-    (tip,) = scene.plot([], [], color=GREEN, marker=(3, 0, 0), ms=8, ls="none", zorder=2)
+    (tip,) = scene.plot([], [], color=GREEN, marker="^", ms=7, ls="none", zorder=2)
     scene.plot([0], [0], "o", color=INK, ms=5, zorder=5)
     clock = scene.text(0, -1.38, "", ha="center", va="bottom", fontsize=9)
     if title:
@@ -62,11 +64,12 @@ def animate_pendulum(path, states, actions, model, *, every: int = 2, title: str
             x, y = np.sin(states[k, 0]), -np.cos(states[k, 0])
             rod.set_data([0, x], [0, y])
             bob.set_data([x], [y])
-            swept = np.linspace(0, 1.6 * np.pi * actions[k] / limit / 2, 40)  # counter-clockwise is positive
-            arc.set_data(0.34 * np.cos(swept), 0.34 * np.sin(swept))
-            tip.set_data(arc.get_xdata()[-1:], arc.get_ydata()[-1:])
-            turn = np.degrees(swept[-1]) if actions[k] >= 0 else np.degrees(swept[-1]) + 180
-            tip.set_marker((3, 0, turn))
+            swept = np.linspace(0, 0.8 * np.pi * actions[k] / limit, 40)  # counter-clockwise is positive
+            x, y = 0.34 * np.cos(swept), 0.34 * np.sin(swept)
+            arc.set_data(x, y)
+            tip.set_data(x[-1:], y[-1:])
+            turn = np.degrees(swept[-1]) + (0 if actions[k] >= 0 else 180)
+            tip.set_marker(MarkerStyle("^", transform=Affine2D().rotate_deg(turn)))
             clock.set_text(f"{times[k]:.1f} s    {torque_name} {actions[k]:+.1f} {unit}")
             angle_line.set_data(times[: k + 1], states[: k + 1, 0])
             torque_line.set_data(times[: k + 1], actions[: k + 1])

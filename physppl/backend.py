@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
+from numpyro import handlers
 
 from physppl.dynamics import Dynamics
 from physppl.errors import FitError, PhyspplWarning, Status, check_key, log
@@ -74,6 +75,8 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
         FitError: where the fit cannot be used, with the cause and its remedy.
     """
     check_key(key)
+    if not isinstance(backend, Backend):
+        raise TypeError(f"`backend` must be an object such as Laplace() or HMC(); got {backend!r}.")
     if isinstance(model, Dynamics):
         model.check(data)
         if data.next_states is None:
@@ -89,6 +92,8 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
         if count <= 1:
             log.warning("no transitions: the prior" if count == 0 else "one transition: mostly the prior")
         data = data.pad(bucket(len(data)))
+    else:  # traced once with the data at hand, so that a Dynamics inside checks them and names row and coordinate
+        jax.eval_shape(lambda k: (handlers.seed(model, k)(data), jnp.zeros(()))[1], key)
     start = time.perf_counter()
     with compile_clock() as clock, jax.enable_x64(True) if x64 else contextlib.nullcontext():
         posterior = jax.block_until_ready(_fit(key, backend, model, data))

@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from physppl.content import content
-from physppl.errors import is_concrete
+from physppl.errors import as_array, is_concrete
 from physppl.integrate import RK4, Stepper, stepper
 from physppl.program import Program, Record, note_units, rebuild
 from physppl.spaces import ActionSpace, StateSpace
@@ -41,6 +41,7 @@ class Dynamics:
             in units of its `scale`; a float, or one per coordinate, is known and in the coordinates' own units.
 
     Raises:
+        TypeError: for spaces of the wrong kind.
         ValueError: for a dt, substeps or noise that is not positive.
     """
 
@@ -60,6 +61,9 @@ class Dynamics:
         self.name = getattr(program, "__name__", type(program).__name__)
         if not callable(program):
             raise ValueError(f"Dynamics: program must be a function () -> field; got {type(program).__name__}.")
+        if not (isinstance(state, StateSpace) and isinstance(action, ActionSpace)):
+            got = f"{type(state).__name__} and {type(action).__name__}"
+            raise TypeError(f"Dynamics({self.name}) takes a StateSpace, then an ActionSpace; got {got}.")
         if not self.dt > 0:
             raise ValueError(f"Dynamics({self.name}): dt must be positive seconds; got {dt}.")
         if self.substeps < 1:
@@ -67,7 +71,13 @@ class Dynamics:
         if process_noise is None:
             process_noise = dist.HalfNormal(0.1)
         if not isinstance(process_noise, dist.Distribution):
-            sd = np.broadcast_to(np.asarray(process_noise, float), (len(state),))
+            sd = np.asarray(as_array(process_noise, "process_noise"), float)
+            if sd.shape not in ((), (1,), (len(state),)):
+                raise ValueError(
+                    f"Dynamics({self.name}): process_noise must be one sd or one of each of the {len(state)} state "
+                    f"coordinates; got shape {sd.shape}."
+                )
+            sd = np.broadcast_to(sd, (len(state),))
             if not (np.all(np.isfinite(sd)) and np.all(sd > 0)):
                 raise ValueError(f"Dynamics({self.name}): a known process_noise must be positive; got {process_noise}.")
             process_noise = tuple(sd.tolist())
@@ -204,6 +214,19 @@ class Dynamics:
                 f"{unit} at transition {_row(row)}, outside [{self.action.low[i]:g}, {self.action.high[i]:g}]. "
                 "Record what the machine received (after its own limits), or widen the ActionSpace."
             )
+
+    def check_widths(self, states, actions) -> None:
+        """Refuse states (..., D) and actions (..., A) that are not of the spaces, by their shapes alone.
+
+        Raises:
+            ValueError: naming the argument and the coordinates.
+        """
+        for argument, value, space in (("state", states, self.state), ("action", actions, self.action)):
+            if jnp.shape(value)[-1:] != (len(space),):
+                raise ValueError(
+                    f"Dynamics({self.name}): {argument} must end in {len(space)} ({', '.join(space.names)}); "
+                    f"got shape {jnp.shape(value)}."
+                )
 
     def _sample_noise(self) -> None:
         if not self.knows_noise:

@@ -26,7 +26,7 @@ STYLE = {
     "axes.edgecolor": "#555555", "axes.linewidth": 0.8, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": "#555555", "ytick.color": "#555555", "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "axes.grid": False, "lines.linewidth": 1.4, "axes.titlelocation": "left", "axes.titlepad": 8,
-    "savefig.bbox": None, "figure.constrained_layout.use": True, "figure.dpi": 160,
+    "savefig.bbox": None, "figure.dpi": 160,
 }  # fmt: skip
 
 
@@ -45,10 +45,9 @@ def styled(draw):
 
 def new_figure(width: float, height: float):
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height))
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
-    return figure
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
 
 
 def _legend(figure, axes, **options):
@@ -187,7 +186,7 @@ def fan(
         reach = 0.6 * (high - low) + 1e-9
         axis.set_ylim(max(low - reach, axis.get_ylim()[0]), min(high + reach, axis.get_ylim()[1]))
         if restart:
-            axis.plot(times[begins], states[begins, i], "o", ms=3.2, color=INK, label="restart")
+            axis.plot(times[begins], states[begins, i], "o", ms=3.2, color=INK, label="restart", clip_on=False)
     for i, (name, unit) in enumerate(zip(model.action.names, model.action.units, strict=True)):
         axis = axes[len(model.state) + i]
         axis.step(times[:steps], actions[:steps, i], where="post", color=GREEN, lw=1.1)
@@ -260,7 +259,7 @@ def phase_portrait(
     model = posterior.model
     if starts is None:
         starts = np.zeros((8, len(model.state)))
-        starts[:, 1] = model.state.scale[1] * np.array([-0.95, -0.7, -0.45, -0.2, 0.2, 0.45, 0.7, 0.95])
+        starts[:, 1] = model.state.scale[1] * np.array([-1.9, -1.4, -0.9, -0.4, 0.4, 0.9, 1.4, 1.9])
     starts = np.asarray(starts, float)
     still = np.broadcast_to((model.action.low + model.action.high) / 2, (len(starts), steps, len(model.action)))
     paths = recordings.forecast(key, posterior, starts, still, draws, noise=False)

@@ -192,6 +192,9 @@ def _samples(posterior, key, draws):
 
 def _flat_basis(posterior, states, actions):
     """The basis at (..., D) inputs, through the implementer's (M, D)."""
+    posterior.model.check_widths(states, actions)
     shape = states.shape
+    if actions.shape[:-1] != shape[:-1]:
+        raise ValueError(f"states (..., D) and actions (..., A) must go together; got {shape} and {actions.shape}.")
     mean, factor = posterior._basis(states.reshape(-1, shape[-1]), actions.reshape(-1, actions.shape[-1]))
     return mean.reshape(shape), factor.reshape(*shape, -1)

@@ -73,7 +73,8 @@ class Recording:
                 raise ValueError(f"recording {name!r}: {what} is not finite, first at sample {row}.")
         smooth = savgol_filter(position, window, POLYNOMIAL, axis=0)
         velocity = savgol_filter(position, window, POLYNOMIAL, deriv=1, delta=dt, axis=0)
-        return cls(name, dt, position, np.hstack([smooth, velocity]), inputs, **protocol)
+        state = np.concatenate([np.asarray(smooth), np.asarray(velocity)], axis=1)
+        return cls(name, dt, position, state, inputs, **protocol)
 
     @property
     def times(self) -> Float[np.ndarray, " N"]:

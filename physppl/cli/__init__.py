@@ -13,5 +13,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     app = tyro.extras.SubcommandApp()
     for name, command in COMMANDS.items():
-        app.command(command, name=name)
+        app.command(name=name)(command)
     app.cli(prog="physppl", description="Physical dynamics as NumPyro programs.", args=arguments)

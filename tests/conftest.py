@@ -1,0 +1,45 @@
+"""Fixtures of all tests. It imports nothing of physppl: the shape checks hook into the package's first import."""
+
+import itertools
+import logging
+
+import hypothesis
+import jax
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None, max_examples=50)
+hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture
+def getkey():
+    """A function that gives a new random key at every call; the keys of a test are the same in every run."""
+    count = itertools.count()
+    return lambda: jax.random.fold_in(jax.random.key(20), next(count))
+
+
+@pytest.fixture
+def x64():
+    """Double precision for the whole test; without it a test runs in single precision, as a user does by default."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def as_user():
+    """The library as users run it, without the shape checks of the test run: for its own messages."""
+    import jaxtyping
+
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def notices(caplog):
+    """The library's log messages of the test, as text."""
+    caplog.set_level(logging.INFO, logger="physppl")
+    return caplog

@@ -1,0 +1,149 @@
+"""The loop: posterior sampling swings a pendulum up from its prior; what an episode and a run record."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import example, recording
+
+import physppl as pp
+from physppl.inference import Laplace
+from physppl.models import pendulum
+from physppl.planning import ICEM, RandomPolicy, RandomShooting
+
+psrl_pendulum = example("psrl_pendulum")
+SEEDS = range(10)
+SHORT = pp.Task(pendulum.swing_up.reward, steps=15)
+PLANNER = RandomShooting(horizon=5, population=16)
+
+
+@functools.cache
+def runs(coulomb: float) -> list[pp.Run]:
+    return [psrl_pendulum.learn(pendulum.system(coulomb), seed, episodes=3) for seed in SEEDS]
+
+
+@pytest.mark.parametrize("coulomb", [0.0, 0.1], ids=["well-specified", "unknown-friction"])
+def test_psrl_swings_up_by_the_third_episode_on_ten_of_ten_seeds(coulomb):
+    ends = np.array(
+        [np.abs(run.episodes.states[:, -50:, 0] % (2 * np.pi) - np.pi).max(axis=1) for run in runs(coulomb)]
+    )
+    assert ends.shape == (10, 3)
+    assert np.all(ends.min(axis=1) < 0.2), f"largest angle error of the last 50 steps, rad:\n{ends}"
+    assert np.array_equal(ends < 0.2, [run.solved for run in runs(coulomb)])
+
+
+def test_the_oracle_stands_and_the_random_policy_does_not():
+    system = pendulum.system()
+    oracle = [psrl_pendulum.baseline(system, seed, ICEM()) for seed in SEEDS]
+    random = [psrl_pendulum.baseline(system, seed, RandomPolicy()) for seed in SEEDS]
+    assert all(pendulum.swing_up.solved(e.states) for e in oracle)
+    assert not any(pendulum.swing_up.solved(e.states) for e in random)
+    learned = [float(run.episodes.returns[-1]) for run in runs(0.0)]
+    assert max(float(e.returns) for e in random) < min(learned)
+    # The third episode costs nothing against knowing the machine: within four standard errors of the difference.
+    known = [float(e.returns) for e in oracle]
+    error = np.hypot(np.std(learned, ddof=1), np.std(known, ddof=1)) / np.sqrt(len(SEEDS))
+    assert np.mean(learned) > np.mean(known) - 4 * error
+
+
+def test_the_first_episode_acts_on_a_draw_of_the_prior_and_later_ones_on_the_data():
+    seen, dynamics = [], pendulum.dynamics()
+
+    def acquisition(key, posterior):
+        seen.append((posterior, key, posterior.draw(key)))
+        return seen[-1][2]
+
+    run = pp.psrl(
+        jax.random.key(0), pendulum.system(), SHORT, dynamics, Laplace(), PLANNER, episodes=3, acquisition=acquisition
+    )
+    assert [int(np.sum(p.data.valid)) for p, _, _ in seen] == [0, 15, 30]
+    assert int(np.sum(run.posterior.data.valid)) == 45
+    prior, key, draw = seen[0]
+    assert np.allclose(prior.mode[:3], 0.0, atol=1e-8)  # virtual parameters are N(0, 1)
+    assert np.allclose((prior.factor.T @ prior.factor)[:3, :3], np.eye(3), atol=1e-8)
+    again = Laplace().prior(jax.random.key(7), dynamics).draw(key)
+    for ours, expected in zip(jax.tree.leaves(draw), jax.tree.leaves(again), strict=True):
+        assert np.allclose(ours, expected, rtol=1e-5)
+    # What the last fit knows is what the episodes recorded, in order.
+    states = np.asarray(run.episodes.states)
+    assert np.allclose(np.asarray(run.posterior.data.states)[:45], states[:, :-1].reshape(45, 2))
+    assert np.allclose(np.asarray(run.data.next_states), states[:, 1:].reshape(45, 2))
+    assert np.allclose(np.asarray(run.data.actions), np.asarray(run.episodes.actions).reshape(45, 1))
+
+
+def test_data_known_before_the_first_episode_are_used():
+    known, seen = recording(pendulum.dynamics(), pendulum.truth, steps=30), []
+
+    def acquisition(key, posterior):
+        seen.append(posterior)
+        return pp.thompson(key, posterior)
+
+    arguments = (jax.random.key(0), pendulum.system(), SHORT, pendulum.dynamics(), Laplace(), PLANNER)
+    run = pp.psrl(*arguments, episodes=1, acquisition=acquisition, data=known)
+    alone = pp.fit(jax.random.key(0), pendulum.dynamics(), known, Laplace())
+    assert np.allclose(seen[0].mode, alone.mode, atol=1e-7)
+    assert len(run.data) == 45 and np.allclose(run.data.states[:30], known.states)
+
+
+def test_an_episode_records_what_happened():
+    system = pendulum.system(noise=0.0)
+    record = pp.episode(jax.random.key(3), system, SHORT, PLANNER, system.transition)
+    assert record.states.shape == (16, 2) and record.actions.shape == (15, 1)
+    assert np.all(record.valid) and np.all(record.failed == 0.0)
+    replayed = pp.rollout(system.transition, record.states[0], record.actions)
+    assert np.allclose(replayed, record.states, atol=1e-5)
+    by_hand = [pendulum.swing_up.reward(x, u) for x, u in zip(record.states[1:], record.actions, strict=True)]
+    assert np.allclose(record.rewards, by_hand, atol=1e-5)
+    assert np.isclose(record.returns, np.sum(by_hand), atol=1e-4)
+    again = pp.episode(jax.random.key(3), system, SHORT, PLANNER, system.transition)
+    assert np.array_equal(record.states, again.states)
+
+
+def test_measurement_noise_is_in_the_record_and_not_in_the_reward():
+    system = pendulum.system(noise=0.0, measurement_sd=(0.1, 0.3))
+    task = pp.Task(pendulum.swing_up.reward, steps=400)
+    record = pp.episode(jax.random.key(0), system, task, RandomPolicy(), system.transition)
+    truth = pp.rollout(system.transition, record.states[0], record.actions)  # the first state is known exactly
+    errors = np.asarray(record.states - truth)[1:]
+    assert np.all(np.abs(errors.std(0) / [0.1, 0.3] - 1) < 4 / np.sqrt(2 * 400))
+    rewards = jax.vmap(pendulum.swing_up.reward)(truth[1:], record.actions)
+    assert np.allclose(record.rewards, rewards, atol=1e-3)
+
+
+class Fragile(pp.SimulatedSystem):
+    """Ends where the speed passes 1 rad/s."""
+
+    def step(self, key, state, action):
+        state, observation, _ = super().step(key, state, action)
+        return state, observation, jnp.abs(state[1]) > 1.0
+
+
+def test_a_terminated_episode_is_frozen_and_its_rest_does_not_count():
+    system = Fragile(pendulum.system(noise=0.0).transition, [0.0, 0.0])
+    task = pp.Task(lambda x, u: jnp.abs(x[1]), steps=60)
+    run = pp.psrl(jax.random.key(1), system, task, pendulum.dynamics(), Laplace(), PLANNER, episodes=2)
+    for states, valid, rewards in zip(
+        *(np.asarray(x) for x in (run.episodes.states, run.episodes.valid, run.episodes.rewards)), strict=True
+    ):
+        steps = int(valid.sum())
+        assert 0 < steps < 60 and not valid[steps:].any()
+        assert np.all(np.abs(states[:steps, 1]) <= 1.0) and abs(states[steps, 1]) > 1.0
+        assert np.all(states[steps + 1 :] == states[steps])
+    assert np.allclose(run.episodes.returns, np.where(run.episodes.valid, run.episodes.rewards, 0.0).sum(1), rtol=1e-6)
+    assert int(run.data.valid.sum()) == int(np.sum(run.episodes.valid))
+
+
+def test_a_system_that_diverges_is_named():
+    wild = pendulum.system(dt=50.0)
+    with pytest.raises(FloatingPointError, match="'(angle|velocity)' is not finite from step"):
+        pp.episode(jax.random.key(0), wild, SHORT, RandomPolicy(), wild.transition)
+
+
+def test_a_run_prints_its_episodes():
+    text = str(runs(0.0)[0]).splitlines()
+    assert len(text) == 4 and text[0].split()[:3] == ["episode", "return", "solved"]
+    assert float(text[3].split()[1]) == pytest.approx(float(runs(0.0)[0].episodes.returns[2]), abs=0.006)
+    with pytest.raises(ValueError, match="episodes must be at least 1"):
+        pp.psrl(jax.random.key(0), pendulum.system(), SHORT, pendulum.dynamics(), Laplace(), PLANNER, episodes=0)

@@ -1,0 +1,156 @@
+"""The package as it is installed: its folders, what importing it costs, and which way imports point."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parent.parent
+settings = tomllib.loads((root / "pyproject.toml").read_text())
+layers = {"physppl.models": root / "models", "physppl.inference": root / "inference"}
+
+
+def modules():
+    """{module name: file} of the whole library, each file once (the links under physppl/ are the two layers)."""
+    files = {}
+    for path in (root / "physppl").rglob("*.py"):
+        relative = path.relative_to(root)
+        if not any((root / part).is_symlink() for part in relative.parents):
+            files[".".join(relative.with_suffix("").parts)] = path
+    for name, folder in layers.items():
+        for path in folder.rglob("*.py"):
+            files[".".join((name, *path.relative_to(folder).with_suffix("").parts))] = path
+    return {name.removesuffix(".__init__"): path for name, path in files.items()}
+
+
+def imports(path: Path, *, top_level: bool = False) -> set[str]:
+    """Every module that a file imports; also inside functions, unless `top_level`."""
+    found, known = set(), modules()
+    tree = ast.parse(path.read_text())
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; two of the folders are seen through links"
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {name if name in known else node.module for name in names}
+    return found
+
+
+def under(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def test_every_folder_of_modules_is_a_package_that_is_shipped():
+    """A forgotten sub-package would vanish from the wheel without a word."""
+    shipped = settings["tool"]["setuptools"]["packages"]
+    folders = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert set(shipped) == folders and len(shipped) == len(folders)
+    for name, path in modules().items():
+        assert name in folders or name.rpartition(".")[0] in folders, f"{path} stands in no package"
+    assert settings["tool"]["setuptools"]["package-dir"] == {
+        "physppl": "physppl",
+        "physppl.models": "models",
+        "physppl.inference": "inference",
+    }
+
+
+def test_the_package_is_typed_and_the_links_are_relative():
+    assert (root / "physppl" / "py.typed").is_file()
+    assert settings["tool"]["setuptools"]["package-data"]["physppl"] == ["py.typed"]
+    for name in ("models", "inference"):
+        link = root / "physppl" / name
+        if link.is_symlink():  # a checkout without links still works: the mapping takes over
+            assert str(link.readlink()) == f"../{name}"
+
+
+def run(code: str, folder) -> str:
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_the_library_loads_no_layer_and_nothing_heavy_that_it_may_not_need(tmp_path):
+    out = run(
+        "import sys, physppl, jax; print(jax.config.jax_enable_x64); print(*sys.modules)",
+        tmp_path,
+    )
+    precision, loaded = out.split("\n")[:2]
+    assert precision == "False"  # the global flag is the user's
+    mine = {"physppl.models", "physppl.inference", "physppl.cli"}
+    heavy = {
+        "arviz",
+        "arviz_base",
+        "arviz_stats",
+        "arviz_plots",
+        "matplotlib",
+        "pint",
+        "pandas",
+        "blackjax",
+        "gymnasium",
+    }
+    assert set(loaded.split()) & (mine | heavy | {"tyro", "xarray"}) == set()
+
+
+def test_the_layers_import_from_any_folder_under_one_name(tmp_path):
+    out = run(
+        "import physppl.models, physppl.inference, sys; "
+        "print(physppl.models.pendulum.__name__, physppl.inference.Laplace.__module__, 'models' in sys.modules)",
+        tmp_path,
+    )
+    assert out.split() == ["physppl.models.pendulum", "physppl.inference.laplace", "False"]
+
+
+def test_imports_point_one_way():
+    for name, path in modules().items():
+        for other in imports(path):
+            assert other.split(".")[0] not in ("models", "inference"), f"{name}: write physppl.{other}"
+            if under(name, "physppl.models"):
+                assert not under(other, "physppl.inference"), f"{name} imports {other}"
+            elif under(name, "physppl.inference"):
+                assert not under(other, "physppl.models"), f"{name} imports {other}"
+            elif not (under(name, "physppl.cli") or name == "physppl.__main__"):
+                assert not any(under(other, layer) for layer in layers), f"{name} imports {other}"
+                assert not under(other, "physppl.cli"), f"{name} imports {other}"
+
+
+def test_the_modules_form_no_cycle():
+    files = modules()
+    graph = {n: {other for other in imports(p, top_level=True) if other in files} - {n} for n, p in files.items()}
+    finished, open_ = set(), []
+
+    def visit(name):
+        assert name not in open_, " -> ".join([*open_[open_.index(name) :], name])
+        if name not in finished:
+            open_.append(name)
+            for other in sorted(graph[name]):
+                visit(other)
+            finished.add(open_.pop())
+
+    for name in graph:
+        visit(name)
+
+
+@pytest.mark.parametrize("name", ["physppl", "physppl.models", "physppl.inference", "physppl.planning"])
+def test_exports_are_listed_in_order_and_once(name):
+    tree = ast.parse(modules()[name].read_text())
+    exported = [
+        (node.module, alias.asname)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname is not None
+    ]
+    assert exported, "exports are written `from module import name as name`"
+    kind = lambda name: (not name.isupper(), not name[0].isupper(), name)  # noqa: E731  as ruff sorts: RK4, Step, rollout
+    assert exported == sorted(exported, key=lambda pair: (pair[0], kind(pair[1])))
+    names = [public for _, public in exported]
+    assert len(set(names)) == len(names)
+
+
+def test_the_version_is_one_number():
+    assert f'version = "{settings["project"]["version"]}"' in (root / "pyproject.toml").read_text()
+    assert settings["project"]["version"] in (root / "CHANGELOG.md").read_text()

@@ -1,0 +1,229 @@
+"""The recordings' protocol: against the reference reader of the data where they are, on made-up files everywhere."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import example, linear_data, linear_dynamics
+from scipy.signal import savgol_coeffs
+
+import physppl as pp
+from physppl import recordings
+from physppl.inference import Laplace
+from physppl.recordings import Recording
+
+DATA = os.environ.get("PHYSPPL_DATA")
+needs_data = pytest.mark.skipif(not DATA, reason="PHYSPPL_DATA names no folder of real recordings")
+
+
+def module(path: Path):
+    """A script as a module, under a name of its own."""
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference():
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the data folder stays as it is
+    try:
+        return module(Path(DATA) / "recordings.py")
+    finally:
+        sys.dont_write_bytecode = written
+
+
+def made_up(samples=200, coordinates=2, inputs=1, **protocol):
+    """A cubic in each coordinate, which a cubic smoother leaves unchanged and differentiates exactly."""
+    t = 0.01 * np.arange(samples)
+    shape = 1.0 + np.arange(coordinates)
+    position = shape * (t[:, None] ** 3) - t[:, None] ** 2
+    velocity = 3 * shape * (t[:, None] ** 2) - 2 * t[:, None]
+    torque = np.arange(samples)[:, None] + 1000.0 * np.arange(inputs)
+    return Recording.smoothed("cubic", 0.01, position, torque, window=9, **protocol), velocity
+
+
+@needs_data
+def test_real_pendulum_agrees_with_the_reference(reference):
+    train, tests = recordings.simple_pendulum(DATA)
+    their_train, their_tests = reference.simple_pendulum()
+    assert list(tests) == list(their_tests) and [r.name for r in train] == [r.name for r in their_train]
+    pairs = [(train, their_train)] + [(tests[name], their_tests[name]) for name in tests]
+    for mine, theirs in pairs:
+        for a, b in zip(mine, theirs, strict=True):
+            assert (a.dt, a.delay, a.stride, a.margin) == (b.dt, b.delay, b.stride, b.margin)
+            for part in ("position", "state", "inputs"):
+                np.testing.assert_array_equal(getattr(a, part), getattr(b, part))
+        for horizon in (0.1, 0.2, 0.5):
+            a, b = recordings.windows(mine, horizon), reference.windows(theirs, horizon)
+            for part in ("initial_state", "inputs", "position"):
+                np.testing.assert_array_equal(getattr(a, part), getattr(b, part))
+            predicted = recordings.constant_velocity(a)
+            np.testing.assert_array_equal(predicted, reference.constant_velocity(b))
+            np.testing.assert_array_equal(recordings.rmse(a, predicted), reference.rmse(b, predicted))
+            bounds = predicted - 0.1, predicted + 0.2
+            np.testing.assert_array_equal(recordings.coverage(a, *bounds), reference.coverage(b, *bounds))
+
+
+@needs_data
+@pytest.mark.parametrize("machine", ["furuta", "two_link"])
+def test_windows_agree_with_the_reference_for_delayed_inputs(reference, machine):
+    train, _ = getattr(reference, machine)()
+    assert all(r.delay > 0 for r in train)
+    mine = [Recording(*r) for r in train]
+    for horizon in (0.1, 0.5):
+        a, b = recordings.windows(mine, horizon), reference.windows(train, horizon)
+        for part in ("initial_state", "inputs", "position"):
+            np.testing.assert_array_equal(getattr(a, part), getattr(b, part))
+
+
+def test_smoothing_is_the_least_squares_cubic():
+    recording, velocity = made_up()
+    np.testing.assert_allclose(recording.state[:, :2], recording.position, atol=1e-12)
+    np.testing.assert_allclose(recording.state[:, 2:], velocity, atol=1e-10)
+    noisy = np.random.default_rng(0).standard_normal((60, 1))
+    smooth = Recording.smoothed("noise", 0.02, noisy, noisy, window=9).state
+    at = 30
+    window = slice(at - 4, at + 5)
+    cubic = np.polynomial.Polynomial.fit(0.02 * np.arange(-4, 5), noisy[window, 0], 3)
+    np.testing.assert_allclose(smooth[at], [cubic(0.0), cubic.deriv()(0.0)], atol=1e-10)
+    np.testing.assert_allclose(smooth[at, 0], savgol_coeffs(9, 3, use="dot") @ noisy[window, 0], atol=1e-12)
+
+
+def test_windows_start_where_the_protocol_says():
+    recording, _ = made_up(delay=3, stride=7, margin=5)
+    found = recordings.windows([recording, recording], 0.1)
+    starts = np.arange(5, 200 - 50 - 5, 7)  # 50 samples, the longest horizon, follow every start
+    assert len(found) == 2 * len(starts) and found.horizon == pytest.approx(0.1)
+    assert found.inputs.shape == (len(found), 10, 1) and found.position.shape == (len(found), 11, 2)
+    np.testing.assert_array_equal(found.inputs[: len(starts), 0, 0], starts - 3)  # the made-up input is its own index
+    np.testing.assert_array_equal(found.initial_state[: len(starts)], recording.state[starts])
+    np.testing.assert_array_equal(found.position[: len(starts), -1], recording.position[starts + 10])
+    longest = recordings.windows([recording, recording], 0.5)
+    np.testing.assert_array_equal(longest.initial_state, found.initial_state)  # the same starts for every horizon
+
+
+def test_scores_by_hand():
+    recording, _ = made_up(margin=5)
+    found = recordings.windows([recording], 0.2)
+    end = found.position[:, -1]
+    shift = np.where(np.arange(len(found))[:, None] % 2, 0.3, -0.1) * np.ones(2)
+    odd = np.mean(np.arange(len(found)) % 2)
+    np.testing.assert_allclose(recordings.rmse(found, end + shift), np.sqrt(odd * 0.09 + (1 - odd) * 0.01))
+    np.testing.assert_allclose(recordings.coverage(found, end - 0.2, end + shift), odd)
+    with pytest.raises(ValueError, match="ends of the windows must have shape"):
+        recordings.rmse(found, end[:, 0])
+    with pytest.raises(ValueError, match="ends of the windows must have shape"):
+        recordings.coverage(found, 0.0, 1.0)
+
+
+def test_transitions_keep_to_one_recording_and_delay_inputs():
+    first, _ = made_up(samples=60, margin=4, delay=2)
+    second, _ = made_up(samples=80, margin=4, delay=2)
+    data = recordings.transitions([first, second])
+    assert len(data) == (60 - 8 - 1) + (80 - 8 - 1)
+    np.testing.assert_array_equal(data.states[:51], first.state[4:55])
+    np.testing.assert_array_equal(data.next_states[:51], first.state[5:56])
+    np.testing.assert_array_equal(data.states[51], second.state[4])
+    np.testing.assert_array_equal(data.actions[[0, 51], 0], [2, 2])  # sample 4, two samples late
+    np.testing.assert_allclose(data.times[[0, 1, 51]], [0.04, 0.05, 0.04])
+
+
+def test_between_cuts_a_recording():
+    recording, _ = made_up()
+    piece = recording.between(0.5, 0.8)
+    assert len(piece.times) == 30
+    np.testing.assert_array_equal(piece.state, recording.state[50:80])
+
+
+def files(folder: Path, *names: str):
+    """Pendulum files of 6 s at 1 kHz with a torque ramp of 2 N m/s, as the reader expects them."""
+    folder = folder / "dfki_simple_pendulum"
+    folder.mkdir()
+    t = np.arange(0, 6, 1e-3)
+    for name in names:
+        np.savez(folder / f"{name}.npz", t=t, pos=np.sin(t), vel=np.cos(t), torque=2 * t)
+
+
+def test_reader_resamples_to_the_mean_torque(tmp_path):
+    files(tmp_path, "ddp", "energy_shaping", "direct_collocation", "sac")
+    train, tests = recordings.simple_pendulum(tmp_path)
+    assert [len(r.times) for r in train] == [600, 400] and list(tests) == ["direct collocation", "sac 0-4 s"]
+    sac = tests["sac 0-4 s"][0]
+    np.testing.assert_allclose(sac.inputs[:, 0], 2 * (sac.times + 0.005), atol=1e-9)  # a ramp's mean: its middle
+    inner = slice(10, -10)
+    np.testing.assert_allclose(sac.state[inner, 0], np.sin(sac.times)[inner], atol=1e-6)
+    np.testing.assert_allclose(sac.state[inner, 1], np.cos(sac.times)[inner], atol=1e-5)
+
+
+def test_missing_folder_and_file_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        recordings.simple_pendulum(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="'ddp.npz' is missing"):
+        recordings.simple_pendulum(tmp_path)
+    files(tmp_path, "ddp")
+    with pytest.raises(FileNotFoundError, match="'energy_shaping.npz' is missing; .* holds ddp.npz"):
+        recordings.simple_pendulum(tmp_path)
+
+
+def test_bad_recordings_are_refused():
+    wave = np.sin(np.arange(60.0))[:, None]
+    with pytest.raises(ValueError, match="fewer than the smoothing window"):
+        Recording.smoothed("short", 0.01, wave[:5], wave[:5], window=9)
+    broken = wave.copy()
+    broken[17] = np.nan
+    with pytest.raises(ValueError, match="'gap': position is not finite, first at sample 17"):
+        Recording.smoothed("gap", 0.01, broken, wave, window=9)
+    short = Recording.smoothed("short", 0.01, wave, wave, window=9)
+    with pytest.raises(ValueError, match="no recording is longer than 0.5 s"):
+        recordings.windows([short], 0.1)
+    with pytest.raises(ValueError, match="horizon must lie between 0.01 s and 0.5 s"):
+        recordings.windows([made_up()[0]], 0.6)
+    with pytest.raises(ValueError, match="one sampling time"):
+        recordings.transitions([short, Recording.smoothed("slow", 0.02, wave, wave, window=9)])
+    with pytest.raises(ValueError, match="nothing is left"):
+        recordings.transitions([Recording.smoothed("short", 0.01, wave[:41], wave[:41], window=9)])
+
+
+def test_forecast_is_the_belief_rolled_out():
+    posterior = pp.fit(jax.random.key(0), linear_dynamics(), linear_data(), Laplace())
+    data, draws = linear_data(), 2000
+    states, actions = np.asarray(data.states)[:3], np.asarray(data.actions)[:3]
+    key = jax.random.key(1)
+    noisy = recordings.forecast(key, posterior, states, actions[:, None], draws)[:, :, 1]
+    plain = recordings.forecast(key, posterior, states, actions[:, None], draws, noise=False)[:, :, 1]
+    # Linear in its parameters with a Gaussian belief: one step is Gaussian, with the moments of predict and basis.
+    mean, factor = (np.asarray(x) for x in posterior.basis(states, actions))
+    believed = np.einsum("ndr,ner->nde", factor, factor)
+    predicted = np.asarray(posterior.predict(states, actions).covariance_matrix)
+    for sample, covariance in ((noisy, predicted), (plain, believed)):
+        sd = np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))
+        assert np.all(np.abs(sample.mean(0) - mean) < 4.5 * sd / np.sqrt(draws))
+        for i in range(3):
+            # the sd of an entry of a sample covariance is at most sqrt(2 / K) sd_i sd_j
+            error = np.abs(np.cov(sample[:, i].T) - covariance[i])
+            assert np.all(error < 4.5 * np.sqrt(2 / draws) * np.outer(sd[i], sd[i]))
+    # Every draw holds for the whole rollout: two steps are one step from where the first ended, with the same sites.
+    two = recordings.forecast(key, posterior, states[:1], actions[None, :2], 5, noise=False)
+    drawn = jax.vmap(posterior.draw)(jax.random.split(jax.random.split(key)[0], 5))
+    for k in range(5):
+        transition = jax.tree.map(lambda leaf, k=k: leaf[k], drawn)
+        np.testing.assert_allclose(two[k, 0, 2], transition(transition(states[0], actions[0]), actions[1]), rtol=1e-5)
+
+
+@needs_data
+def test_real_pendulum_is_predicted_nearly_as_well_as_by_a_trajectory_fit():
+    script = example("real_pendulum")
+    train, tests = recordings.simple_pendulum(DATA)
+    posteriors = script.fits(train)
+    rows = {(row["test"], row["horizon"]): row for row in script.scores(posteriors, tests)}
+    for backend, posterior in posteriors.items():
+        assert pp.Status(int(posterior.status)) is pp.Status.OK
+        # One-step regression on smoothed states against the trajectory fit: what such data allow.
+        assert rows["direct collocation", 0.2][f"{backend} ratio"] <= 2.0
+        assert rows["sac 0-4 s", 0.2][f"{backend} ratio"] <= 1.5
+        assert all(row[backend] < 0.2 * row["constant velocity"] for row in rows.values())
