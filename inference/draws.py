@@ -25,8 +25,11 @@ class DrawsPosterior(Posterior):
     points: Float[Array, "C S P"]
     stats: dict[str, Array]
 
-    def __init__(self, model, data, space: VirtualSpace, points, stats=None, status: Array | int = Status.OK):
+    def __init__(
+        self, model, data, space: VirtualSpace, points, stats=None, status: Array | int = Status.OK, method="Draws"
+    ):
         self.model, self.data, self.space, self.points, self.stats = model, data, space, points, stats or {}
+        self.method = method
         finite = jnp.all(jnp.isfinite(points))
         self.status = jnp.where(finite, jnp.asarray(status), Status.NONFINITE)
 

@@ -49,7 +49,7 @@ class HMC(Backend[DrawsPosterior]):
         divergent = jnp.mean(stats["diverging"]) > 0.01
         status = jnp.where(divergent, Status.DIVERGENCES, Status.OK)
         status = jnp.where(jnp.all(jnp.isfinite(stats["lp"])), status, Status.NONFINITE)
-        return DrawsPosterior(model, data, space, points, stats, status)
+        return DrawsPosterior(model, data, space, points, stats, status, "HMC")
 
     def _chain(self, key, start, log_joint):
         warm_key, key = jax.random.split(key)

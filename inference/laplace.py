@@ -72,6 +72,7 @@ class LaplacePosterior(Posterior):
 
     def __init__(self, model, data, space: VirtualSpace, found: Mode, linearised: bool):
         self.model, self.data, self.space, self.linearised = model, data, space, linearised
+        self.method = "Laplace"
         self.mode, self.decrement, self.steps = found.point, found.decrement, found.steps
         self.factor = linear.inverse_factor(found.local.curvature)
         self.log_evidence = linear.log_evidence(found.local.log_joint, self.factor)

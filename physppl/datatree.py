@@ -41,7 +41,7 @@ def datatree(key, posterior, draws: int):
         for name in tree[group].data_vars:
             tree[group][name].attrs["units"] = units.get(str(name), "")
     tree.attrs |= {
-        "backend": type(posterior).__name__.removesuffix("Posterior"),
+        "backend": posterior.method,
         "model": str(posterior.model),
     }
     tree.attrs |= {"status": Status(int(posterior.status)).name} | posterior.facts()

@@ -28,11 +28,13 @@ class Posterior(eqx.Module):
         model: the Dynamics, or another NumPyro model (then only `samples` and `to_arviz` have a meaning).
         data: what it was fitted on, padding included.
         status: how the fit ended (`physppl.Status`).
+        method: name of the backend, for tables.
     """
 
     model: Any = eqx.field(static=True)
     data: Any
     status: Array
+    method: str = eqx.field(static=True)
 
     @abstractmethod
     def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
@@ -118,11 +120,11 @@ class Posterior(eqx.Module):
 
         return datatree(jax.random.key(0) if key is None else key, self, draws)
 
-    def summary(self, key: PRNGKeyArray | None = None):
-        """The table of sites with units and verdicts; print it."""
+    def summary(self, key: PRNGKeyArray | None = None, *, truth: dict[str, Any] | None = None):
+        """The table of sites with units and verdicts, beside the truth where it is known; print it."""
         from physppl.summary import summarise
 
-        return summarise(jax.random.key(0) if key is None else key, self)
+        return summarise(jax.random.key(0) if key is None else key, self, truth=truth)
 
     def _call(self, function, *args):
         """A compiled function of the belief in double precision, its result in the caller's."""

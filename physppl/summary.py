@@ -13,7 +13,6 @@ from numpyro import handlers
 from physppl.datatree import site_units
 from physppl.dynamics import NOISE, Dynamics
 from physppl.errors import Status, unknown
-from physppl.posterior import Posterior
 from physppl.transitions import Transitions
 from physppl.units import pretty
 from physppl.virtual import latent_part
@@ -101,7 +100,7 @@ class Summary:
         return f"<p>{html.escape(self.header)}</p><table><tr>{line(head, 'th')}</tr>{rows}</table>"
 
 
-def summarise(key: PRNGKeyArray, posterior: Posterior, *, truth: dict | None = None) -> Summary:
+def summarise(key: PRNGKeyArray, posterior, *, truth: dict | None = None) -> Summary:
     """The table of a posterior.
 
     Args:
@@ -139,7 +138,7 @@ class Entry(NamedTuple):
     bounds: tuple[float, float] | None
 
 
-def entries(key: PRNGKeyArray, posterior: Posterior) -> list[Entry]:
+def entries(key: PRNGKeyArray, posterior) -> list[Entry]:
     """All scalars of a posterior, sites in the order of the program."""
     posterior_key, prior_key = jax.random.split(key)
     samples = posterior.samples(posterior_key, DRAWS)
@@ -155,7 +154,7 @@ def entries(key: PRNGKeyArray, posterior: Posterior) -> list[Entry]:
     return found
 
 
-def _prior(key: PRNGKeyArray, posterior: Posterior) -> dict[str, tuple]:
+def _prior(key: PRNGKeyArray, posterior) -> dict[str, tuple]:
     """{site: (draws, (low, high) of its support or None where that is not two-sided)}."""
     model, *args = latent_part(posterior.model, posterior.data)
 
@@ -246,9 +245,9 @@ def _bounds(support) -> tuple[float, float] | None:
     return np.asarray(low).item(), np.asarray(high).item()
 
 
-def _header(posterior: Posterior) -> str:
+def _header(posterior) -> str:
     status = Status(int(posterior.status))
-    parts = [type(posterior).__name__.removesuffix("Posterior"), str(posterior.model)]
+    parts = [posterior.method, str(posterior.model)]
     parts.append("converged" if status is Status.OK else f"{status.name.lower().replace('_', ' ')}: {status.remedy}")
     if isinstance(posterior.data, Transitions):
         count = int(np.sum(posterior.data.valid))

@@ -57,4 +57,5 @@ def label(name: str, unit: str) -> str:
 @functools.cache
 def pretty(unit: str) -> str:
     """The unit as a person writes it: N·m·s/rad."""
-    return f"{_registry().parse_units(unit):~P}" if unit else ""
+    # Pint 0.26 writes another dot (U+22C5); one sign whatever the version.
+    return f"{_registry().parse_units(unit):~P}".replace("\u22c5", "·") if unit else ""
