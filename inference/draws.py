@@ -60,7 +60,7 @@ class DrawsPosterior(Posterior):
     def _samples(self, key: PRNGKeyArray, draws: int):
         """The draws themselves; `key` and `draws` do not change them."""
         del key, draws
-        return jax.vmap(jax.vmap(self._sites))(self.points)
+        return jax.vmap(jax.vmap(lambda z: self.space.values(self.model, z, self.data)))(self.points)
 
     def _noise(self) -> Array:
         noise = jax.vmap(lambda z: self._transition(z).noise)(self._thinned())

@@ -20,7 +20,7 @@ from physppl.virtual import VirtualSpace
 class Laplace(Backend["LaplacePosterior"]):
     """Multi-start mode and Fisher curvature (MacKay 1992; Immer, Korzepa, Bauer, AISTATS 2021).
 
-    Takes any NumPyro model whose observed sites are Normal.
+    Takes any NumPyro model; observed sites that are not Normal enter the curvature with their exact Hessian.
 
     Attributes:
         starts: searches run at once: the median of the prior, then prior draws.
@@ -111,7 +111,7 @@ class LaplacePosterior(Posterior):
     def _samples(self, key: PRNGKeyArray, draws: int):
         noise = jax.random.normal(key, (draws, len(self.mode)), self.mode.dtype)
         points = self.mode + noise @ self.factor
-        samples = jax.vmap(self._sites)(points)
+        samples = jax.vmap(lambda z: self.space.values(self.model, z, self.data))(points)
         return jax.tree.map(lambda x: x[None], samples)
 
     def _noise(self) -> Array:

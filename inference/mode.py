@@ -37,8 +37,8 @@ def local(space: VirtualSpace, model: Callable, data, z: Float[Array, " P"]) -> 
     """Log joint, its gradient and its curvature at z.
 
     The curvature is the Fisher information of the observed Gaussians in (mean, log scale) plus the Hessian of minus
-    the log prior: a mean-only Gauss-Newton leaves the noise with prior curvature only, and the exact Hessian of the
-    likelihood can be indefinite.
+    the log of all else, as a rule the prior: a mean-only Gauss-Newton leaves the noise with prior curvature only, and
+    the exact Hessian of the likelihood can be indefinite.
     """
 
     def observed(z):

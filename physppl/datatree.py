@@ -23,7 +23,7 @@ def datatree(key, posterior, draws: int):
         flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in samples.items()}
         chains = next(iter(samples.values())).shape[:2]
         likelihood = jax.jit(lambda s: log_likelihood(posterior.model, s, posterior.data, parallel=True))(flat)
-        prior = _prior(prior_key, posterior, draws)
+        prior = _prior(prior_key, posterior, list(flat), draws)
         observed = _observed(posterior)
     groups = {
         "posterior": samples,
@@ -66,9 +66,8 @@ def _plain(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _prior(key, posterior, draws: int):
+def _prior(key, posterior, names, draws: int):
     model, *args = latent_part(posterior.model, posterior.data)
-    names = posterior.space.names
 
     def one(key):
         trace = handlers.trace(handlers.seed(model, key)).get_trace(*args)

@@ -12,10 +12,12 @@ import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Float
 
+from physppl.checks import check_data, check_widths
 from physppl.content import content
-from physppl.errors import as_array, is_concrete
+from physppl.errors import as_array
 from physppl.integrate import RK4, Stepper, stepper
-from physppl.program import Program, Record, note_units, rebuild
+from physppl.plates import PlateLayout
+from physppl.program import Program, Record, note_units, rebuild, refuse_unknown
 from physppl.spaces import ActionSpace, StateSpace
 from physppl.transition import Transition
 from physppl.transitions import Transitions
@@ -119,10 +121,11 @@ class Dynamics:
             self.program()
             self._sample_noise()
             transitions = numpyro.plate("transition", rows) if rows else None
+        refuse_unknown(self, record.names | {"next_state"}, f"Dynamics({self.name})")
         note_units(record.units | self._noise_units(record))
         if transitions is None:  # no data: the prior
             return None
-        layout = _Layout(record.frames["transition"], transitions.dim, data.batch_shape, self.name)
+        layout = PlateLayout(record.frames["transition"], transitions.dim, data.batch_shape, self.name)
         values = {k: layout.lead(v, record.event_dims[k], record.own_dims[k]) for k, v in record.values.items()}
         noise = self._noise(values)
         values.pop(NOISE, None)
@@ -184,36 +187,7 @@ class Dynamics:
             TypeError: for anything but Transitions.
             ValueError: naming the row and coordinate of what is missing, not finite or out of bounds.
         """
-        where = f"Dynamics({self.name})"
-        if not isinstance(data, Transitions):
-            raise TypeError(f"{where} takes Transitions(states=, actions=, next_states=); got {type(data).__name__}.")
-        for argument, space in (("states", self.state), ("actions", self.action)):
-            width = getattr(data, argument).shape[-1]
-            if width != len(space):
-                raise ValueError(
-                    f"{where}: {argument} must have {len(space)} columns ({', '.join(space.names)}); got {width}."
-                )
-        if not is_concrete(data.states, data.actions, data.next_states, data.valid, data.times):
-            return
-        valid = np.asarray(data.valid)
-        _check_finite(np.asarray(data.times)[..., None], valid, "times", ("time",), where)
-        for argument, space in (
-            ("states", self.state),
-            ("actions", self.action),
-            ("next_states", self.state),
-        ):
-            if getattr(data, argument) is not None:
-                _check_finite(np.asarray(getattr(data, argument)), valid, argument, space.names, where)
-        actions, slack = np.asarray(data.actions), 1e-6 * (self.action.high - self.action.low)
-        outside = ((actions < self.action.low - slack) | (actions > self.action.high + slack)) & valid[..., None]
-        if outside.any():
-            *row, i = np.argwhere(outside)[0]
-            name, unit = self.action.names[i], self.action.units[i]
-            raise ValueError(
-                f"{where}: {int(outside.sum())} actions are out of bounds, first {name!r} = {actions[(*row, i)]:.4g} "
-                f"{unit} at transition {_row(row)}, outside [{self.action.low[i]:g}, {self.action.high[i]:g}]. "
-                "Record what the machine received (after its own limits), or widen the ActionSpace."
-            )
+        check_data(data, self.state, self.action, f"Dynamics({self.name})")
 
     def check_widths(self, states, actions) -> None:
         """Refuse states (..., D) and actions (..., A) that are not of the spaces, by their shapes alone.
@@ -221,12 +195,7 @@ class Dynamics:
         Raises:
             ValueError: naming the argument and the coordinates.
         """
-        for argument, value, space in (("state", states, self.state), ("action", actions, self.action)):
-            if jnp.shape(value)[-1:] != (len(space),):
-                raise ValueError(
-                    f"Dynamics({self.name}): {argument} must end in {len(space)} ({', '.join(space.names)}); "
-                    f"got shape {jnp.shape(value)}."
-                )
+        check_widths(states, actions, self.state, self.action, f"Dynamics({self.name})")
 
     def _sample_noise(self) -> None:
         if not self.knows_noise:
@@ -242,56 +211,3 @@ class Dynamics:
 
     def _noise_units(self, record: Record) -> dict[str, str]:
         return {outside: ", ".join(self.state.units) for outside in record.units if outside.endswith(NOISE)}
-
-
-class _Layout:
-    """Where the axes of the plates outside go: leading for vmap, at their dims for the sample statement."""
-
-    def __init__(self, frames, time_dim: int, batch_shape: tuple[int, ...], name: str):
-        outer = sorted((f.dim, f.size) for f in frames)  # most negative dim first, as in an array
-        self.dims, self.sizes = tuple(d for d, _ in outer), tuple(s for _, s in outer)
-        self.time_dim = time_dim
-        if batch_shape != self.sizes:
-            plates = f"plates of sizes {self.sizes}" if self.sizes else "no plate"
-            raise ValueError(
-                f"Dynamics({name}): data with leading axes {batch_shape} need as many plates outside; found {plates}. "
-                "Write `with numpyro.plate('machine', M): dynamics(Transitions.stack([...]))`."
-            )
-
-    def lead(self, value, event_dim: int, own_dims: int):
-        """A site's value with its plate axes first, broadcast to their sizes; the rest as without plates outside."""
-        value = jnp.asarray(value)
-        for dim, size in zip(reversed(self.dims), reversed(self.sizes), strict=True):
-            axis = dim - event_dim
-            if value.ndim < -axis:  # e.g. conditioned on one value for the whole plate
-                value = jnp.broadcast_to(value, (size,) + (1,) * (-axis - 1 - value.ndim) + value.shape)
-            elif value.shape[axis] == 1:
-                value = jnp.repeat(value, size, axis=axis)
-        axes = [value.ndim + dim - event_dim for dim in self.dims]
-        value = jnp.moveaxis(value, axes, range(len(axes)))
-        while value.ndim > len(axes) + own_dims + event_dim and value.shape[len(axes)] == 1:
-            value = jnp.squeeze(value, len(axes))  # a gap that a plate at e.g. dim=-2 leaves on its right
-        return value
-
-    def place(self, value, event_dim: int):
-        """(plates..., N, event...) to the batch shape that the plates prescribe."""
-        count = len(self.dims)
-        order = sorted(zip((*self.dims, self.time_dim), range(count + 1), strict=True))
-        value = jnp.transpose(value, [i for _, i in order] + list(range(count + 1, count + 1 + event_dim)))
-        present = [d for d, _ in order]
-        gaps = [i for i, d in enumerate(range(present[0], 0)) if d not in present]
-        return jnp.expand_dims(value, gaps)
-
-
-def _check_finite(values, valid, argument: str, names, where: str) -> None:
-    bad = ~np.isfinite(values) & valid[..., None]
-    if bad.any():
-        *row, i = np.argwhere(bad)[0]
-        raise ValueError(
-            f"{where}: {argument} has {int(bad.sum())} non-finite values, first at transition {_row(row)}, coordinate "
-            f"{names[i]!r} ({values[(*row, i)]}). Drop the row, or mark it with valid=False."
-        )
-
-
-def _row(row) -> str:
-    return str(int(row[0])) if len(row) == 1 else str(tuple(int(r) for r in row))

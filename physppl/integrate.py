@@ -160,8 +160,8 @@ def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=Non
         ValueError: where the length of the rollout or the step is not determined.
     """
     state = _as_float(state)
-    advance = step.stepper() if hasattr(step, "stepper") else None
-    if advance is not None:
+    is_transition = hasattr(step, "stepper")
+    if is_transition:
         if dt is not None or times is not None or solver is not None:
             raise ValueError("rollout: a Transition brings its own dt and solver; drop dt, times and solver.")
         dt = step.dynamics.dt
@@ -183,14 +183,27 @@ def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=Non
                 f"rollout: times must have one more entry than actions; got {times.shape} and {actions.shape}."
             )
         starts, lengths = times[:-1], jnp.diff(times)
+    if is_transition:
+        return _transition_rollout(step, state, actions, starts)
 
     def body(x, inputs):
         t, u, length = inputs
-        move = advance or stepper(step, length if dt is None else dt, solver, substeps)
-        x = move(t, x, u)
+        x = stepper(step, length if dt is None else dt, solver, substeps)(t, x, u)
         return x, x
 
     _, states = jax.lax.scan(body, state, (starts, actions, lengths))
+    return jnp.concatenate([state[None], states])
+
+
+@jax.jit  # a bare scan compiles anew at every call from Python; new draws and states must not
+def _transition_rollout(transition, state, actions, starts):
+    advance = transition.stepper()
+
+    def body(x, inputs):
+        x = advance(inputs[0], x, inputs[1])
+        return x, x
+
+    _, states = jax.lax.scan(body, state, (starts, actions))
     return jnp.concatenate([state[None], states])
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
-from numpyro.primitives import Messenger
+from numpyro import handlers
+from numpyro.primitives import _PYRO_STACK, Messenger
 
 from physppl.errors import closest
 
@@ -27,6 +28,7 @@ class Record(Messenger):
         own_dims: batch axes of each site that plates inside the program take.
         units: {name outside, as traces show it: unit}.
         frames: {plate created inside: the plates outside it as (name, dim, size)}.
+        names: every name met, as the program and as handlers outside write it, auxiliary sites of handlers included.
     """
 
     def __init__(self, owner: str):
@@ -36,6 +38,7 @@ class Record(Messenger):
         self.own_dims: dict[str, int] = {}
         self.units: dict[str, str] = {}
         self.frames: dict[str, list] = {}
+        self.names: set[str] = set()
         self._open: list[tuple] = []
         super().__init__()
 
@@ -56,6 +59,7 @@ class Record(Messenger):
 
     def postprocess_message(self, msg) -> None:
         kind, name, event_dim, unit = self._open.pop()
+        self.names |= {str(name), str(msg.get("name"))}
         if self._open or name is None:
             return
         if kind == "plate":
@@ -105,6 +109,30 @@ def rebuild(program: Program, values: Mapping[str, Array], owner: str):
         if name not in replay.used:
             raise KeyError(f"{owner} has no site {name!r}.{closest(name, replay.used)}")
     return field
+
+
+def refuse_unknown(model: Callable, names: set[str], owner: str) -> None:
+    """Refuse values that `substitute` or `condition`, wrapped around this model alone, hold for no site of it.
+
+    NumPyro ignores them in silence, and a misspelt site is then drawn from its prior. Handlers around a larger model
+    may hold values of its other sites, so only those whose chain of wrapped functions ends in this model are read.
+
+    Raises:
+        KeyError: naming the value, with close matches.
+    """
+    for handler in _PYRO_STACK:
+        given = (
+            getattr(handler, "data", None) if isinstance(handler, handlers.substitute | handlers.condition) else None
+        )
+        wrapped = handler
+        while isinstance(wrapped, Messenger):
+            wrapped = wrapped.fn
+        if not given or wrapped is not model:
+            continue
+        for name in given:
+            if not any(known == name or known.endswith(f"/{name}") for known in names):
+                kind = type(handler).__name__
+                raise KeyError(f"{owner}: {kind} gives a value to {name!r}, which is no site.{closest(name, names)}")
 
 
 _unit_tables: list[dict[str, str]] = []

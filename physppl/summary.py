@@ -29,6 +29,7 @@ VANISHING = 0.025
 EXPANDED = 8  # entries of a vector site that get rows of their own; longer ones (weights) share one row
 
 EDGE = "at the edge of its prior: the truth may lie outside"
+CONSTANT = "constant"
 VERDICTS = ("learned", "informed", "barely informed: mostly the prior", EDGE)
 
 
@@ -143,7 +144,7 @@ def entries(key: PRNGKeyArray, posterior) -> list[Entry]:
     posterior_key, prior_key = jax.random.split(key)
     samples = posterior.samples(posterior_key, DRAWS)
     units, found = site_units(posterior), []
-    for site, (prior, bounds) in _prior(prior_key, posterior).items():
+    for site, (prior, bounds) in _prior(prior_key, posterior, set(samples)).items():
         draws = np.asarray(samples[site], float)
         names = _labels(posterior.model, site, units.get(site.replace("/", "."), ""), draws.shape[1:])
         columns = zip(draws.reshape(len(draws), -1).T, prior.reshape(len(prior), -1).T, strict=True)
@@ -154,16 +155,16 @@ def entries(key: PRNGKeyArray, posterior) -> list[Entry]:
     return found
 
 
-def _prior(key: PRNGKeyArray, posterior) -> dict[str, tuple]:
+def _prior(key: PRNGKeyArray, posterior, names) -> dict[str, tuple]:
     """{site: (draws, (low, high) of its support or None where that is not two-sided)}."""
     model, *args = latent_part(posterior.model, posterior.data)
 
     def latent(key):
         trace = handlers.trace(handlers.seed(model, key)).get_trace(*args)
-        return {k: site for k, site in trace.items() if site["type"] == "sample" and not site["is_observed"]}
+        return {name: site for name, site in trace.items() if name in names}  # in the program's order
 
     keys = jax.random.split(key, DRAWS)
-    bounds = {name: _bounds(site["fn"].support) for name, site in latent(key).items()}
+    bounds = {k: _bounds(site["fn"].support) if "fn" in site else None for k, site in latent(key).items()}
     values = jax.jit(jax.vmap(lambda k: {name: site["value"] for name, site in latent(k).items()}))(keys)
     return {name: (np.asarray(values[name], float), bounds[name]) for name in bounds}
 
@@ -181,7 +182,8 @@ def _labels(model, site: str, unit: str, shape: tuple[int, ...]) -> list[tuple[s
 
 
 def _row(entry: Entry, truth: float | None) -> dict:
-    contraction = entry.draws.std() / entry.prior.std()
+    spread = entry.prior.std()
+    contraction = entry.draws.std() / spread if spread > 0 else math.nan  # a constant
     row = _moments(entry, contraction, at_edge(entry.draws, entry.prior, entry.bounds))
     if truth is not None:
         row |= {"truth": truth, "inside": bool(row["low"] <= truth <= row["high"])}
@@ -214,6 +216,8 @@ def _moments(entry: Entry, contraction: float, edge: bool) -> dict:
 
 def _verdict(contraction: float, edge: bool) -> str:
     learned, informed, prior, at_edge = VERDICTS
+    if math.isnan(contraction):
+        return CONSTANT
     if edge:
         return at_edge
     return learned if contraction < LEARNED else informed if contraction < INFORMED else prior

@@ -91,13 +91,21 @@ class VirtualSpace(eqx.Module):
         return handlers.trace(handlers.substitute(model, substitute_fn=value)).get_trace(*args)
 
     def sites(self, model: Callable, z: Float[Array, " P"], *args) -> dict[str, Array]:
-        """{site: constrained value}."""
+        """{latent site: constrained value}."""
         trace = self.trace(*latent_part(model, z, *args))
         return {name: trace[name]["value"] for name in self.names}
 
+    def values(self, model: Callable, z: Float[Array, " P"], *args) -> dict[str, Array]:
+        """{latent or deterministic site: value}, as NumPyro reports samples."""
+        trace = self.trace(*latent_part(model, z, *args))
+        return {k: s["value"] for k, s in trace.items() if k in self.names or s["type"] == "deterministic"}
+
     def log_prior(self, model: Callable, z: Float[Array, " P"], *args) -> Float[Array, ""]:
-        """Log prior density of z."""
-        return self.log_densities(self.trace(*latent_part(model, z, *args)), z)[0]
+        """Log density of z under the prior and under the observed sites that are not Gaussian."""
+        trace = self.trace(*latent_part(model, z, *args))
+        normal = gaussians(trace)
+        prior, other = self.log_densities({k: site for k, site in trace.items() if k not in normal}, z)
+        return prior + other
 
     def log_densities(self, trace: dict[str, Any], z: Float[Array, " P"]) -> tuple[Array, Array]:
         """(log prior density of z, log likelihood) of a trace at z."""
@@ -106,7 +114,7 @@ class VirtualSpace(eqx.Module):
         for name, site in trace.items():
             if site["type"] != "sample":
                 continue
-            density = site["fn"].log_prob(site["value"])
+            density = site["fn"].log_prob(jnp.asarray(site["value"]))
             density = jnp.sum(density if site["scale"] is None else site["scale"] * density)
             if site["is_observed"]:
                 likelihood = likelihood + density
@@ -133,26 +141,19 @@ def latent_part(model: Callable, *args) -> tuple:
 
 
 def gaussians(trace: dict[str, Any]) -> dict[str, Gaussian]:
-    """The observed sites of a trace, which must be Gaussian.
+    """The observed sites of a trace that are Gaussian."""
+    found = {name: _gaussian(site) for name, site in trace.items() if site["type"] == "sample" and site["is_observed"]}
+    return {name: site for name, site in found.items() if site is not None}
 
-    Raises:
-        ValueError: naming the site whose likelihood is another.
-    """
-    found = {}
-    for name, site in trace.items():
-        if site["type"] != "sample" or not site["is_observed"]:
-            continue
-        fn, weight = site["fn"], jnp.ones(())
-        while not isinstance(fn, dist.Normal):
-            if isinstance(fn, dist.MaskedDistribution):
-                weight = weight * jnp.reshape(fn._mask, jnp.shape(fn._mask) + (1,) * fn.event_dim)
-            elif not isinstance(fn, dist.Independent | dist.ExpandedDistribution):
-                raise ValueError(
-                    f"observed site {name!r} is {type(fn).__name__}: this backend needs Normal likelihoods. Use HMC."
-                )
-            fn = fn.base_dist
-        location, spread = jnp.asarray(fn.loc), jnp.asarray(fn.scale)
-        scale = jnp.ones(()) if site["scale"] is None else jnp.asarray(site["scale"])
-        weight = weight * jnp.reshape(scale, scale.shape + (1,) * site["fn"].event_dim)
-        found[name] = Gaussian(location, jnp.log(spread), site["value"], weight)
-    return found
+
+def _gaussian(site: dict[str, Any]) -> Gaussian | None:
+    fn, weight = site["fn"], jnp.ones(())
+    while not isinstance(fn, dist.Normal):
+        if isinstance(fn, dist.MaskedDistribution):
+            weight = weight * jnp.reshape(fn._mask, jnp.shape(fn._mask) + (1,) * fn.event_dim)
+        elif not isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+            return None
+        fn = fn.base_dist
+    scale = jnp.ones(()) if site["scale"] is None else jnp.asarray(site["scale"])
+    weight = weight * jnp.reshape(scale, scale.shape + (1,) * site["fn"].event_dim)
+    return Gaussian(jnp.asarray(fn.loc), jnp.log(jnp.asarray(fn.scale)), site["value"], weight)
