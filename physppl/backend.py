@@ -90,7 +90,7 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
             data = empty(model)
         count = int(np.sum(data.valid))
         if count <= 1:
-            log.warning("no transitions: the prior" if count == 0 else "one transition: mostly the prior")
+            log.warning("fit: no transitions: the prior" if count == 0 else "fit: one transition: mostly the prior")
         data = data.pad(bucket(len(data)))
     else:  # traced once with the data at hand, so that a Dynamics inside checks them and names row and coordinate
         jax.eval_shape(lambda k: (handlers.seed(model, k)(data), jnp.zeros(()))[1], key)

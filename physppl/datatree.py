@@ -38,8 +38,8 @@ def datatree(key, posterior, draws: int):
     tree = from_dict(groups, coords=coords, dims=dims)
     units = site_units(posterior)
     for group in ("posterior", "prior"):
-        for name in tree[group].data_vars:
-            tree[group][name].attrs["units"] = units.get(str(name), "")
+        for name in map(str, tree[group].data_vars):
+            tree[group][name].attrs["units"] = units.get(name, "")
     tree.attrs |= {
         "backend": posterior.method,
         "model": str(posterior.model),

@@ -54,7 +54,7 @@ class Record(Messenger):
         if not self._open and kind in ("sample", "param"):
             if name in self.values:  # before a trace outside meets the name, with less to say
                 raise ValueError(f"{self.owner}: site {name!r} is declared twice; every site needs a name of its own.")
-            self.own_dims[name] = max((-frame.dim for frame in msg.get("cond_indep_stack", ())), default=0)
+            self.own_dims[str(name)] = max((-frame.dim for frame in msg.get("cond_indep_stack", ())), default=0)
         self._open.append((kind, name, getattr(fn, "event_dim", 0), unit))
 
     def postprocess_message(self, msg) -> None:

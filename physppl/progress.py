@@ -17,11 +17,11 @@ class Clock:
         self.seconds, self.programs = 0.0, 0
 
 
-def _on_event(event: str, duration: float, **details: Any) -> None:
+def _on_event(event: str, duration_secs: float, **details: Any) -> None:
     del details
     if event == "/jax/core/compile/backend_compile_duration":
         for clock in _listeners:
-            clock.seconds += duration
+            clock.seconds += duration_secs
             clock.programs += 1
 
 

@@ -66,7 +66,6 @@ def test_laplace_on_the_cartpole_agrees_with_importance_sampling(x64):
     weights = np.exp(log_weights - log_weights.max())
     weights /= weights.sum()
     error = np.sqrt(np.sum(weights**2))  # 1 / sqrt(effective draws)
-    print("k", shape, "error", error)
     assert shape < 0.7 and error < 0.025
     drawn = posterior.samples(jax.random.key(2), agreement.LAPLACE_DRAWS, group_by_chain=True)
     drawn = agreement.scalars(drawn)

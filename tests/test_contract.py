@@ -198,7 +198,7 @@ def test_to_arviz_is_complete_and_survives_a_file(backend, tmp_path):
     import xarray
 
     posterior = pendulum_fit(backend)
-    tree = posterior.to_arviz(draws=300)
+    tree = posterior.to_arviz(draws=2000)
     groups = {"posterior", "prior", "log_likelihood", "observed_data"}
     assert groups <= set(tree.children)
     assert ("sample_stats" in tree.children) == bool(posterior.sample_stats())

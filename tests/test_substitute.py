@@ -1,7 +1,6 @@
 """Values for sites that do not exist: refused where NumPyro would ignore them, and nowhere else."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
