@@ -55,15 +55,16 @@ def local(space: VirtualSpace, model: Callable, data, z: Float[Array, " P"]) -> 
     gradient, hessian_product = jax.linearize(jax.grad(log_prior), z)
     curvature = -jax.vmap(hessian_product)(basis)
     for name, (of_mean, of_scale) in jacobians.items():
-        mean, log_scale, value, weight = sites[name]
-        error = value - mean
-        weight = jnp.broadcast_to(weight, error.shape)
-        information = weight * jnp.exp(-2 * log_scale)
+        mean, log_scale, value, root_weight = sites[name]
+        root_weight = jnp.broadcast_to(root_weight, mean.shape)
+        weight, precision = root_weight**2, root_weight * jnp.exp(-log_scale)
+        error = (value - mean) * precision  # whitened
         of_mean, of_scale = of_mean.reshape(-1, len(z)), of_scale.reshape(-1, len(z))
-        gradient = gradient + (information * error).reshape(-1) @ of_mean
-        curvature = curvature + linear.fisher(of_mean, information.reshape(-1))
-        gradient = gradient + _reduce(information * error**2 - weight, log_scale.shape) @ of_scale
-        curvature = curvature + linear.fisher(of_scale, 2 * _reduce(weight, log_scale.shape))
+        of_mean = of_mean * precision.reshape(-1, 1)
+        gradient = gradient + error.reshape(-1) @ of_mean
+        curvature = curvature + of_mean.T @ of_mean  # tall factors multiply fastest with the long axis first
+        gradient = gradient + _reduce(error**2 - weight, log_scale.shape) @ of_scale
+        curvature = curvature + (of_scale.T * (2 * _reduce(weight, log_scale.shape))) @ of_scale
     return Local(prior + likelihood, gradient, curvature)
 
 

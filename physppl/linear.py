@@ -12,12 +12,6 @@ def inverse_factor(precision: Float[Array, "P P"]) -> Float[Array, "P P"]:
     return solve_triangular(lower, jnp.eye(len(precision), dtype=precision.dtype), lower=True)
 
 
-def fisher(jacobian: Float[Array, "M P"], information: Float[Array, " M"]) -> Float[Array, "P P"]:
-    """J' diag(information) J; tall factors multiply fastest with the long axis first."""
-    scaled = jacobian * jnp.sqrt(information)[:, None]
-    return scaled.T @ scaled
-
-
 def log_evidence(log_joint: Float[Array, ""], factor: Float[Array, "P P"]) -> Float[Array, ""]:
     """Laplace's approximation of log p(data) at a mode (D. MacKay, Neural Computation 4, 1992).
 

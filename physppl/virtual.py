@@ -24,7 +24,7 @@ class Gaussian(NamedTuple):
     mean: Array
     log_scale: Array
     value: Array
-    weight: Array
+    root_weight: Array  # square root of how much each entry counts: its mask times the root of the plates' scale
 
 
 class VirtualSpace(eqx.Module):
@@ -147,13 +147,13 @@ def gaussians(trace: dict[str, Any]) -> dict[str, Gaussian]:
 
 
 def _gaussian(site: dict[str, Any]) -> Gaussian | None:
-    fn, weight = site["fn"], jnp.ones(())
+    fn = site["fn"]
+    scale = jnp.ones(()) if site["scale"] is None else jnp.asarray(site["scale"])
+    root_weight = jnp.sqrt(jnp.reshape(scale, scale.shape + (1,) * fn.event_dim))
     while not isinstance(fn, dist.Normal):
         if isinstance(fn, dist.MaskedDistribution):
-            weight = weight * jnp.reshape(fn._mask, jnp.shape(fn._mask) + (1,) * fn.event_dim)
+            root_weight = root_weight * jnp.reshape(fn._mask, jnp.shape(fn._mask) + (1,) * fn.event_dim)
         elif not isinstance(fn, dist.Independent | dist.ExpandedDistribution):
             return None
         fn = fn.base_dist
-    scale = jnp.ones(()) if site["scale"] is None else jnp.asarray(site["scale"])
-    weight = weight * jnp.reshape(scale, scale.shape + (1,) * site["fn"].event_dim)
-    return Gaussian(jnp.asarray(fn.loc), jnp.log(jnp.asarray(fn.scale)), site["value"], weight)
+    return Gaussian(jnp.asarray(fn.loc), jnp.log(jnp.asarray(fn.scale)), site["value"], root_weight)

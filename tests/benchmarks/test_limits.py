@@ -58,24 +58,30 @@ def ratio(benchmark, ours, limit, bound, goal=None):
     assert value <= bound
 
 
+actions = jax.random.uniform(jax.random.key(0), (1000, 50), minval=-1.0, maxval=1.0)
+candidates_last = lambda tr, a: pp.rollouts(tr, start, a.T[:, None, :])  # noqa: E731
+vmapped = lambda tr, a: jax.vmap(lambda u: pp.rollout(tr, start, u))(a[..., None])  # noqa: E731
+
+
+@pytest.mark.parametrize("parameters", ["known", "drawn"])
 @pytest.mark.parametrize("solver", ["Heun", "RK4"])
-def test_rollouts(benchmark, solver):
+@pytest.mark.parametrize("rollouts", [candidates_last, vmapped], ids=["rollouts", "vmap of rollout"])
+def test_rollouts(benchmark, rollouts, solver, parameters):
+    """1000 x 50 cart-poles. Known parameters are constants of both programs, drawn ones arguments of both: a constant
+    lets XLA turn divisions into products, which is worth a third."""
     bound, step = (dynamics, reference.heun) if solver == "Heun" else (rk4, reference.rk4)
-    transition = bound.transition(true, 0.02)
-    actions = jax.random.uniform(jax.random.key(0), (1000, 50), minval=-1.0, maxval=1.0)
-    ours = jax.jit(lambda tr, a: pp.rollouts(tr, start, a.T[:, None, :]))
-    limit = jax.jit(lambda a: reference.rollout(physics, start, a, step=step))
-    np.testing.assert_allclose(ours(transition, actions)[1:], limit(actions), atol=2e-3)
-    ratio(benchmark, lambda: block(ours(transition, actions)), lambda: block(limit(actions)), 1.2, 1.05)
-
-
-def test_rollouts_vmapped(benchmark):
-    """The same through the user's own `jax.vmap(rollout)`."""
-    transition = dynamics.transition(true, 0.02)
-    actions = jax.random.uniform(jax.random.key(0), (1000, 50), minval=-1.0, maxval=1.0)
-    ours = jax.jit(lambda tr, a: jax.vmap(lambda u: pp.rollout(tr, start, u))(a[..., None]))
-    limit = jax.jit(lambda a: reference.rollout(physics, start, a))
-    ratio(benchmark, lambda: block(ours(transition, actions)), lambda: block(limit(actions)), 1.2, 1.05)
+    transition, drawn = bound.transition(true, 0.02), reference.Cartpole(*map(jnp.float32, physics))
+    if parameters == "known":
+        ours = jax.jit(lambda a: rollouts(transition, a))
+        limit = jax.jit(lambda a: reference.rollout(physics, start, a, step=step))
+        calls = (lambda: block(ours(actions)), lambda: block(limit(actions)))
+    else:
+        ours = jax.jit(rollouts)
+        limit = jax.jit(lambda p, a: reference.rollout(p, start, a, step=step))
+        calls = (lambda: block(ours(transition, actions)), lambda: block(limit(drawn, actions)))
+    states = calls[0]() if rollouts is candidates_last else jnp.moveaxis(calls[0](), 0, -1)
+    np.testing.assert_allclose(states[1:], calls[1](), atol=2e-3)
+    ratio(benchmark, *calls, 1.2, 1.05)
 
 
 def test_cem_control_step(benchmark):
