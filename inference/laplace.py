@@ -11,9 +11,11 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl import linear
 from physppl.backend import Backend
 from physppl.errors import Status
-from physppl.inference.mode import Mode, find, local
+from physppl.inference.curvature import local, row_jacobians
+from physppl.inference.mode import Mode, find
 from physppl.posterior import Posterior
 from physppl.transition import AbstractTransition, LinearisedTransition
+from physppl.transitions import Transitions
 from physppl.virtual import VirtualSpace
 
 
@@ -100,13 +102,9 @@ class LaplacePosterior(Posterior):
         return LinearisedTransition(transition.sites, transition.noise, self.model, tangent.sites)
 
     def _basis(self, states, actions):
-        def steps(z):
-            step = jax.vmap(self.model.bind(self._sites(z)).stepper(), in_axes=(None, -1, -1), out_axes=-1)
-            return step(0.0, states.T, actions.T)
-
-        mean, push = jax.linearize(steps, self.mode)
-        factor = jax.vmap(push, out_axes=-1)(self.factor)  # (D, M, R)
-        return mean.T, jnp.swapaxes(factor, 0, 1)
+        inputs = Transitions(states, actions)
+        mean, jacobian = row_jacobians(self.space, self.model, inputs, self.mode)
+        return mean, jacobian @ self.factor.T
 
     def _samples(self, key: PRNGKeyArray, draws: int):
         noise = jax.random.normal(key, (draws, len(self.mode)), self.mode.dtype)

@@ -1,6 +1,6 @@
 """The joint mode in virtual space by damped Fisher scoring, from several starts at once.
 
-Levenberg (1944) and Marquardt (1963) damping on Fisher information plus the prior's Hessian. One copy of the model is
+Levenberg (1944) and Marquardt (1963) damping on the curvature of `inference/curvature.py`. One copy of the model is
 compiled: a step evaluates the candidate, and acceptance looks back.
 """
 
@@ -12,16 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from physppl import linear
-from physppl.virtual import VirtualSpace, gaussians
-
-
-class Local(NamedTuple):
-    """The joint density around one point of virtual space."""
-
-    log_joint: Float[Array, ""]
-    gradient: Float[Array, " P"]
-    curvature: Float[Array, "P P"]
+from physppl.inference.curvature import Local
 
 
 class Mode(NamedTuple):
@@ -31,48 +22,6 @@ class Mode(NamedTuple):
     local: Local
     decrement: Float[Array, ""]  # squared length of the next step, in posterior sds
     steps: Array
-
-
-def local(space: VirtualSpace, model: Callable, data, z: Float[Array, " P"]) -> Local:
-    """Log joint, its gradient and its curvature at z.
-
-    The curvature is the Fisher information of the observed Gaussians in (mean, log scale) plus the Hessian of minus
-    the log of all else, as a rule the prior: a mean-only Gauss-Newton leaves the noise with prior curvature only, and
-    the exact Hessian of the likelihood can be indefinite.
-    """
-
-    def observed(z):
-        trace = space.trace(model, z, data)
-        sites = gaussians(trace)
-        return {k: (g.mean, g.log_scale) for k, g in sites.items()}, (space.log_densities(trace, z), sites)
-
-    def log_prior(z):
-        return space.log_prior(model, z, data)
-
-    basis = jnp.eye(len(z), dtype=z.dtype)
-    _, push, ((prior, likelihood), sites) = jax.linearize(observed, z, has_aux=True)
-    jacobians = jax.vmap(push, out_axes=-1)(basis)
-    gradient, hessian_product = jax.linearize(jax.grad(log_prior), z)
-    curvature = -jax.vmap(hessian_product)(basis)
-    for name, (of_mean, of_scale) in jacobians.items():
-        mean, log_scale, value, root_weight = sites[name]
-        root_weight = jnp.broadcast_to(root_weight, mean.shape)
-        weight, precision = root_weight**2, root_weight * jnp.exp(-log_scale)
-        error = (value - mean) * precision  # whitened
-        of_mean, of_scale = of_mean.reshape(-1, len(z)), of_scale.reshape(-1, len(z))
-        of_mean = of_mean * precision.reshape(-1, 1)
-        gradient = gradient + error.reshape(-1) @ of_mean
-        curvature = curvature + of_mean.T @ of_mean  # tall factors multiply fastest with the long axis first
-        gradient = gradient + _reduce(error**2 - weight, log_scale.shape) @ of_scale
-        curvature = curvature + (of_scale.T * (2 * _reduce(weight, log_scale.shape))) @ of_scale
-    return Local(prior + likelihood, gradient, curvature)
-
-
-def _reduce(value, shape):
-    """Sum over the axes along which a scale of this shape was broadcast; flat."""
-    shape = (1,) * (value.ndim - len(shape)) + tuple(shape)
-    axes = tuple(i for i, n in enumerate(shape) if n == 1 and value.shape[i] != 1)
-    return jnp.sum(value, axes, keepdims=True).reshape(-1)
 
 
 def find(

@@ -138,16 +138,18 @@ class Dynamics:
             means = jax.vmap(means)
         states, actions, times = (jnp.asarray(x, float) for x in (data.states, data.actions, data.times))
         mean = means(values, states, actions, times)
-        outcomes = data.next_states
-        if outcomes is not None:  # only differences wrap: the outcome nearest the state, on its own branch
-            outcomes = states + self.state.difference(jnp.asarray(outcomes, float), states)
-            outcomes = layout.place(outcomes, 1)
+        outcomes = None if data.next_states is None else layout.place(self.outcomes(data), 1)
         if noise.ndim > 1:  # one per machine
             noise = layout.place(jnp.expand_dims(noise, -2), 1)
         likelihood = dist.Normal(layout.place(mean, 1), noise).to_event(1)
         with transitions:
             valid = layout.place(jnp.asarray(data.valid), 0)
             return jnp.asarray(numpyro.sample("next_state", likelihood.mask(valid), obs=outcomes))
+
+    def outcomes(self, data: Transitions) -> Float[Array, "*B N D"]:
+        """Next states on the branch nearest their states: only differences of angles wrap."""
+        states = jnp.asarray(data.states, float)
+        return states + self.state.difference(jnp.asarray(data.next_states, float), states)
 
     def stepper(self, values: Mapping[str, Array]) -> Stepper:
         """The step (t, state, action) -> next state at given values of the program's sites.

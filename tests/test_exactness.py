@@ -20,7 +20,7 @@ from numpyro.infer.util import potential_energy
 from scipy.stats import multivariate_normal
 
 import physppl as pp
-from physppl.inference import Laplace, mode
+from physppl.inference import Laplace, curvature
 from physppl.inference.laplace import at
 from physppl.models import cartpole, pendulum
 from physppl.virtual import VirtualSpace
@@ -172,7 +172,7 @@ def test_gradient_and_log_joint_are_numpyros(model, program):
     z = 0.5 * np.random.default_rng(0).normal(size=space.size)
     density = jax.jit(jax.value_and_grad(lambda z: -potential_energy(dynamics, (data,), {}, space.split(z))))
     value, gradient = density(jnp.asarray(z))
-    found = jax.jit(lambda z: mode.local(space, dynamics, data, z))(jnp.asarray(z))
+    found = jax.jit(lambda z: curvature.local(space, dynamics, data, z))(jnp.asarray(z))
     within(found.gradient, gradient, 1e-9)
     within(found.log_joint, value, 1e-12)
     assert np.linalg.eigvalsh(found.curvature)[0] > 0
@@ -238,3 +238,17 @@ def test_data_one_after_the_other_equal_all_data_at_once():
     updated = backend.update(jax.random.key(1), first, data[11:])
     for ours, exact in zip(moments(updated), moments(pp.fit(jax.random.key(0), dynamics, data, backend)), strict=True):
         within(ours, exact, 1e-10)
+
+
+def test_data_without_noise_pin_the_physics_and_bound_the_noise(x64):
+    """At the noise's floor the Fisher information of the log noise vanishes; the floor's own curvature takes over."""
+    dynamics = pendulum.dynamics()
+    rng = np.random.default_rng(0)
+    states, torques = rng.normal(size=(100, 2)), rng.uniform(-2.5, 2.5, (100, 1))
+    data = pp.Transitions(states, torques, jax.vmap(dynamics.transition(pendulum.truth))(states, torques))
+    posterior = pp.fit(jax.random.key(0), dynamics, data, Laplace())
+    samples = posterior.samples(jax.random.key(1), 1000)
+    assert int(posterior.status) == 0
+    for name, value in pendulum.truth.items():
+        np.testing.assert_allclose(samples[name], value, rtol=1e-2)
+    assert np.all(samples["process_noise"] < 1e-5 * dynamics.state.scale)
