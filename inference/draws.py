@@ -51,9 +51,9 @@ class DrawsPosterior(Posterior):
         flat = self.points.reshape(-1, self.points.shape[-1])
         return self._transition(flat[jax.random.randint(key, (), 0, len(flat))])
 
-    def _basis(self, states, actions):
+    def _basis(self, states, actions, times):
         transitions = jax.vmap(self._transition)(self._thinned())
-        values = jax.vmap(lambda f: jax.vmap(f)(states, actions), out_axes=-1)(transitions)
+        values = jax.vmap(lambda f: jax.vmap(f)(states, actions, times), out_axes=-1)(transitions)
         mean = jnp.mean(values, axis=-1, keepdims=True)
         return mean[..., 0], (values - mean) / jnp.sqrt(values.shape[-1] - 1.0)
 

@@ -7,12 +7,15 @@ import blackjax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
 
 from physppl.backend import Backend
 from physppl.errors import Status
 from physppl.inference.draws import DrawsPosterior
 from physppl.virtual import VirtualSpace
+
+R_HAT = 1.1  # above it the chains tell different stories; ArviZ's rank version tells more, draw by draw
 
 
 class HMC(Backend[DrawsPosterior]):
@@ -35,6 +38,12 @@ class HMC(Backend[DrawsPosterior]):
     target_acceptance: float = eqx.field(default=0.8, static=True)
     dense: bool = eqx.field(default=True, static=True)
 
+    def __check_init__(self):
+        if self.draws < 4 or self.warmup < 1 or self.chains < 1:
+            raise ValueError(
+                f"HMC needs draws >= 4, warmup >= 1 and chains >= 1; got {self.draws}, {self.warmup}, {self.chains}."
+            )
+
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> DrawsPosterior:
         space = VirtualSpace.of(model, data)
 
@@ -48,6 +57,7 @@ class HMC(Backend[DrawsPosterior]):
         points, stats = jax.vmap(run)(jax.random.split(chain_key, self.chains), starts)
         divergent = jnp.mean(stats["diverging"]) > 0.01
         status = jnp.where(divergent, Status.DIVERGENCES, Status.OK)
+        status = jnp.where(jnp.max(split_r_hat(points)) > R_HAT, Status.NOT_MIXED, status)
         status = jnp.where(jnp.all(jnp.isfinite(stats["lp"])), status, Status.NONFINITE)
         return DrawsPosterior(model, data, space, points, stats, status, "HMC")
 
@@ -77,6 +87,15 @@ class HMC(Backend[DrawsPosterior]):
         _, (points, stats) = jax.lax.scan(body, state, jax.random.split(key, self.draws))
         stats["step_size"] = jnp.full(self.draws, parameters["step_size"])
         return points, stats
+
+
+def split_r_hat(points: Float[Array, "C S P"]) -> Float[Array, " P"]:
+    """Potential scale reduction of half chains (A. Gelman et al., Bayesian Data Analysis, 3rd ed., section 11.4)."""
+    chains, draws, size = points.shape
+    halves = points[:, : draws // 2 * 2].reshape(2 * chains, draws // 2, size)
+    within = jnp.mean(jnp.var(halves, axis=1, ddof=1), axis=0)
+    between = jnp.var(jnp.mean(halves, axis=1), axis=0, ddof=1)
+    return jnp.sqrt(1.0 - 2.0 / draws + between / within)
 
 
 def _starts(key, space: VirtualSpace, model, data, log_joint, chains: int, tries: int = 20):

@@ -35,6 +35,10 @@ class Laplace(Backend["LaplacePosterior"]):
     steps: int = eqx.field(default=200, static=True)
     linearised: bool = eqx.field(default=False, static=True)
 
+    def __check_init__(self):
+        if self.starts < 1 or self.steps < 1:
+            raise ValueError(f"Laplace needs starts >= 1 and steps >= 1; got {self.starts} and {self.steps}.")
+
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> "LaplacePosterior":
         space = VirtualSpace.of(model, data)
         evaluate = lambda z: local(space, model, data, z)  # noqa: E731
@@ -101,8 +105,8 @@ class LaplacePosterior(Posterior):
         transition, tangent = jax.jvp(bind, (self.mode,), (shift,))
         return LinearisedTransition(transition.sites, transition.noise, self.model, tangent.sites)
 
-    def _basis(self, states, actions):
-        inputs = Transitions(states, actions)
+    def _basis(self, states, actions, times):
+        inputs = Transitions(states, actions, times=times)
         mean, jacobian = row_jacobians(self.space, self.model, inputs, self.mode)
         return mean, jacobian @ self.factor.T
 

@@ -36,11 +36,15 @@ class Backend(eqx.Module, Generic[P]):
 
     def prior(self, key: PRNGKeyArray, model: Dynamics) -> P:
         """The belief before any data: a fit in which no row counts."""
+        if not isinstance(model, Dynamics):
+            raise TypeError("prior needs a Dynamics; of another model, fit data whose rows are all valid=False.")
         return fit(key, model, empty(model), self)
 
     def update(self, key: PRNGKeyArray, posterior: Posterior, data: Transitions) -> P:
         """The belief after more data: a refit on the union."""
-        known = posterior.data[np.flatnonzero(np.asarray(posterior.data.valid))]
+        known = posterior.data
+        if not known.batch_shape:  # padding of a fleet stays, so that its machines keep one length
+            known = known[np.flatnonzero(np.asarray(known.valid))]
         return fit(key, posterior.model, Transitions.concatenate([known, data]), self)
 
 
@@ -77,6 +81,9 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
     check_key(key)
     if not isinstance(backend, Backend):
         raise TypeError(f"`backend` must be an object such as Laplace() or HMC(); got {backend!r}.")
+    if not callable(model) or isinstance(data, Dynamics):
+        got = f"{type(model).__name__}, {type(data).__name__}"
+        raise TypeError(f"fit(key, model, data, backend): model must be a Dynamics or a NumPyro model; got {got}.")
     if isinstance(model, Dynamics):
         model.check(data)
         if data.next_states is None:

@@ -14,7 +14,7 @@ def content(value):
         return (array.shape, str(array.dtype), array.tobytes())
     if isinstance(value, Distribution):
         leaves, shape = value.tree_flatten()
-        return (type(value), content(leaves), repr(shape), value.batch_shape, value.event_shape)
+        return (type(value), content(leaves), content(shape), value.batch_shape, value.event_shape)
     if isinstance(value, tuple | list):
         return (type(value), *map(content, value))
     if isinstance(value, dict):
@@ -22,4 +22,5 @@ def content(value):
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return (type(value), *((f.name, content(getattr(value, f.name, None))) for f in fields))
-    return value
+    flatten = getattr(value, "tree_flatten", None)  # NumPyro's constraints and transforms
+    return value if flatten is None else (type(value), *map(content, flatten()))

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from physppl.checks import check_data, check_widths
 from physppl.content import content
-from physppl.errors import as_array
+from physppl.errors import as_array, is_concrete
 from physppl.integrate import RK4, Stepper, stepper
 from physppl.plates import PlateLayout
 from physppl.program import Program, Record, note_units, rebuild, refuse_unknown
@@ -66,10 +66,12 @@ class Dynamics:
         if not (isinstance(state, StateSpace) and isinstance(action, ActionSpace)):
             got = f"{type(state).__name__} and {type(action).__name__}"
             raise TypeError(f"Dynamics({self.name}) takes a StateSpace, then an ActionSpace; got {got}.")
-        if not self.dt > 0:
+        if not isinstance(self.solver, diffrax.AbstractSolver):
+            raise TypeError(f"Dynamics({self.name}): solver must be a diffrax solver object, e.g. diffrax.Tsit5().")
+        if not 0 < self.dt < np.inf:
             raise ValueError(f"Dynamics({self.name}): dt must be positive seconds; got {dt}.")
-        if self.substeps < 1:
-            raise ValueError(f"Dynamics({self.name}): substeps must be at least 1; got {substeps}.")
+        if self.substeps < 1 or self.substeps != substeps:
+            raise ValueError(f"Dynamics({self.name}): substeps must be an integer of at least 1; got {substeps}.")
         if process_noise is None:
             process_noise = dist.HalfNormal(0.1)
         if not isinstance(process_noise, dist.Distribution):
@@ -83,6 +85,11 @@ class Dynamics:
             if not (np.all(np.isfinite(sd)) and np.all(sd > 0)):
                 raise ValueError(f"Dynamics({self.name}): a known process_noise must be positive; got {process_noise}.")
             process_noise = tuple(sd.tolist())
+        elif process_noise.event_shape or not _is_positive(process_noise):
+            raise ValueError(
+                f"Dynamics({self.name}): the prior of process_noise must be over one positive number, in units of each "
+                f"coordinate's scale; got {type(process_noise).__name__}. HalfNormal and LogNormal are."
+            )
         self.process_noise = process_noise
         self._content = content((program, state, action, self.dt, self.solver, self.substeps, process_noise))
 
@@ -199,9 +206,23 @@ class Dynamics:
         """
         check_widths(states, actions, self.state, self.action, f"Dynamics({self.name})")
 
+    def check_point(self, state, action, where: str) -> None:
+        """Refuse anything but one state (D,) and one action (A,).
+
+        Raises:
+            ValueError: naming the argument, its coordinates and the shape that came.
+        """
+        for argument, value, space in (("state", state, self.state), ("action", action, self.action)):
+            if jnp.shape(value) != (len(space),):
+                names, shape = ", ".join(space.names), jnp.shape(value)
+                raise ValueError(
+                    f"{where} of {self.name}: one {argument} is ({len(space)},) ({names}); got shape {shape}. "
+                    "Use jax.vmap for many."
+                )
+
     def _sample_noise(self) -> None:
         if not self.knows_noise:
-            units = dist.transforms.AffineTransform(0.0, self.state.scale, domain=dist.constraints.positive)
+            units = dist.transforms.AffineTransform(0.0, self.state.scale, domain=_support(self.process_noise))
             prior = dist.TransformedDistribution(self.process_noise.expand((len(self.state),)), units)
             numpyro.sample(NOISE, prior.to_event(1))
 
@@ -213,3 +234,13 @@ class Dynamics:
 
     def _noise_units(self, record: Record) -> dict[str, str]:
         return {outside: ", ".join(self.state.units) for outside in record.units if outside.endswith(NOISE)}
+
+
+def _support(prior: dist.Distribution) -> Any:
+    return prior.support
+
+
+def _is_positive(prior: dist.Distribution) -> bool:
+    """Whether a scalar prior gives negative numbers no mass."""
+    allowed = _support(prior)(np.full(prior.batch_shape, -1.0))
+    return not (is_concrete(allowed) and np.any(allowed))

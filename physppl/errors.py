@@ -29,6 +29,7 @@ class Status(enum.IntEnum):
     NONFINITE = 2
     NOT_POSITIVE_DEFINITE = 3
     DIVERGENCES = 4
+    NOT_MIXED = 5
 
     @property
     def remedy(self) -> str:
@@ -45,6 +46,8 @@ _REMEDIES = {
     "there and the data do not make up for it; give a proper prior in virtual space, e.g. physical(name, low, high)",
     Status.DIVERGENCES: "more than one transition in a hundred of the sampler diverged: "
     "raise `target_acceptance` or `warmup`",
+    Status.NOT_MIXED: "the chains disagree (R-hat above 1.1): raise `warmup` and `draws`; if it stays, the posterior "
+    "has several modes or a ridge, which a tighter prior or other data must settle",
 }
 
 

@@ -140,7 +140,7 @@ def _checked(result, x, name: str, what: str) -> Array:
     return jnp.asarray(result, x.dtype)
 
 
-def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=None, substeps: int = 1):
+def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=None, substeps: int | None = None):
     """Open-loop rollout of a Transition, or of a bare field for models with a likelihood of their own.
 
     Args:
@@ -151,7 +151,7 @@ def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=Non
         dt: step, s; for a bare field.
         times: (T + 1,) increasing times, s, for a bare field with irregular steps; the first is the initial state's.
         solver: a diffrax solver, RK4 by default; for a bare field.
-        substeps: solver steps per interval.
+        substeps: solver steps per interval, one by default; for a bare field.
 
     Returns:
         states (T + 1, D), the initial state first.
@@ -162,12 +162,19 @@ def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=Non
     state = _as_float(state)
     is_transition = hasattr(step, "stepper")
     if is_transition:
-        if dt is not None or times is not None or solver is not None:
-            raise ValueError("rollout: a Transition brings its own dt and solver; drop dt, times and solver.")
+        if any(option is not None for option in (dt, times, solver, substeps)):
+            raise ValueError("rollout: a Transition brings its own dt, solver and substeps; drop these arguments.")
+        if actions is None:
+            raise ValueError("rollout: a Transition needs actions (T, A).")
         dt = step.dynamics.dt
+        step.dynamics.check_point(state, jnp.asarray(actions)[0], "rollout")
+    elif not (callable(step) or isinstance(step, Step)):
+        raise TypeError(
+            f"rollout takes a Transition (posterior.draw(key)), a field or a Step; got {type(step).__name__}."
+        )
     elif (dt is None) == (times is None):
         raise ValueError("rollout: a bare field needs exactly one of dt and times.")
-    solver = RK4() if solver is None else solver
+    solver, substeps = RK4() if solver is None else solver, 1 if substeps is None else substeps
     if actions is None:
         if times is None:
             raise ValueError("rollout: actions (T, A) or times (T + 1,) must say how long the rollout is.")
@@ -220,6 +227,9 @@ def rollouts(transition, state, actions, *, t=0.0):
     """
     state = _as_float(state)
     actions = jnp.asarray(actions, state.dtype)
+    if actions.ndim != 3:
+        raise ValueError(f"rollouts: actions must be (T, A, N), candidates last; got {actions.shape}.")
+    transition.dynamics.check_point(state, actions[0, :, 0], "rollouts")
     advance = jax.vmap(transition.stepper(), in_axes=(None, -1, -1), out_axes=-1)
     start = jnp.broadcast_to(state[:, None], (*state.shape, actions.shape[-1]))
     times = t + transition.dynamics.dt * jnp.arange(actions.shape[0]).astype(state.dtype)

@@ -142,6 +142,10 @@ def psrl(
     check_key(key)
     if episodes < 1:
         raise ValueError(f"psrl: episodes must be at least 1; got {episodes}.")
+    if data is not None:
+        dynamics.check(data)
+        if data.next_states is None or data.batch_shape:
+            raise ValueError("psrl: data must be transitions of one machine with next_states; got inputs or a fleet.")
     memory = _Memory(dynamics, task.steps, episodes, data)
     records, seconds = [], []
     for i in bar(range(episodes), "psrl", progress):
@@ -170,8 +174,10 @@ class _Memory:
         rest = np.broadcast_to((dynamics.action.low + dynamics.action.high) / 2, (rows, action))
         self.states, self.next_states = np.zeros((rows, state)), np.zeros((rows, state))
         self.actions, self.valid, self.filled = rest.copy(), np.zeros(rows, bool), 0
+        self.times = np.concatenate([np.zeros(known), np.tile(dynamics.dt * np.arange(steps), episodes)])
         if data is not None:
             self._append(data.states, data.actions, data.next_states, data.valid)
+            self.times[:known] = data.times
 
     def add(self, record: Episode) -> None:
         self._append(record.states[:-1], record.actions, record.states[1:], record.valid)
@@ -183,7 +189,7 @@ class _Memory:
         self.filled = rows.stop
 
     def data(self) -> Transitions:
-        return Transitions(self.states, self.actions, self.next_states, valid=self.valid)
+        return Transitions(self.states, self.actions, self.next_states, valid=self.valid, times=self.times)
 
 
 def _checked(record: Episode, dynamics: Dynamics) -> Episode:

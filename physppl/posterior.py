@@ -13,16 +13,16 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl import linear
 from physppl.dynamics import Dynamics
-from physppl.errors import check_key
+from physppl.errors import Status, check_key, is_concrete
 from physppl.transition import AbstractTransition
 
 
 class Posterior(eqx.Module):
     """A belief about dynamics, as functions and as sites.
 
-    Implementers give four methods, on arrays in double precision and without batching over calls:
-    `_draw(key)`, `_basis(states, actions)`, `_samples(key, n)` and `_noise()`. The public methods here call them under
-    x64, reshape, and cast draws to the caller's precision.
+    Implementers give four methods, on arrays in double precision and without batching over calls: `_draw(key)`,
+    `_basis(states, actions, times)`, `_samples(key, n)` and `_noise()`. The public methods here call them under x64,
+    reshape, and cast draws to the caller's precision.
 
     Attributes:
         model: the Dynamics, or another NumPyro model (then only `samples` and `to_arviz` have a meaning).
@@ -41,7 +41,9 @@ class Posterior(eqx.Module):
         """One coherent function of the belief."""
 
     @abstractmethod
-    def _basis(self, states: Float[Array, "M D"], actions: Float[Array, "M A"]) -> tuple[Array, Array]:
+    def _basis(
+        self, states: Float[Array, "M D"], actions: Float[Array, "M A"], times: Float[Array, " M"]
+    ) -> tuple[Array, Array]:
         """Mean (M, D) and factor (M, D, R) of the next state: Cov[f(x), f(x')] = F(x) F(x')'."""
 
     @abstractmethod
@@ -66,38 +68,38 @@ class Posterior(eqx.Module):
         return self._call(_draw, key)
 
     def basis(
-        self, states: Float[Array | np.ndarray, "*B D"], actions: Float[Array | np.ndarray, "*B A"]
+        self, states: Float[Array | np.ndarray, "*B D"], actions: Float[Array | np.ndarray, "*B A"], t=0.0
     ) -> tuple[Array, Array]:
         """Mean (..., D) and factor (..., D, R) of the next state, process noise excluded.
 
         The factors of any two inputs give their covariance, Cov[f(x), f(x')] = F(x) F(x')': the belief is about
-        functions, not about points.
+        functions, not about points. `t` is the time of each input, s, or one for all.
         """
-        return self._call(_basis, states, actions)
+        return self._call(_basis, states, actions, t)
 
     def covariance(
-        self, states: Float[Array | np.ndarray, "M D"], actions: Float[Array | np.ndarray, "M A"]
+        self, states: Float[Array | np.ndarray, "M D"], actions: Float[Array | np.ndarray, "M A"], t=0.0
     ) -> Float[Array, "MD MD"]:
         """Joint covariance (M D, M D) of the next states at M inputs, process noise excluded."""
-        return self._call(_covariance, states, actions)
+        return self._call(_covariance, states, actions, t)
 
     def predict(
-        self, states: Float[Array | np.ndarray, "*B D"], actions: Float[Array | np.ndarray, "*B A"]
+        self, states: Float[Array | np.ndarray, "*B D"], actions: Float[Array | np.ndarray, "*B A"], t=0.0
     ) -> dist.MultivariateNormal:
         """The predictive distribution of the next state, process noise included: a NumPyro distribution over (..., D).
 
         Its two moments are the belief's own; sample-based backends state those of their draws.
         """
-        mean, covariance, lower = self._call(_moments, states, actions)
+        mean, covariance, lower = self._call(_moments, states, actions, t)
         distribution = dist.MultivariateNormal(mean, scale_tril=lower)
         distribution.covariance_matrix = covariance
         return distribution
 
     def information_gain(
-        self, states: Float[Array | np.ndarray, "M D"], actions: Float[Array | np.ndarray, "M A"]
+        self, states: Float[Array | np.ndarray, "M D"], actions: Float[Array | np.ndarray, "M A"], t=0.0
     ) -> Float[Array, ""]:
         """What measuring the next states at these inputs would tell, in nats, jointly (a per-step sum counts twice)."""
-        return self._call(_information_gain, states, actions)
+        return self._call(_information_gain, states, actions, t)
 
     def noise(self) -> Float[Array, " D"]:
         """Process-noise sd (D,) of the predictive distribution, in the coordinates' units."""
@@ -135,7 +137,12 @@ class Posterior(eqx.Module):
             )
         dtype = jnp.result_type(float)
         with jax.enable_x64(True):
+            args = [jnp.asarray(a, float) if isinstance(a, float | list) else a for a in args]
             return function(self, *args, dtype)
+
+    def __repr__(self) -> str:
+        status = Status(int(self.status)).name if is_concrete(self.status) else "not known yet"
+        return f"{self.method} posterior of {self.model}; status {status}"
 
 
 def _compiled(function):
@@ -157,27 +164,27 @@ def _draw(posterior, key):
 
 
 @_compiled
-def _basis(posterior, states, actions):
-    return _flat_basis(posterior, states, actions)
+def _basis(posterior, states, actions, t):
+    return _flat_basis(posterior, states, actions, t)
 
 
 @_compiled
-def _covariance(posterior, states, actions):
-    _, factor = _flat_basis(posterior, states, actions)
+def _covariance(posterior, states, actions, t):
+    _, factor = _flat_basis(posterior, states, actions, t)
     factor = factor.reshape(-1, factor.shape[-1])
     return factor @ factor.T
 
 
 @_compiled
-def _moments(posterior, states, actions):
-    mean, factor = _flat_basis(posterior, states, actions)
+def _moments(posterior, states, actions, t):
+    mean, factor = _flat_basis(posterior, states, actions, t)
     covariance = linear.outer(factor) + jnp.diag(posterior._noise() ** 2)
     return mean, covariance, jnp.linalg.cholesky(covariance)
 
 
 @_compiled
-def _information_gain(posterior, states, actions):
-    _, factor = _flat_basis(posterior, states, actions)
+def _information_gain(posterior, states, actions, t):
+    _, factor = _flat_basis(posterior, states, actions, t)
     noise = jnp.broadcast_to(posterior._noise(), factor.shape[:-1]).reshape(-1)
     return linear.information_gain(factor.reshape(-1, factor.shape[-1]), noise)
 
@@ -192,11 +199,12 @@ def _samples(posterior, key, draws):
     return posterior._samples(key, draws)
 
 
-def _flat_basis(posterior, states, actions):
+def _flat_basis(posterior, states, actions, t):
     """The basis at (..., D) inputs, through the implementer's (M, D)."""
     posterior.model.check_widths(states, actions)
     shape = states.shape
     if actions.shape[:-1] != shape[:-1]:
         raise ValueError(f"states (..., D) and actions (..., A) must go together; got {shape} and {actions.shape}.")
-    mean, factor = posterior._basis(states.reshape(-1, shape[-1]), actions.reshape(-1, actions.shape[-1]))
+    times = jnp.broadcast_to(t, shape[:-1]).reshape(-1)
+    mean, factor = posterior._basis(states.reshape(-1, shape[-1]), actions.reshape(-1, actions.shape[-1]), times)
     return mean.reshape(shape), factor.reshape(*shape, -1)

@@ -52,11 +52,11 @@ def residual(
     network = _network(state, action, width, depth, frequency, seed)
     sampled = network.shapes if weights == "all" else network.shapes[-1:]
     sizes = [int(np.prod(shape)) for shape in sampled]
-    flat = numpyro.sample(name, dist.Normal(0.0, 1.0).expand([sum(sizes)]).to_event(1))
+    flat = jnp.asarray(numpyro.sample(name, dist.Normal(0.0, 1.0).expand([sum(sizes)]).to_event(1)))
     parts = jnp.split(flat, np.cumsum(sizes)[:-1], axis=-1)
     parts = [part.reshape((*part.shape[:-1], *shape)) for part, shape in zip(parts, sampled, strict=True)]
     free = [sd * part for sd, part in zip(network.sds, parts[:-1], strict=False)]  # none of them for "last"
-    hidden = free or network.fixed
+    hidden = free or [jnp.asarray(layer, flat.dtype) for layer in network.fixed]  # at the precision of this trace
     last = parts[-1] / network.norm
     amplitude = scale * state.scale
 

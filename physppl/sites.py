@@ -6,6 +6,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints, transforms
+from numpyro.primitives import _PYRO_STACK
 
 from physppl.errors import is_concrete
 from physppl.units import UNITLESS, parse
@@ -36,6 +37,11 @@ def physical(name: str, low, high=None, *, loc=0.0, scale=1.0, unit: str = UNITL
         prior = low
     else:
         prior = bounded(low, high, loc, scale, name)
+    if not _PYRO_STACK:
+        raise ValueError(
+            f"physical({name!r}) was called outside a running program. Pass the program itself to Dynamics, uncalled: "
+            "Dynamics(pendulum, ...), not Dynamics(pendulum(), ...)."
+        )
     return jnp.asarray(numpyro.sample(name, prior, infer={"physppl": {"unit": unit}}))
 
 
@@ -43,6 +49,7 @@ def bounded(low, high, loc=0.0, scale=1.0, name: str = "site") -> dist.Distribut
     """The distribution of low + (high - low) sigmoid(Normal(loc, scale))."""
     if high is None:
         raise ValueError(f"physical({name!r}): needs low and high, or a NumPyro distribution; got low={low!r} alone.")
+    low, high = (np.asarray(x) if isinstance(x, list | tuple) else x for x in (low, high))
     if is_concrete(low, high) and not (np.all(np.isfinite(low)) and np.all(np.isfinite(high)) and np.all(low < high)):
         raise ValueError(f"physical({name!r}): needs finite low < high; got low={low}, high={high}.")
     to_bounds = transforms.AffineTransform(low, high - low, domain=constraints.unit_interval)

@@ -24,9 +24,18 @@ class Task(eqx.Module):
     terminal: Callable[[Array], Array] | None = eqx.field(default=None, static=True)
     solved: Callable[[Array], Array] | None = eqx.field(default=None, static=True)
 
+    def __check_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"Task: steps must be at least 1; got {self.steps}.")
+
     def stage(self, state: Float[Array, " D"], action: Float[Array, " A"]) -> Float[Array, ""]:
         """Reward of arriving in `state` by `action`."""
-        return self.reward(state, action)
+        value = jnp.asarray(self.reward(state, action))
+        if value.shape != ():
+            raise ValueError(
+                f"Task: reward must return a scalar; got shape {value.shape}. An action is (A,): write action[0]."
+            )
+        return value
 
     def __call__(self, states: Float[Array, "H1 D"], actions: Float[Array, "H A"]) -> Float[Array, ""]:
         """The return of a planned trajectory."""

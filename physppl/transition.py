@@ -35,7 +35,7 @@ class AbstractTransition(eqx.Module):
         self, state: Float[Array | np.ndarray, " D"], action: Float[Array | np.ndarray, " A"], t=0.0
     ) -> Float[Array, " D"]:
         """The next state (D,), without noise."""
-        self.dynamics.check_widths(state, action)
+        self.dynamics.check_point(state, action, "transition")
         state = jnp.asarray(state, self.noise.dtype)
         return self.stepper()(jnp.asarray(t, state.dtype), state, jnp.asarray(action, state.dtype))
 

@@ -1,5 +1,6 @@
 """Fixtures of all tests. It imports nothing of physppl: the shape checks hook into the package's first import."""
 
+import gc
 import itertools
 import logging
 
@@ -11,6 +12,14 @@ import pytest
 matplotlib.use("Agg")
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_maps():
+    """Compiled programs hold memory maps, of which Linux allows a process 65,530: they are freed after each file."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

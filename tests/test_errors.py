@@ -258,7 +258,7 @@ def test_sites_that_cannot_be_inferred_are_named():
 def test_a_binding_that_makes_no_sense_is_refused(as_user):
     with pytest.raises(ValueError, match=r"Dynamics\(pendulum\): dt must be positive seconds; got 0.0"):
         pp.Dynamics(pendulum, state, action, dt=0.0)
-    with pytest.raises(ValueError, match="substeps must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="substeps must be an integer of at least 1; got 0"):
         bind(pendulum, substeps=0)
     with pytest.raises(ValueError, match="a known process_noise must be positive; got -0.1"):
         bind(pendulum, process_noise=-0.1)
@@ -304,7 +304,7 @@ def test_points_of_another_space_are_refused_by_belief_and_transition(as_user):
             f(np.zeros((4, 2)), np.zeros((4, 2)))
         with pytest.raises(ValueError, match=r"must go together; got \(4, 2\) and \(3, 1\)"):
             f(np.zeros((4, 2)), np.zeros((3, 1)))
-    with pytest.raises(ValueError, match=r"action must end in 1 \(torque\); got shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"transition of pendulum: one action is \(1,\) \(torque\); got shape \(2,\)"):
         posterior.draw(jax.random.key(0))(jnp.zeros(2), jnp.zeros(2))
     with pytest.raises(ValueError, match=r"SimulatedSystem: initial_state must be \(2,\); got \(3,\)"):
         pp.SimulatedSystem(dynamics.transition({"mass": 1.0}), np.zeros(3))

@@ -236,7 +236,7 @@ def test_a_rollout_that_is_not_determined_is_refused():
         pp.rollout(pendulum, start, actions)
     with pytest.raises(ValueError, match="a bare field needs exactly one of dt and times"):
         pp.rollout(pendulum, start, actions, dt=0.1, times=np.arange(4.0))
-    with pytest.raises(ValueError, match="a Transition brings its own dt and solver; drop"):
+    with pytest.raises(ValueError, match="a Transition brings its own dt, solver and substeps; drop"):
         pp.rollout(transition, start, actions, dt=0.1)
     with pytest.raises(ValueError, match=r"actions \(T, A\) or times \(T \+ 1,\) must say how long"):
         pp.rollout(transition, start)
