@@ -238,7 +238,7 @@ def test_a_rollout_that_is_not_determined_is_refused():
         pp.rollout(pendulum, start, actions, dt=0.1, times=np.arange(4.0))
     with pytest.raises(ValueError, match="a Transition brings its own dt, solver and substeps; drop"):
         pp.rollout(transition, start, actions, dt=0.1)
-    with pytest.raises(ValueError, match=r"actions \(T, A\) or times \(T \+ 1,\) must say how long"):
+    with pytest.raises(ValueError, match=r"a Transition needs actions \(T, A\)"):
         pp.rollout(transition, start)
     with pytest.raises(ValueError, match=r"times must have one more entry than actions; got \(3,\) and \(3, 1\)"):
         pp.rollout(pendulum, start, actions, times=np.arange(3.0))
