@@ -363,7 +363,7 @@ def test_the_model_can_be_drawn():
 
 @pytest.fixture(scope="module")
 def sampled():
-    return pp.fit(jax.random.key(3), fleet, data, HMC(draws=300, warmup=300, chains=2))
+    return pp.fit(jax.random.key(3), fleet, data, HMC(draws=300, warmup=300, chains=2, target_acceptance=0.95))
 
 
 def test_the_fleet_is_fitted_by_both_backends_and_they_agree(sampled):
