@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
+from physppl import linear
 from physppl.backend import Backend
 from physppl.errors import Status
+from physppl.inference.curvature import local
 from physppl.inference.draws import DrawsPosterior
+from physppl.inference.mode import find
 from physppl.virtual import VirtualSpace
 
 R_HAT = 1.1  # above it the chains tell different stories; ArviZ's rank version tells more, draw by draw
@@ -20,6 +23,8 @@ R_HAT = 1.1  # above it the chains tell different stories; ArviZ's rank version 
 
 class HMC(Backend[DrawsPosterior]):
     """The no-U-turn sampler (Hoffman and Gelman, JMLR 2014) with window adaptation of step and dense metric.
+
+    Each chain starts near a mode, of those that searches reach, in coordinates whitened by the curvature there.
 
     Takes any NumPyro model with continuous latent sites. Data are arguments of the compiled program, so a refit on
     data of the same bucket compiles nothing.
@@ -52,26 +57,36 @@ class HMC(Backend[DrawsPosterior]):
             return prior + likelihood
 
         start_key, chain_key = jax.random.split(key)
-        starts = _starts(start_key, space, model, data, log_joint, self.chains)
-        run = lambda key, start: self._chain(key, start, log_joint)  # noqa: E731
-        points, stats = jax.vmap(run)(jax.random.split(chain_key, self.chains), starts)
+        centres, factors = _starts(start_key, space, model, data, self.chains)
+        run = lambda *chain: self._chain(*chain, log_joint)  # noqa: E731
+        points, stats = jax.vmap(run)(jax.random.split(chain_key, self.chains), centres, factors)
         divergent = jnp.mean(stats["diverging"]) > 0.01
         status = jnp.where(divergent, Status.DIVERGENCES, Status.OK)
         status = jnp.where(jnp.max(split_r_hat(points)) > R_HAT, Status.NOT_MIXED, status)
         status = jnp.where(jnp.all(jnp.isfinite(stats["lp"])), status, Status.NONFINITE)
         return DrawsPosterior(model, data, space, points, stats, status, "HMC")
 
-    def _chain(self, key, start, log_joint):
-        warm_key, key = jax.random.split(key)
+    def _chain(self, key, centre, factor, log_joint):
+        """One chain in coordinates in which its start's Laplace belief is a standard normal."""
+        start_key, warm_key, key = jax.random.split(key, 3)
+
+        def density(x):
+            # A gradient so steep that the momentum overflows would pass for an energy of minus infinity: a step is
+            # then accepted that never should be. Beyond any density of interest it is zero, and so is its gradient.
+            value = log_joint(centre + factor.T @ x)
+            return jnp.where(value > -1e30, value, -jnp.inf)
+
+        start = jax.random.normal(start_key, centre.shape, centre.dtype)
+        start = jnp.where(jnp.isfinite(density(start)), start, 0.0)
         nuts: Any = blackjax.nuts  # typed by BlackJAX as its widest protocol
         adaptation: Any = blackjax.window_adaptation(
             nuts,
-            log_joint,
+            density,
             is_mass_matrix_diagonal=not self.dense,
             target_acceptance_rate=self.target_acceptance,
         )
         (state, parameters), _ = adaptation.run(warm_key, start, num_steps=self.warmup)
-        kernel = nuts(log_joint, **parameters)
+        kernel = nuts(density, **parameters)
 
         def body(state, key):
             state, info = kernel.step(key, state)
@@ -82,7 +97,7 @@ class HMC(Backend[DrawsPosterior]):
                 "n_steps": info.num_integration_steps,
                 "energy": info.energy,
             }
-            return state, (state.position, stats)
+            return state, (centre + factor.T @ state.position, stats)
 
         _, (points, stats) = jax.lax.scan(body, state, jax.random.split(key, self.draws))
         stats["step_size"] = jnp.full(self.draws, parameters["step_size"])
@@ -98,12 +113,25 @@ def split_r_hat(points: Float[Array, "C S P"]) -> Float[Array, " P"]:
     return jnp.sqrt(1.0 - 2.0 / draws + between / within)
 
 
-def _starts(key, space: VirtualSpace, model, data, log_joint, chains: int, tries: int = 20):
-    """For each chain the likeliest of several prior draws: a chain does not begin where nothing is finite."""
+def _starts(key, space: VirtualSpace, model, data, chains: int, searches: int = 4, tries: int = 5, steps: int = 40):
+    """Where each chain begins (C, P), and the scale there (C, P, P): a mode drawn by its share of the evidence.
 
-    def best(key):
-        draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(key, tries))
-        densities = jax.vmap(log_joint)(draws)
-        return draws[jnp.argmax(jnp.where(jnp.isfinite(densities), densities, -jnp.inf))]
-
-    return jax.vmap(best)(jax.random.split(key, chains))
+    Trajectory likelihoods are so narrow that a sampler cannot find them from the prior, and their minor modes, which
+    hold no mass, keep a chain for good. So the searches, several for each chain and each from the likeliest of a few
+    prior draws, are pooled. Modes of comparable mass are all drawn: they still show as chains that disagree.
+    """
+    prior_key, mode_key = jax.random.split(key)
+    keys = jax.random.split(prior_key, chains * searches * tries)
+    draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
+    spread = jnp.std(draws, axis=0)
+    unit = jnp.where(jnp.isfinite(spread) & (spread > 0), spread, 1.0)
+    evaluate = lambda z: local(space, model, data, z)  # noqa: E731
+    densities = jax.lax.map(lambda z: evaluate(z).log_joint, draws).reshape(-1, tries)
+    best = jnp.argmax(jnp.where(jnp.isfinite(densities), densities, -jnp.inf), axis=1)
+    starts = draws.reshape(len(best), tries, -1)[jnp.arange(len(best)), best]
+    found = jax.vmap(lambda z: find(evaluate, z[None], unit, steps))(starts)
+    factors = jax.vmap(linear.inverse_factor)(found.local.curvature)
+    evidence = jax.vmap(linear.log_evidence)(found.local.log_joint, factors)
+    chosen = jax.random.categorical(mode_key, jnp.where(jnp.isfinite(evidence), evidence, -1e30), shape=(chains,))
+    factors = jnp.where(jnp.isfinite(evidence)[:, None, None], factors, jnp.diag(unit))
+    return found.point[chosen], factors[chosen]
