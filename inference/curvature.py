@@ -5,15 +5,22 @@ all else, as a rule the prior. A mean-only Gauss-Newton would leave the noise wi
 Hessian of the likelihood can be indefinite.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax import Array
+from jax.scipy.special import polygamma
 from jaxtyping import Float
 
-from physppl.dynamics import FLOOR, Dynamics
+from physppl.dynamics import Dynamics
+from physppl.noise import FLOOR, PROCESS
+from physppl.sensing import OFFSETS, SITES
+from physppl.trajectories import Trajectories
+from physppl.transitions import Transitions
 from physppl.virtual import Gaussian, VirtualSpace, gaussians, latent_part
 
 
@@ -30,26 +37,51 @@ def local(space: VirtualSpace, model: Callable, data, z: Float[Array, " P"]) -> 
     (rest, slope), push = jax.linearize(jax.value_and_grad(lambda z: space.log_prior(model, z, data)), z)
     _, hessian = jax.vmap(push)(jnp.eye(len(z), dtype=z.dtype))
     total = Local(rest, slope, -hessian)
-    for site, of_mean, of_scale in _observed(space, model, data, z):
-        total = jax.tree.map(jnp.add, total, _gaussian(site, of_mean, of_scale))
+    for site, *jacobians in _observed(space, model, data, z):
+        total = jax.tree.map(jnp.add, total, _gaussian(site, *jacobians))
     if isinstance(model, Dynamics):
-        total = jax.tree.map(jnp.add, total, _rows(space, model, data, z))
+        part = _recordings if isinstance(data, Trajectories) else _rows
+        total = jax.tree.map(jnp.add, total, part(space, model, data, z))
     return total
 
 
-def _gaussian(site: Gaussian, of_mean: Float[Array, "*N P"], of_scale: Float[Array, "*S P"]) -> Local:
-    """One observed Gaussian site with the Jacobians of its mean and of its log scale."""
+def _gaussian(site: Gaussian, of_mean: Float[Array, "*N P"], of_scale: Float[Array, "*S P"], of_df=None) -> Local:
+    """One observed Gaussian site with the Jacobians of its mean, of its log scale and, of a Student-t, of its df."""
     size = of_mean.shape[-1]
     root_weight = jnp.broadcast_to(site.root_weight, site.mean.shape)
     weight, precision = root_weight**2, root_weight * jnp.exp(-site.log_scale)
     error = (site.value - site.mean) * precision  # whitened
-    density = -0.5 * error**2 - weight * (site.log_scale + 0.5 * jnp.log(2 * jnp.pi))
+    df = square = jnp.ones(())
+    if site.df is None:
+        density = -0.5 * error**2 - weight * (site.log_scale + 0.5 * jnp.log(2 * jnp.pi))
+        pull, of_mean_weight, of_scale_weight = jnp.ones(()), jnp.ones(()), jnp.full((), 2.0)
+    else:  # K. Lange, R. Little, J. Taylor, J. American Statistical Association 84, 1989
+        df = jnp.broadcast_to(site.df, site.mean.shape)
+        square = ((site.value - site.mean) * jnp.exp(-site.log_scale)) ** 2
+        density = weight * (dist.StudentT(df).log_prob(jnp.sqrt(square)) - site.log_scale)
+        pull = (df + 1) / (df + square)
+        of_mean_weight, of_scale_weight = (df + 1) / (df + 3), 2 * df / (df + 3)
     of_mean = (of_mean * precision[..., None]).reshape(-1, size)
     of_scale = of_scale.reshape(-1, size)
-    gradient = error.reshape(-1) @ of_mean + _reduced(error**2 - weight, site.log_scale.shape) @ of_scale
+    gradient = (pull * error).reshape(-1) @ of_mean
+    gradient = gradient + _reduced(pull * error**2 - weight, site.log_scale.shape) @ of_scale
     # Tall factors multiply fastest with the long axis first.
-    curvature = of_mean.T @ of_mean + (of_scale.T * (2 * _reduced(weight, site.log_scale.shape))) @ of_scale
+    curvature = (of_mean.T * of_mean_weight.reshape(-1)) @ of_mean
+    curvature = curvature + (of_scale.T * _reduced(of_scale_weight * weight, site.log_scale.shape)) @ of_scale
+    if site.df is not None and of_df is not None:
+        every = lambda x, shape: jnp.broadcast_to(x.reshape(*shape, size), (*df.shape, size)).reshape(-1, size)  # noqa: E731
+        of_df, of_scale = every(of_df, site.df.shape), every(of_scale, site.log_scale.shape)
+        score = jax.grad(lambda df: jnp.sum(dist.StudentT(df).log_prob(jnp.sqrt(square))))(df)
+        gradient = gradient + (weight * score).reshape(-1) @ of_df
+        own = (polygamma(1, df / 2) - polygamma(1, (df + 1) / 2)) / 4 - (df + 5) / (2 * df * (df + 1) * (df + 3))
+        mixed = (of_df.T * (-2 * weight / ((df + 1) * (df + 3))).reshape(-1)) @ of_scale
+        curvature = curvature + (of_df.T * (own * weight).reshape(-1)) @ of_df + mixed + mixed.T
     return Local(jnp.sum(density), gradient, curvature)
+
+
+def _moments(site: Gaussian) -> tuple[Array, ...]:
+    """What of a site depends on the parameters, in the order of `_gaussian`'s Jacobians."""
+    return (site.mean, site.log_scale) if site.df is None else (site.mean, site.log_scale, site.df)
 
 
 def _reduced(value, shape):
@@ -59,17 +91,68 @@ def _reduced(value, shape):
     return jnp.sum(value, axes, keepdims=True).reshape(-1)
 
 
-def _observed(space: VirtualSpace, model, data, z) -> Iterator[tuple[Gaussian, Array, Array]]:
-    """The observed Gaussians that a trace shows: of a Dynamics those of its program alone."""
+def _observed(space: VirtualSpace, model, data, z) -> Iterator[tuple]:
+    """The observed Gaussians that a trace shows, with the Jacobians of their moments: of a Dynamics those of its
+    program alone."""
 
     def moments(z):
         sites = gaussians(space.trace(*latent_part(model, z, data)))
-        return {name: (site.mean, site.log_scale) for name, site in sites.items()}, sites
+        return {name: _moments(site) for name, site in sites.items()}, sites
 
     _, push, sites = jax.linearize(moments, z, has_aux=True)
     jacobians = jax.vmap(push, out_axes=-1)(jnp.eye(len(z), dtype=z.dtype))
     for name, site in sites.items():
         yield site, *jacobians[name]
+
+
+def _recordings(space: VirtualSpace, model: Dynamics, data: Trajectories, z) -> Local:
+    """Recordings of a Dynamics, each differentiated at its own parameters; those depend on z, on nothing else's."""
+    alone = model.without_variation()
+    own = VirtualSpace.of(alone, data)
+
+    def recording(v, row: Trajectories) -> Local:
+        row = jax.tree.map(lambda x: x[None], row)
+
+        def moments(v):
+            site = gaussians(own.trace(alone, v, row))["observation"]
+            return _moments(site), site
+
+        # Not jax.linearize: along a recording it would store what the tangents can carry with them.
+        push = lambda tangent: jax.jvp(moments, (v,), (tangent,), has_aux=True)  # noqa: E731
+        _, jacobians, site = jax.vmap(push, out_axes=(None, -1, None))(jnp.eye(len(v), dtype=v.dtype))
+        return _gaussian(site, *jacobians)
+
+    points = lambda z: recording_points(space, own, model, data, z)  # noqa: E731
+    found = jax.vmap(recording)(points(z), data.rows())
+    chain = jax.jacfwd(points)(z)
+    gradient = jnp.einsum("rp,rpq->q", found.gradient, chain)
+    curvature = jnp.einsum("rap,rab,rbq->pq", chain, found.curvature, chain)
+    return Local(jnp.sum(found.log_joint), gradient, curvature)
+
+
+def recording_points(
+    space: VirtualSpace, own: VirtualSpace, model: Dynamics, data: Trajectories, z
+) -> Float[Array, "R Q"]:
+    """Each recording's own point, in the space of the model without variation."""
+    parts, count = space.split(z), data.rows().batch_shape[0]
+    points = jnp.broadcast_to(jnp.concatenate([parts[name].reshape(-1) for name in own.names]), (count, own.size))
+    if model.sensing.variation is None:
+        return points
+    sd = model.sensing.variation.value(space.sites(model, z, data))[0]
+    return points + sd * varying(own, parts[OFFSETS])
+
+
+def varying(own: VirtualSpace, offsets: Float[Array, "... V"]) -> Float[Array, "... Q"]:
+    """Offsets of the program's sites, with zeros for the others."""
+    columns, at = [], 0
+    for name, shape in zip(own.names, own.shapes, strict=True):
+        size = math.prod(shape)
+        if name in (PROCESS, *SITES):
+            columns.append(jnp.zeros((*offsets.shape[:-1], size), offsets.dtype))
+        else:
+            columns.append(offsets[..., at : at + size])
+            at += size
+    return jnp.concatenate(columns, axis=-1)
 
 
 def _rows(space: VirtualSpace, model: Dynamics, data, z) -> Local:
@@ -89,13 +172,16 @@ def _rows(space: VirtualSpace, model: Dynamics, data, z) -> Local:
     return rows._replace(curvature=rows.curvature + jnp.diag(jnp.maximum(bound, 0.0)))
 
 
-def row_jacobians(space: VirtualSpace, model: Dynamics, data, z) -> tuple[Float[Array, "N D"], Float[Array, "N D P"]]:
-    """Predicted next states of each row and their derivatives in virtual space."""
+def row_jacobians(
+    space: VirtualSpace, model: Dynamics, rows: Transitions, z, data=None
+) -> tuple[Float[Array, "N D"], Float[Array, "N D P"]]:
+    """Predicted next states of each row and their derivatives in virtual space, which is that of a fit to `data`."""
     basis = jnp.eye(len(z), dtype=z.dtype)
+    sites = lambda z: space.sites(model, z, rows if data is None else data)  # noqa: E731
 
     def row(time, state, action):
-        step = lambda z: model.bind(space.sites(model, z, data)).stepper()(time, state, action)  # noqa: E731
+        step = lambda z: model.bind(sites(z)).stepper()(time, state, action)  # noqa: E731
         mean, push = jax.linearize(step, z)
         return mean, jax.vmap(push, out_axes=-1)(basis)
 
-    return jax.vmap(row)(data.times, data.states, data.actions)
+    return jax.vmap(row)(rows.times, rows.states, rows.actions)

@@ -58,7 +58,7 @@ class HMC(Backend[DrawsPosterior]):
 
         start_key, chain_key = jax.random.split(key)
         centres, factors = _starts(start_key, space, model, data, self.chains)
-        run = lambda *chain: self._chain(*chain, log_joint)  # noqa: E731
+        run = lambda key, centre, factor: self._chain(key, centre, factor, log_joint)  # noqa: E731
         points, stats = jax.vmap(run)(jax.random.split(chain_key, self.chains), centres, factors)
         divergent = jnp.mean(stats["diverging"]) > 0.01
         status = jnp.where(divergent, Status.DIVERGENCES, Status.OK)

@@ -30,18 +30,22 @@ def find(
     unit: Float[Array, " P"],
     steps: int,
     patience: int = 25,
+    tolerance: float = 1e-9,
 ) -> Mode:
     """The best mode reached from several starts, searched side by side.
 
-    The search ends when the best start has converged (next step shorter than 1e-9 posterior sds) and the others have
-    had `patience` steps to overtake it.
+    The search ends when the best start has converged (next step shorter than `tolerance`) and the others have had
+    `patience` steps to overtake it.
 
     Args:
         evaluate: the local density.
         starts: points of virtual space.
         unit: the prior's sd along each axis; a step goes no further than three of them.
         steps: evaluations per start, at most.
+        patience: evaluations that every start is granted.
+        tolerance: in posterior sds.
     """
+    enough = tolerance**2
     size, dtype = starts.shape[-1], starts.dtype
     infinity = jnp.full(len(starts), jnp.inf, dtype)
     nothing = Local(
@@ -50,8 +54,8 @@ def find(
 
     def unfinished(carry):
         _, best, _, _, decrement, k = carry
-        settled = decrement[jnp.argmax(best.log_joint)] < 1e-18
-        return (k < steps) & ~(settled & (k >= patience)) & jnp.any(decrement >= 1e-18)
+        settled = decrement[jnp.argmax(best.log_joint)] < enough
+        return (k < steps) & ~(settled & (k >= patience)) & jnp.any(decrement >= enough)
 
     def body(carry):
         *search, k = carry
@@ -73,12 +77,17 @@ def _advance(evaluate, unit, point, best, candidate, damping, decrement):
     accept = finite & (new.log_joint >= best.log_joint - slack)
     point = jnp.where(accept, candidate, point)
     best = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, best)
-    damping = jnp.where(accept, jnp.maximum(damping * 0.1, 1e-14), jnp.minimum(damping * 8, 1e12))
-    scale = jnp.maximum(jnp.diagonal(best.curvature), unit**-2)
-    lower = jnp.linalg.cholesky(best.curvature + jnp.diag(damping * scale))
+    damping = jnp.where(accept, jnp.maximum(damping * 0.1, 1e-14), jnp.clip(damping * 8, 1e-2, 1e12))
+    own = jnp.diagonal(best.curvature)
+    scale = jnp.maximum(own, unit**-2)
+    # The tail of a noise's prior has a slope but no curvature, and would send a step without bound to zero noise.
+    floor = jnp.maximum(0.25 * unit**-2 - own, 0.0)
+    lower = jnp.linalg.cholesky(best.curvature + jnp.diag(floor + damping * scale))
     step = jax.scipy.linalg.cho_solve((lower, True), best.gradient)
     failed = ~jnp.all(jnp.isfinite(step))
-    damping = jnp.where(failed, jnp.maximum(damping * 8, 1e-3), damping)
+    # No step: the point itself comes next, is no worse, and its acceptance divides by ten.
+    damping = jnp.where(failed, jnp.clip(damping * 80, 1e-3, 1e12), damping)
+    # Of the whole step: a clipped one may even point downhill, and would pass for convergence.
+    decrement = jnp.where(failed | (damping > 0.1), jnp.inf, step @ best.gradient)
     step = jnp.where(failed, 0.0, jnp.clip(step, -3 * unit, 3 * unit))
-    decrement = jnp.where(failed | (damping > 1e-2), jnp.inf, step @ best.gradient)
     return point, best, point + step, damping, decrement

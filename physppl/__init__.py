@@ -2,10 +2,14 @@
 
 from physppl.backend import Backend as Backend
 from physppl.backend import fit as fit
+from physppl.diagnostics import Check as Check
+from physppl.diagnostics import check as check
 from physppl.dynamics import Dynamics as Dynamics
 from physppl.errors import FitError as FitError
 from physppl.errors import PhyspplWarning as PhyspplWarning
 from physppl.errors import Status as Status
+from physppl.identifiability import Identifiability as Identifiability
+from physppl.identifiability import identifiability as identifiability
 from physppl.integrate import RK4 as RK4
 from physppl.integrate import Step as Step
 from physppl.integrate import rollout as rollout
@@ -27,5 +31,6 @@ from physppl.spaces import StateSpace as StateSpace
 from physppl.systems import SimulatedSystem as SimulatedSystem
 from physppl.systems import System as System
 from physppl.tasks import Task as Task
+from physppl.trajectories import Trajectories as Trajectories
 from physppl.transition import Transition as Transition
 from physppl.transitions import Transitions as Transitions

@@ -18,6 +18,7 @@ from physppl.dynamics import Dynamics
 from physppl.errors import FitError, PhyspplWarning, Status, check_key, log
 from physppl.posterior import Posterior
 from physppl.progress import compile_clock
+from physppl.trajectories import Trajectories, fine_bucket
 from physppl.transitions import Transitions, bucket
 
 P = TypeVar("P", bound=Posterior)
@@ -43,6 +44,10 @@ class Backend(eqx.Module, Generic[P]):
     def update(self, key: PRNGKeyArray, posterior: Posterior, data: Transitions) -> P:
         """The belief after more data: a refit on the union."""
         known = posterior.data
+        if isinstance(known, Trajectories):
+            if not isinstance(data, Trajectories):
+                raise TypeError(f"update: the belief is about Trajectories; got {type(data).__name__}.")
+            return fit(key, posterior.model, Trajectories.stack([known.rows(), data.rows()]), self)
         if not known.batch_shape:  # padding of a fleet stays, so that its machines keep one length
             known = known[np.flatnonzero(np.asarray(known.valid))]
         return fit(key, posterior.model, Transitions.concatenate([known, data]), self)
@@ -84,7 +89,14 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
     if not callable(model) or isinstance(data, Dynamics):
         got = f"{type(model).__name__}, {type(data).__name__}"
         raise TypeError(f"fit(key, model, data, backend): model must be a Dynamics or a NumPyro model; got {got}.")
-    if isinstance(model, Dynamics):
+    if isinstance(model, Dynamics) and isinstance(data, Trajectories):
+        model.check(data)
+        if data.observations is None:
+            raise ValueError("fit needs observations; got inputs alone.")
+        if not np.any(data.valid):
+            log.warning("fit: no readings: the prior")
+        data = data.rows().pad(fine_bucket(len(data)), model.dt)
+    elif isinstance(model, Dynamics):
         model.check(data)
         if data.next_states is None:
             raise ValueError("fit needs next_states; got inputs alone.")

@@ -10,6 +10,8 @@ from numpyro.infer import log_likelihood
 from physppl.dynamics import NOISE, Dynamics
 from physppl.errors import Status
 from physppl.program import unit_table
+from physppl.sensing import GAIN, MEASUREMENT, OFFSETS, TIMING
+from physppl.trajectories import Trajectories
 from physppl.virtual import latent_part
 
 
@@ -36,6 +38,11 @@ def datatree(key, posterior, draws: int):
     coords, dims = _coordinates(posterior, flat)
     groups = {g: {_plain(k): np.asarray(v) for k, v in values.items()} for g, values in groups.items()}
     tree = from_dict(groups, coords=coords, dims=dims)
+    if isinstance(posterior.data, Trajectories):
+        rows = posterior.data.rows()
+        at = {"recording": np.nonzero(rows.valid)[0], "time": np.asarray(rows.times)[np.asarray(rows.valid)]}
+        for group in ("log_likelihood", "observed_data"):
+            tree[group] = tree[group].to_dataset().assign_coords({k: ("reading", v) for k, v in at.items()})
     units = site_units(posterior)
     for group in ("posterior", "prior"):
         for name in map(str, tree[group].data_vars):
@@ -45,13 +52,16 @@ def datatree(key, posterior, draws: int):
         "model": str(posterior.model),
     }
     tree.attrs |= {"status": Status(int(posterior.status)).name} | posterior.facts()
+    verdict = posterior.check(key)
+    tree.attrs |= {"check": verdict.verdict, "check_reasons": "\n".join(map(str, verdict.reasons))}
+    tree.attrs |= {f"check_{name}": value for name, value in verdict.figures.items()}
     return tree
 
 
 def site_units(posterior) -> dict[str, str]:
     """{site: unit} as the program declares them; of the process noise the units of the coordinates."""
     model, *args = latent_part(posterior.model, posterior.data)
-    with unit_table() as table:
+    with jax.enable_x64(True), unit_table() as table:  # the data are in double precision
         jax.eval_shape(lambda k: _run(model, k, args), jax.random.key(0))
     return {_plain(k): v for k, v in table.items()}
 
@@ -111,8 +121,8 @@ def _coordinates(posterior, samples):
     model = posterior.model
     if not isinstance(model, Dynamics):
         return {}, {}
-    coords = {"state": list(model.state.names)}
-    dims = {"next_state": ["transition"]}
-    if NOISE in samples:
-        dims[NOISE] = ["state"]
-    return coords, dims
+    spaces = {"state": model.state, "sensor": model.sensing.space, "action": model.action}
+    coords = {axis: list(space.names) for axis, space in spaces.items()}
+    dims = {"next_state": ["transition", "state"], "observation": ["reading", "sensor"]}
+    named = {NOISE: "state", MEASUREMENT: "sensor", GAIN: "action", TIMING: "action", OFFSETS: "recording"}
+    return coords, dims | {site: [axis] for site, axis in named.items() if site in samples}

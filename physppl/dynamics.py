@@ -1,6 +1,8 @@
 """Dynamics: a program bound to spaces, a step and a noise; itself a NumPyro model of one data object."""
 
-from collections.abc import Mapping
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import diffrax
@@ -12,18 +14,19 @@ import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Float
 
+from physppl import recording_likelihood
 from physppl.checks import check_data, check_widths
 from physppl.content import content
-from physppl.errors import as_array, is_concrete
 from physppl.integrate import RK4, Stepper, stepper
+from physppl.noise import PROCESS as NOISE
+from physppl.noise import Scale
 from physppl.plates import PlateLayout
 from physppl.program import Program, Record, note_units, rebuild, refuse_unknown
+from physppl.sensing import SITES, Sensing
 from physppl.spaces import ActionSpace, StateSpace
+from physppl.trajectories import Trajectories
 from physppl.transition import Transition
 from physppl.transitions import Transitions
-
-NOISE = "process_noise"  # the site's name
-FLOOR = 1e-6  # of the coordinate's scale: a smaller noise sd is numerically zero
 
 
 class Dynamics:
@@ -41,6 +44,12 @@ class Dynamics:
         substeps: solver steps per dt.
         process_noise: sd of the next state over one dt. A NumPyro distribution is the prior of each coordinate's sd
             in units of its `scale`; a float, or one per coordinate, is known and in the coordinates' own units.
+        sensors: what Trajectories record: names of state coordinates, or a StateSpace with `observe`. All coordinates
+            by default.
+        observe: state (D,) -> readings (d,), in the order and units of `sensors`.
+        measurement_noise: sd of a reading, as `process_noise`, in units of the sensors' scales.
+        recording: how recordings were made (`physppl.sensing.Sensing`): measurement_df, input_delay, input_gain_error,
+            input_timing_error, variation.
 
     Raises:
         TypeError: for spaces of the wrong kind.
@@ -57,6 +66,10 @@ class Dynamics:
         solver: diffrax.AbstractSolver | None = None,
         substeps: int = 1,
         process_noise: Any = None,
+        sensors: StateSpace | Sequence[str] | None = None,
+        observe: Callable[[Array], Array] | None = None,
+        measurement_noise: Any = None,
+        **recording,
     ):
         self.program, self.state, self.action = program, state, action
         self.dt, self.solver, self.substeps = float(dt), RK4() if solver is None else solver, int(substeps)
@@ -72,26 +85,12 @@ class Dynamics:
             raise ValueError(f"Dynamics({self.name}): dt must be positive seconds; got {dt}.")
         if self.substeps < 1 or self.substeps != substeps:
             raise ValueError(f"Dynamics({self.name}): substeps must be an integer of at least 1; got {substeps}.")
-        if process_noise is None:
-            process_noise = dist.HalfNormal(0.1)
-        if not isinstance(process_noise, dist.Distribution):
-            sd = np.asarray(as_array(process_noise, "process_noise"), float)
-            if sd.shape not in ((), (1,), (len(state),)):
-                raise ValueError(
-                    f"Dynamics({self.name}): process_noise must be one sd or one of each of the {len(state)} state "
-                    f"coordinates; got shape {sd.shape}."
-                )
-            sd = np.broadcast_to(sd, (len(state),))
-            if not (np.all(np.isfinite(sd)) and np.all(sd > 0)):
-                raise ValueError(f"Dynamics({self.name}): a known process_noise must be positive; got {process_noise}.")
-            process_noise = tuple(sd.tolist())
-        elif process_noise.event_shape or not _is_positive(process_noise):
-            raise ValueError(
-                f"Dynamics({self.name}): the prior of process_noise must be over one positive number, in units of each "
-                f"coordinate's scale; got {type(process_noise).__name__}. HalfNormal and LogNormal are."
-            )
-        self.process_noise = process_noise
-        self._content = content((program, state, action, self.dt, self.solver, self.substeps, process_noise))
+        self.noise = Scale.of(
+            NOISE, dist.HalfNormal(0.1) if process_noise is None else process_noise,
+            state.scale, ", ".join(state.units), f"Dynamics({self.name})",
+        )  # fmt: skip
+        self.sensing = Sensing.of(self, sensors, observe, measurement_noise, **recording)
+        self._content = content((program, state, action, self.dt, self.solver, self.substeps, self.noise, self.sensing))
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Dynamics) and self._content == other._content
@@ -106,27 +105,50 @@ class Dynamics:
     @property
     def knows_noise(self) -> bool:
         """Whether the process noise is given rather than inferred."""
-        return not isinstance(self.process_noise, dist.Distribution)
+        return self.noise.known
 
-    def sites(self) -> dict[str, Array]:
-        """The model without data: {site of the program: value}, and `process_noise` where it is not known."""
-        with Record(f"Dynamics({self.name})") as record:
-            self.program()
-            self._sample_noise()
-        note_units(record.units | self._noise_units(record))
+    def without_variation(self) -> "Dynamics":
+        """The same for one recording, whose parameters do not vary."""
+        if self.sensing.variation is None:
+            return self
+        alone = copy.copy(self)
+        alone.sensing = dataclasses.replace(self.sensing, variation=None)
+        alone._content = (self._content, "without variation")
+        return alone
+
+    def sites(self, data: Transitions | Trajectories | None = None) -> dict[str, Array]:
+        """The model without outcomes: {site of the program: value}, and of each noise that is not known.
+
+        The sensors' sites are among them where `data` are Trajectories.
+        """
+        record = self.declare(data)
         return record.values
 
-    def __call__(self, data: Transitions) -> Float[Array, "..."] | None:
-        """The one sample statement: declares the sites and observes (or, for `data.inputs`, draws) `next_state`.
+    def declare(self, data: Transitions | Trajectories | None = None) -> Record:
+        """Run the program and sample what else is latent, recorded."""
+        with Record(f"Dynamics({self.name})") as record:
+            self.program()
+            self.noise.sample()
+            if isinstance(data, Trajectories):
+                recording_likelihood.sample(self.sensing, record, data)
+        note_units(record.units | self._noise_units(record))
+        return record
+
+    def __call__(self, data: Transitions | Trajectories) -> Any:
+        """The one sample statement: declares the sites and observes (or, for `data.inputs`, draws) the outcomes.
+
+        Transitions observe `next_state`, Trajectories `observation`, one log-likelihood per row.
 
         Returns:
-            the next states, with the batch layout of the site.
+            the next states or readings, with the batch layout of the site.
         """
         self.check(data)
+        if isinstance(data, Trajectories):
+            return recording_likelihood.observe(self, data)
         rows = len(data)
         with Record(f"Dynamics({self.name})") as record:
             self.program()
-            self._sample_noise()
+            self.noise.sample()
             transitions = numpyro.plate("transition", rows) if rows else None
         refuse_unknown(self, record.names | {"next_state"}, f"Dynamics({self.name})")
         note_units(record.units | self._noise_units(record))
@@ -134,7 +156,7 @@ class Dynamics:
             return None
         layout = PlateLayout(record.frames["transition"], transitions.dim, data.batch_shape, self.name)
         values = {k: layout.lead(v, record.event_dims[k], record.own_dims[k]) for k, v in record.values.items()}
-        noise = self._noise(values)
+        noise = self.noise.value(values)
         values.pop(NOISE, None)
 
         def means(values, states, actions, times):
@@ -169,7 +191,8 @@ class Dynamics:
 
     def bind(self, sites: Mapping[str, Array]) -> Transition:
         """The transition function at the values that `sites` gave: pure, unchecked, for backends."""
-        return Transition({k: v for k, v in sites.items() if k != NOISE}, self._noise(sites), self)
+        own = {k: v for k, v in sites.items() if k not in (NOISE, *SITES)}
+        return Transition(own, self.noise.value(sites), self)
 
     def transition(self, sites: Mapping[str, Any], noise: Any = None) -> Transition:
         """The transition function at known site values, e.g. the truth of a simulation.
@@ -184,18 +207,20 @@ class Dynamics:
         """
         dtype = jnp.result_type(float)
         values = {k: jnp.asarray(v, dtype) for k, v in sites.items()}
-        own = values.pop(NOISE, self.process_noise if self.knows_noise else 0.0)
+        own = values.pop(NOISE, self.noise.prior if self.knows_noise else 0.0)
         jax.eval_shape(lambda v: (self.stepper(v), jnp.zeros(()))[1], values)  # names are checked now, not at first use
         noise = jnp.broadcast_to(jnp.asarray(own if noise is None else noise, dtype), (len(self.state),))
         return Transition(values, noise, self)
 
-    def check(self, data: Transitions) -> None:
+    def check(self, data: Transitions | Trajectories) -> None:
         """Refuse data that do not fit the spaces.
 
         Raises:
-            TypeError: for anything but Transitions.
+            TypeError: for anything but Transitions and Trajectories.
             ValueError: naming the row and coordinate of what is missing, not finite or out of bounds.
         """
+        if isinstance(data, Trajectories):
+            return self.sensing.check(self, data)
         check_data(data, self.state, self.action, f"Dynamics({self.name})")
 
     def check_widths(self, states, actions) -> None:
@@ -220,27 +245,6 @@ class Dynamics:
                     "Use jax.vmap for many."
                 )
 
-    def _sample_noise(self) -> None:
-        if not self.knows_noise:
-            units = dist.transforms.AffineTransform(0.0, self.state.scale, domain=_support(self.process_noise))
-            prior = dist.TransformedDistribution(self.process_noise.expand((len(self.state),)), units)
-            numpyro.sample(NOISE, prior.to_event(1))
-
-    def _noise(self, sites: Mapping[str, Array]) -> Array:
-        """Process-noise sd (..., D) at given site values."""
-        if self.knows_noise:
-            return jnp.asarray(self.process_noise)
-        return sites[NOISE] + FLOOR * jnp.asarray(self.state.scale)
-
     def _noise_units(self, record: Record) -> dict[str, str]:
-        return {outside: ", ".join(self.state.units) for outside in record.units if outside.endswith(NOISE)}
-
-
-def _support(prior: dist.Distribution) -> Any:
-    return prior.support
-
-
-def _is_positive(prior: dist.Distribution) -> bool:
-    """Whether a scalar prior gives negative numbers no mass."""
-    allowed = _support(prior)(np.full(prior.batch_shape, -1.0))
-    return not (is_concrete(allowed) and np.any(allowed))
+        noises = (self.noise, *self.sensing.noises)
+        return {name: noise.units for name in record.units for noise in noises if name.endswith(noise.name)}

@@ -128,6 +128,12 @@ class Posterior(eqx.Module):
 
         return summarise(jax.random.key(0) if key is None else key, self, truth=truth)
 
+    def check(self, key: PRNGKeyArray | None = None):
+        """One verdict on the fit, with its reasons and their remedies; print it."""
+        from physppl.diagnostics import check  # it reads posteriors
+
+        return check(self, key)
+
     def _call(self, function, *args):
         """A compiled function of the belief in double precision, its result in the caller's."""
         if function is not _samples and not isinstance(self.model, Dynamics):

@@ -26,6 +26,7 @@ class Record(Messenger):
         values: the site values, with the batch axes of the plates outside.
         event_dims: event axes of each site, which say where the plate axes are.
         own_dims: batch axes of each site that plates inside the program take.
+        supports: of each sample site, as the program declares it.
         units: {name outside, as traces show it: unit}.
         frames: {plate created inside: the plates outside it as (name, dim, size)}.
         names: every name met, as the program and as handlers outside write it, auxiliary sites of handlers included.
@@ -36,6 +37,7 @@ class Record(Messenger):
         self.values: dict[str, Array] = {}
         self.event_dims: dict[str, int] = {}
         self.own_dims: dict[str, int] = {}
+        self.supports: dict[str, Any] = {}
         self.units: dict[str, str] = {}
         self.frames: dict[str, list] = {}
         self.names: set[str] = set()
@@ -54,6 +56,8 @@ class Record(Messenger):
         if not self._open and kind in ("sample", "param"):
             if name in self.values:  # before a trace outside meets the name, with less to say
                 raise ValueError(f"{self.owner}: site {name!r} is declared twice; every site needs a name of its own.")
+            if kind == "sample" and not msg.get("is_observed"):
+                self.supports[str(name)] = fn.support  # pyright: ignore[reportOptionalMemberAccess]
             self.own_dims[str(name)] = max((-frame.dim for frame in msg.get("cond_indep_stack", ())), default=0)
         self._open.append((kind, name, getattr(fn, "event_dim", 0), unit))
 

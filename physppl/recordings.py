@@ -11,19 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
-from scipy.signal import savgol_filter
+from jaxtyping import Float
+from scipy.signal import savgol_coeffs, savgol_filter
 
-from physppl.integrate import rollout
-from physppl.posterior import Posterior
+from physppl.forecasting import forecast as forecast
+from physppl.trajectories import Trajectories
 from physppl.transitions import Transitions
 
 LONGEST = 0.5  # s; a window starts only where this much follows, so that all horizons are scored on the same starts
 POLYNOMIAL = 3  # order of the Savitzky-Golay filter
+START_POSITION, START_VELOCITY = 0.003, 0.3  # rad, rad/s: how well the smoothed first state is taken to be known
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,39 +166,30 @@ def transitions(recordings: Sequence[Recording]) -> Transitions:
     return Transitions.concatenate(parts)
 
 
-def forecast(
-    key: PRNGKeyArray, posterior: Posterior, states, inputs, draws: int = 100, *, noise: bool = True
-) -> Float[np.ndarray, "K B N D"]:
-    """Open-loop trajectories (K, B, N = T + 1, D) under K draws of the belief; each draw rolls all windows out.
+def trajectories(recordings: Sequence[Recording], segment: int = 1) -> Trajectories:
+    """The measured positions as Trajectories, margins left out; first states as smoothed, roughly.
 
-    Args:
-        states: initial states (B, D), e.g. `windows.initial_state`.
-        inputs: (B, T, A), e.g. `windows.inputs`.
-        draws: K. The mean over draws is the predictive mean, their quantiles are its intervals.
-        noise: whether process noise enters at every step, as intervals need it; the mean has no use for it.
+    Inputs are as recorded: give their delay to the Dynamics.
     """
-    draw_key, noise_key = jax.random.split(key)
-    transitions = jax.vmap(posterior.draw)(jax.random.split(draw_key, draws))
-    keys = jax.random.split(noise_key, (draws, len(states)))
-    return np.asarray(_forecast(keys, transitions, jnp.asarray(states), jnp.asarray(inputs), noise))
+    _common_dt(recordings)
+    parts = []
+    for r in recordings:
+        first, stop = max(r.margin, r.delay), len(r.state) - r.margin
+        count = r.position.shape[1]
+        sd = np.repeat([START_POSITION, START_VELOCITY], count)
+        parts.append(
+            Trajectories(
+                r.position[first:stop], r.inputs[first:stop], dt=r.dt, start=(r.state[first], sd), segment=segment
+            )
+        )
+    return Trajectories.stack(parts)
 
 
-@eqx.filter_jit
-def _forecast(keys, transitions, states, inputs, noise: bool):
-    def roll(key, transition, state, inputs):
-        if not noise:
-            return rollout(transition, state, inputs)
-
-        def body(x, step):
-            x = transition.sample(step[0], x, step[1])
-            return x, x
-
-        steps = (jax.random.split(key, len(inputs)), inputs)
-        state = jnp.asarray(state, transition.noise.dtype)
-        return jnp.concatenate([state[None], jax.lax.scan(body, state, steps)[1]])
-
-    windows = jax.vmap(roll, in_axes=(0, None, 0, 0))
-    return jax.vmap(windows, in_axes=(0, 0, None, None))(keys, transitions, states, inputs)
+def smoothing_sd(recording: Recording, measurement_sd, window: int) -> Float[np.ndarray, " S"]:
+    """Sd of the smoothed states (S,) that comes of sensors with `measurement_sd`: the norms of the filter's weights."""
+    weights = [savgol_coeffs(window, POLYNOMIAL, deriv=order, delta=recording.dt) for order in (0, 1)]
+    sd = np.broadcast_to(measurement_sd, recording.position.shape[1:])
+    return np.concatenate([sd * np.linalg.norm(w) for w in weights])
 
 
 def simple_pendulum(folder) -> tuple[list[Recording], dict[str, list[Recording]]]:
@@ -231,12 +220,65 @@ def simple_pendulum(folder) -> tuple[list[Recording], dict[str, list[Recording]]
     return train, {"direct collocation": [load("direct_collocation")], "sac 0-4 s": [load("sac", 4.0)]}
 
 
+def furuta(folder) -> tuple[list[Recording], dict[str, list[Recording]]]:
+    """The Quanser Qube of TU Darmstadt and Honda RI (BSD-3-Clause): training recordings and named tests.
+
+    Arm and pendulum angle, rad, 0 hangs; motor volts, two samples late; 250 Hz. Velocities are derivatives of the
+    smoothed angles: the recorded ones lag by 16 ms.
+
+    Args:
+        folder: of all recordings; it holds `furuta_qube`.
+
+    Raises:
+        FileNotFoundError: naming the folder, or the group of which a file is missing.
+    """
+
+    def group(pattern: str) -> list[Recording]:
+        paths = sorted(_existing(folder, "furuta_qube").glob(pattern))
+        if len(paths) != 5:  # another number would shift recordings between training and test
+            raise FileNotFoundError(f"recordings: furuta_qube holds {len(paths)} files {pattern!r} instead of 5.")
+        return [load(path) for path in paths]
+
+    def load(path: Path) -> Recording:
+        with np.load(path) as file:
+            angles, volts = file["state"][:-1, :2], file["u"][:, None]  # the last state is an artefact
+        return Recording.smoothed(path.stem, 0.004, angles, volts, window=11, delay=2, stride=10)
+
+    chirp, swing = group("qq_chrip_10to0Hz_p*.npz"), group("qq-su_250Hz_7s__*.npz")
+    tests = {"chirp": group("qq_chrip_10to0Hz_m*.npz"), "swing-up": group("qq-su_250Hz_5s__*.npz")}
+    return chirp[:2] + swing[:2], tests
+
+
+def two_link(folder) -> tuple[list[Recording], dict[str, list[Recording]]]:
+    """The two-link arm of DFKI, design C.1 (BSD-3-Clause): training recordings and named tests.
+
+    Shoulder and relative elbow angle, rad, 0 hangs; commanded torques, N m, one sample late; resampled to 250 Hz.
+
+    Args:
+        folder: of all recordings; it holds `dfki_double_pendulum`.
+
+    Raises:
+        FileNotFoundError: naming the folder or file that is missing.
+    """
+
+    def load(run: str) -> Recording:
+        with np.load(_existing(folder, "dfki_double_pendulum", f"C1_sysid_20230629-{run}.npz")) as file:
+            times, angles, torques = file["t"], file["pos"].astype(float), file["tau_con"].astype(float)
+        grid = np.arange(times[0], times[-1], 0.004)
+        angles, torques = (np.stack([np.interp(grid, times, c) for c in x.T], 1) for x in (angles, torques))
+        return Recording.smoothed(run, 0.004, angles, torques, window=9, delay=1, stride=5)
+
+    tests = {"sine 143601": "143601", "sine 143747": "143747", "swing-up": "154548"}
+    train = [load(run) for run in ("143339", "143524", "143704", "154220")]
+    return train, {test: [load(run)] for test, run in tests.items()}
+
+
 def _existing(folder, *parts: str) -> Path:
     path = Path(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"recordings: there is no folder {path}. Pass the folder that holds {parts[0]!r}.")
     path = path.joinpath(*parts)
-    if not path.is_file():
+    if not path.exists():
         held = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
         what = f"{path.parent} holds {', '.join(held)}" if held else f"there is no folder {path.parent}"
         raise FileNotFoundError(f"recordings: {path.name!r} is missing; {what}.")

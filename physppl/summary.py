@@ -13,6 +13,8 @@ from numpyro import handlers
 from physppl.datatree import site_units
 from physppl.dynamics import NOISE, Dynamics
 from physppl.errors import Status, unknown
+from physppl.sensing import MEASUREMENT
+from physppl.trajectories import Trajectories
 from physppl.transitions import Transitions
 from physppl.units import pretty
 from physppl.virtual import latent_part
@@ -78,14 +80,7 @@ class Summary:
 
     def __str__(self) -> str:
         head, body = self._cells()
-        widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
-        left = {0, head.index("unit"), len(head) - 1}
-
-        def aligned(line):
-            cells = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-            return "  ".join(cells).rstrip()
-
-        return "\n".join([self.header, "", aligned(head), *map(aligned, body)])
+        return "\n".join([self.header, "", *aligned([head, *body], {0, head.index("unit"), len(head) - 1})])
 
     def _repr_html_(self) -> str:
         head, body = self._cells()
@@ -146,7 +141,7 @@ def entries(key: PRNGKeyArray, posterior) -> list[Entry]:
     units, found = site_units(posterior), []
     for site, (prior, bounds) in _prior(prior_key, posterior, set(samples)).items():
         draws = np.asarray(samples[site], float)
-        names = _labels(posterior.model, site, units.get(site.replace("/", "."), ""), draws.shape[1:])
+        names = labels(posterior.model, site, units.get(site.replace("/", "."), ""), draws.shape[1:])
         columns = zip(draws.reshape(len(draws), -1).T, prior.reshape(len(prior), -1).T, strict=True)
         found += [
             Entry(name, site, unit, now, before, bounds)
@@ -164,15 +159,16 @@ def _prior(key: PRNGKeyArray, posterior, names) -> dict[str, tuple]:
         return {name: site for name, site in trace.items() if name in names}  # in the program's order
 
     keys = jax.random.split(key, DRAWS)
-    bounds = {k: _bounds(site["fn"].support) if "fn" in site else None for k, site in latent(key).items()}
-    values = jax.jit(jax.vmap(lambda k: {name: site["value"] for name, site in latent(k).items()}))(keys)
+    with jax.enable_x64(True):  # the data are in double precision
+        bounds = {k: _bounds(site["fn"].support) if "fn" in site else None for k, site in latent(key).items()}
+        values = jax.jit(jax.vmap(lambda k: {name: site["value"] for name, site in latent(k).items()}))(keys)
     return {name: (np.asarray(values[name], float), bounds[name]) for name in bounds}
 
 
-def _labels(model, site: str, unit: str, shape: tuple[int, ...]) -> list[tuple[str, str]]:
-    """(name, unit) of each entry of a site, in flat order; of the process noise by coordinate."""
-    if site == NOISE and isinstance(model, Dynamics):
-        space = model.state
+def labels(model, site: str, unit: str, shape: tuple[int, ...]) -> list[tuple[str, str]]:
+    """(name, unit) of each entry of a site, in flat order; of noise by coordinate or sensor."""
+    if site in (NOISE, MEASUREMENT) and isinstance(model, Dynamics):
+        space = model.state if site == NOISE else model.sensing.space
         return [(f"{site}[{name}]", unit) for name, unit in zip(space.names, space.units, strict=True)]
     if not shape:
         return [(site, unit)]
@@ -253,12 +249,31 @@ def _header(posterior) -> str:
     status = Status(int(posterior.status))
     parts = [posterior.method, str(posterior.model)]
     parts.append("converged" if status is Status.OK else f"{status.name.lower().replace('_', ' ')}: {status.remedy}")
-    if isinstance(posterior.data, Transitions):
-        count = int(np.sum(posterior.data.valid))
-        parts.append(f"{count} transition{'' if count == 1 else 's'}")
+    parts += amount(posterior.data)
     if "log_evidence" in (facts := posterior.facts()):
         parts.append(f"log evidence {facts['log_evidence']:.2f} nats")
     return " | ".join(parts)
+
+
+def amount(data) -> list[str]:
+    """How much there is, in words; nothing for data that are not ours."""
+    if not isinstance(data, Trajectories | Transitions):
+        return []
+    count = int(np.sum(data.valid))
+    if isinstance(data, Trajectories):
+        recordings = len(data.rows().valid)
+        return [f"{count} samples in {recordings} recording{'' if recordings == 1 else 's'}"]
+    return [f"{count} transition{'' if count == 1 else 's'}"]
+
+
+def aligned(lines: list[list[str]], left: set[int]) -> list[str]:
+    """Lines of cells as text in columns, to the left those of `left`, to the right the others."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    cells = [
+        [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
+    return ["  ".join(line).rstrip() for line in cells]
 
 
 def number(value: float, sd: float) -> str:

@@ -6,6 +6,7 @@ observations with which curvature is Fisher information.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -19,12 +20,13 @@ from numpyro.distributions import biject_to
 
 
 class Gaussian(NamedTuple):
-    """One observed Gaussian site: arrays that broadcast to the observation's shape."""
+    """One observed Gaussian (or, with `df`, Student-t) site: arrays that broadcast to the observation's shape."""
 
     mean: Array
     log_scale: Array
     value: Array
     root_weight: Array  # square root of how much each entry counts: its mask times the root of the plates' scale
+    df: Array | None = None  # degrees of freedom of a Student-t
 
 
 class VirtualSpace(eqx.Module):
@@ -137,11 +139,11 @@ class VirtualSpace(eqx.Module):
 def latent_part(model: Callable, *args) -> tuple:
     """(model, arguments) of the cheapest run that visits every latent site: of a Dynamics, the one without data."""
     sites = getattr(model, "sites", None)
-    return (model, *args) if sites is None else (sites, *args[:-1])
+    return (model, *args) if sites is None else (partial(sites, args[-1] if args else None), *args[:-1])
 
 
 def gaussians(trace: dict[str, Any]) -> dict[str, Gaussian]:
-    """The observed sites of a trace that are Gaussian."""
+    """The observed sites of a trace that are Gaussian or Student-t."""
     found = {name: _gaussian(site) for name, site in trace.items() if site["type"] == "sample" and site["is_observed"]}
     return {name: site for name, site in found.items() if site is not None}
 
@@ -150,10 +152,11 @@ def _gaussian(site: dict[str, Any]) -> Gaussian | None:
     fn = site["fn"]
     scale = jnp.ones(()) if site["scale"] is None else jnp.asarray(site["scale"])
     root_weight = jnp.sqrt(jnp.reshape(scale, scale.shape + (1,) * fn.event_dim))
-    while not isinstance(fn, dist.Normal):
+    while not isinstance(fn, dist.Normal | dist.StudentT):
         if isinstance(fn, dist.MaskedDistribution):
             root_weight = root_weight * jnp.reshape(fn._mask, jnp.shape(fn._mask) + (1,) * fn.event_dim)
         elif not isinstance(fn, dist.Independent | dist.ExpandedDistribution):
             return None
         fn = fn.base_dist
-    return Gaussian(jnp.asarray(fn.loc), jnp.log(jnp.asarray(fn.scale)), site["value"], root_weight)
+    df = jnp.asarray(fn.df) if isinstance(fn, dist.StudentT) else None
+    return Gaussian(jnp.asarray(fn.loc), jnp.log(jnp.asarray(fn.scale)), site["value"], root_weight, df)

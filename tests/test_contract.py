@@ -192,6 +192,8 @@ def test_samples_of_a_linear_model_are_those_of_bayesian_regression(backend, x64
     assert np.all(np.abs(theta.std(0) / sd - 1) < 4 / np.sqrt(2 * n))
 
 
+# The shape of the importance weights is 0.4 here, but 500 draws of HMC estimate it anywhere from 0.3 to 0.7.
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto distribution")
 @parametrise
 def test_to_arviz_is_complete_and_survives_a_file(backend, tmp_path):
     import arviz_stats

@@ -22,6 +22,7 @@ from scipy.stats import multivariate_normal
 import physppl as pp
 from physppl.inference import Laplace, curvature
 from physppl.inference.laplace import at
+from physppl.inference.mode import find
 from physppl.models import cartpole, pendulum
 from physppl.virtual import VirtualSpace
 
@@ -252,3 +253,15 @@ def test_data_without_noise_pin_the_physics_and_bound_the_noise(x64):
     for name, value in pendulum.truth.items():
         np.testing.assert_allclose(samples[name], value, rtol=1e-2)
     assert np.all(samples["process_noise"] < 1e-5 * dynamics.state.scale)
+
+
+def test_the_search_leaves_a_region_of_negative_curvature():
+    """Where no step can be made the damping must grow until one can, and not shrink because the point is no worse."""
+
+    def evaluate(z):
+        density = lambda z: -jnp.sum(jnp.log1p(z**2))  # noqa: E731  (convex beyond one from the mode)
+        return curvature.Local(density(z), jax.grad(density)(z), -jax.hessian(density)(z))
+
+    found = find(evaluate, jnp.array([[5.0, -3.0]]), jnp.ones(2), steps=40)
+    assert np.max(np.abs(found.point)) < 1e-9
+    within(found.local.curvature, 2 * np.eye(2), 1e-9)

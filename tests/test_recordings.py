@@ -48,14 +48,16 @@ def made_up(samples=200, coordinates=2, inputs=1, **protocol):
 
 
 @needs_data
-def test_real_pendulum_agrees_with_the_reference(reference):
-    train, tests = recordings.simple_pendulum(DATA)
-    their_train, their_tests = reference.simple_pendulum()
-    assert list(tests) == list(their_tests) and [r.name for r in train] == [r.name for r in their_train]
+@pytest.mark.parametrize("machine", ["furuta", "two_link", "simple_pendulum"])
+def test_readers_windows_and_scores_agree_with_the_reference(reference, machine):
+    train, tests = getattr(recordings, machine)(DATA)
+    their_train, their_tests = getattr(reference, machine)()
+    assert list(tests) == list(their_tests)
+    assert all(r.delay > 0 for r in train) == (machine != "simple_pendulum")
     pairs = [(train, their_train)] + [(tests[name], their_tests[name]) for name in tests]
     for mine, theirs in pairs:
         for a, b in zip(mine, theirs, strict=True):
-            assert (a.dt, a.delay, a.stride, a.margin) == (b.dt, b.delay, b.stride, b.margin)
+            assert (a.name, a.dt, a.delay, a.stride, a.margin) == (b.name, b.dt, b.delay, b.stride, b.margin)
             for part in ("position", "state", "inputs"):
                 np.testing.assert_array_equal(getattr(a, part), getattr(b, part))
         for horizon in (0.1, 0.2, 0.5):
@@ -67,18 +69,6 @@ def test_real_pendulum_agrees_with_the_reference(reference):
             np.testing.assert_array_equal(recordings.rmse(a, predicted), reference.rmse(b, predicted))
             bounds = predicted - 0.1, predicted + 0.2
             np.testing.assert_array_equal(recordings.coverage(a, *bounds), reference.coverage(b, *bounds))
-
-
-@needs_data
-@pytest.mark.parametrize("machine", ["furuta", "two_link"])
-def test_windows_agree_with_the_reference_for_delayed_inputs(reference, machine):
-    train, _ = getattr(reference, machine)()
-    assert all(r.delay > 0 for r in train)
-    mine = [Recording(*r) for r in train]
-    for horizon in (0.1, 0.5):
-        a, b = recordings.windows(mine, horizon), reference.windows(train, horizon)
-        for part in ("initial_state", "inputs", "position"):
-            np.testing.assert_array_equal(getattr(a, part), getattr(b, part))
 
 
 def test_smoothing_is_the_least_squares_cubic():
@@ -158,6 +148,67 @@ def test_reader_resamples_to_the_mean_torque(tmp_path):
     inner = slice(10, -10)
     np.testing.assert_allclose(sac.state[inner, 0], np.sin(sac.times)[inner], atol=1e-6)
     np.testing.assert_allclose(sac.state[inner, 1], np.cos(sac.times)[inner], atol=1e-5)
+
+
+def qube_files(folder: Path, groups: dict[str, int]):
+    """Furuta files of 2 s: cubic angles, wrong velocities, an artefact at the end, the number of the file as volts."""
+    folder = folder / "furuta_qube"
+    folder.mkdir()
+    t = 0.004 * np.arange(501)
+    for group, count in groups.items():
+        for i in range(count):
+            state = np.stack([t**3 + i, -(t**2), 0 * t + 99, 0 * t + 99], 1)
+            state[-1] = 1000.0
+            np.savez(folder / f"{group}_2021-0{i + 1}.npz", t=t, state=state, u=np.full(500, float(i)))
+
+
+GROUPS = ("qq_chrip_10to0Hz_p1.5V", "qq_chrip_10to0Hz_m1.5V", "qq-su_250Hz_7s_", "qq-su_250Hz_5s_")
+
+
+def test_furuta_reader_differentiates_angles_and_drops_the_artefact(tmp_path):
+    qube_files(tmp_path, dict.fromkeys(GROUPS, 5))
+    train, tests = recordings.furuta(tmp_path)
+    assert [r.inputs[0, 0] for r in train] == [0, 1, 0, 1] and {k: len(v) for k, v in tests.items()} == {
+        "chirp": 5,
+        "swing-up": 5,
+    }
+    second = train[1]
+    assert len(second.times) == 500 and (second.delay, second.stride) == (2, 10)
+    t = second.times
+    np.testing.assert_allclose(second.state, np.stack([t**3 + 1, -(t**2), 3 * t**2, -2 * t], 1), atol=1e-9)
+
+
+def test_furuta_reader_counts_its_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'furuta_qube' is missing"):
+        recordings.furuta(tmp_path)
+    qube_files(tmp_path, dict.fromkeys(GROUPS, 5) | {GROUPS[2]: 4})  # one less would move a test into training
+    with pytest.raises(FileNotFoundError, match="holds 4 files 'qq-su_250Hz_7s__.* instead of 5"):
+        recordings.furuta(tmp_path)
+
+
+def test_two_link_reader_resamples_to_250_hz(tmp_path):
+    folder = tmp_path / "dfki_double_pendulum"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    t = 3.0 + np.cumsum(rng.uniform(0.001, 0.003, 2000))  # irregular, and not from zero
+    runs = ["143339", "143524", "143704", "154220", "143601", "143747", "154548"]
+    for i, run in enumerate(runs):
+        pos, torque = np.stack([2 * t, -t], 1), np.stack([t, 0 * t + i], 1)  # lines, which interpolation keeps
+        arrays = {
+            "pos": pos.astype(np.float32),
+            "vel": 0 * pos,
+            "tau_con": torque.astype(np.float32),
+            "tau_meas": 0 * pos,
+        }
+        np.savez(folder / f"C1_sysid_20230629-{run}.npz", t=t, **arrays)
+    train, tests = recordings.two_link(tmp_path)
+    assert [r.name for r in train] == runs[:4] and [tests[k][0].name for k in tests] == runs[4:]
+    one = train[1]
+    now = t[0] + one.times
+    assert len(now) == len(np.arange(t[0], t[-1], 0.004)) and (one.delay, one.stride) == (1, 5)
+    np.testing.assert_allclose(one.inputs, np.stack([now, 0 * now + 1], 1), atol=1e-6)  # float32 files
+    np.testing.assert_allclose(one.state[:, :2], np.stack([2 * now, -now], 1), atol=2e-6)
+    np.testing.assert_allclose(one.state[:, 2:], np.ones_like(one.position) * [2, -1], atol=1e-3)
 
 
 def test_missing_folder_and_file_are_named(tmp_path):

@@ -1,0 +1,122 @@
+"""Double pendulum: two point masses on massless rods; both angles count from hanging; actions are accelerations."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+
+from physppl.dynamics import Dynamics
+from physppl.integrate import Step
+from physppl.models.priors import Between, hold, sample, up_to
+from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
+from physppl.systems import SimulatedSystem
+
+GRAVITY = 9.81  # m/s2
+EULER_DT = 0.1  # s, of the explicit Euler map that PhyDream learns
+
+state = StateSpace(
+    angle_1=Angle(), angle_2=Angle(), velocity_1=Real("rad/s", scale=4.0), velocity_2=Real("rad/s", scale=4.0)
+)
+action = ActionSpace(
+    acceleration_1=Bounded(-5.0, 5.0, "rad/s^2"), acceleration_2=Bounded(-5.0, 5.0, "rad/s^2")
+)  # the source gives no range
+truth = {"mass_ratio": 1.0, "l1": 1.0, "l2": 1.0}  # m2 / m1, m, m: the source gives no values
+
+_priors = {
+    "mass_ratio": Between(0.05, 5.0, "", -1.5),
+    "l1": Between(0.2, 3.0, "m", -1.0),
+    "l2": Between(0.2, 3.0, "m", -1.0),
+}
+_frictions = {  # for m1 = 1 kg
+    "damping_1": up_to(1.0, "N m s/rad"),
+    "damping_2": up_to(1.0, "N m s/rad"),
+    "coulomb_1": up_to(1.0, "N m"),
+    "coulomb_2": up_to(1.0, "N m"),
+}
+
+
+def field(
+    mass_ratio,
+    l1,
+    l2,
+    damping_1: Any = 0.0,
+    damping_2: Any = 0.0,
+    coulomb_1: Any = 0.0,
+    coulomb_2: Any = 0.0,
+    m1: Any = 1.0,
+    gravity: Any = GRAVITY,
+    width: Any = 0.1,
+):
+    """d state/dt of the equations of PhyDream (J. Lee et al., Brown University), with friction in the hinges.
+
+    Actions are added to the angular accelerations as they stand; they are not torques, so that nothing tells the scale
+    of masses: m1 is a unit. The second hinge rubs at the velocity of one rod relative to the other.
+
+    Args:
+        mass_ratio: m2 / m1.
+        l1, l2: m.
+        damping_1, damping_2: N m s/rad.
+        coulomb_1, coulomb_2: N m; the sign is smoothed as tanh(velocity / width).
+        m1: kg.
+        gravity: m/s^2.
+        width: rad/s.
+    """
+    m2 = mass_ratio * m1
+
+    def field(t, state, action):
+        angle_1, angle_2, v1, v2 = state
+        sin, cos = jnp.sin(angle_1 - angle_2), jnp.cos(angle_1 - angle_2)
+        hinge_1 = damping_1 * v1 + coulomb_1 * jnp.tanh(v1 / width)
+        hinge_2 = damping_2 * (v2 - v1) + coulomb_2 * jnp.tanh((v2 - v1) / width)
+        # Torques over lengths, and the mass matrix [[m1 + m2, m2 cos], [m2 cos, m2]] of l1 angle_1'', l2 angle_2''.
+        force_1 = (hinge_2 - hinge_1) / l1 - m2 * l2 * sin * v2**2 - (m1 + m2) * gravity * jnp.sin(angle_1)
+        force_2 = -hinge_2 / l2 + m2 * l1 * sin * v1**2 - m2 * gravity * jnp.sin(angle_2)
+        determinant = m1 + m2 * sin**2  # over m2
+        turn_1 = (force_1 - cos * force_2) / (l1 * determinant)
+        turn_2 = ((m1 + m2) * force_2 / m2 - cos * force_1) / (l2 * determinant)
+        return jnp.stack([v1, v2, turn_1 + action[0], turn_2 + action[1]])
+
+    return field
+
+
+def program(**held):
+    """Mass ratio and lengths unknown, no friction: as in PhyDream."""
+    return field(**sample(_priors, held))
+
+
+def program_with_friction(**held):
+    """As `program`, and viscous and dry friction in both hinges unknown, for m1 = 1 kg."""
+    return field(**sample(_priors | _frictions, held))
+
+
+def euler_as_published(**held):
+    """As `program`, one explicit Euler step of EULER_DT: the map that PhyDream learns. Its energy grows at every swing.
+
+    Use it with `dynamics(euler_as_published, dt=EULER_DT)`.
+    """
+    slope = program(**held)
+    return Step(lambda t, state, action: state + EULER_DT * slope(t, state, action))
+
+
+def program_with(**held):
+    """`program` with some arguments of `field` held: `program_with(l1=1.0, l2=1.0)`."""
+    return hold(program, field, _priors, held)
+
+
+def dynamics(program=program, dt: float = 0.05, **options) -> Dynamics:
+    """The double pendulum bound to its spaces; options as of `Dynamics`."""
+    return Dynamics(program, state, action, dt=dt, **options)
+
+
+@functools.cache
+def _true_dynamics(dt: float) -> Dynamics:
+    return dynamics(dt=dt)
+
+
+def system(dt: float = 0.05, noise=0.0, measurement_sd=0.0) -> SimulatedSystem:
+    """A simulated double pendulum at `truth`, starting near hanging.
+
+    Args:
+        noise: process-noise sd of (rad, rad, rad/s, rad/s) over one step.
+    """
+    return SimulatedSystem(_true_dynamics(dt).transition(truth, noise), jnp.zeros(4), 0.1, measurement_sd)

@@ -1,0 +1,151 @@
+"""Furuta pendulum (Quanser Qube): a motor turns the arm, the pendulum swings at its end; angle 0 hangs, pi stands."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+
+from physppl.dynamics import Dynamics
+from physppl.models.priors import Between, derived, hold, sample, up_to
+from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
+from physppl.systems import SimulatedSystem
+
+GRAVITY = 9.81  # m/s2
+ARM_LENGTH = 0.085  # m, motor axis to the pendulum's pivot
+MOTOR_CONSTANT = 0.042  # V s/rad, and N m/A
+RESISTANCE = 8.4  # Ohm
+ARM_MASS, PENDULUM_MASS, PENDULUM_LENGTH = 0.095, 0.024, 0.129  # kg, kg, m: two uniform rods, says the maker
+
+# The arm's angle lives on the line, not on the circle: stops limit it, and the encoder's cable pulls it back.
+state = StateSpace(
+    arm=Real("rad"),
+    pendulum=Angle(),
+    arm_velocity=Real("rad/s", scale=5.0),
+    pendulum_velocity=Real("rad/s", scale=10.0),
+)
+action = ActionSpace(voltage=Bounded(-6.0, 6.0, "V"))
+nominal = {
+    "pendulum_mgl": PENDULUM_MASS * GRAVITY * PENDULUM_LENGTH / 2,
+    "pendulum_length": 2 / 3 * PENDULUM_LENGTH,
+    "driven_inertia": (ARM_MASS / 12 + PENDULUM_MASS / 4) * ARM_LENGTH**2,
+    "arm_damping": 5e-4,
+    "arm_coulomb": 0.0,
+    "pendulum_damping": 1e-4,
+    "pendulum_coulomb": 0.0,
+    "cable_stiffness": 0.0,
+    "cable_offset": 0.0,
+}
+"""In SI units: the maker's rods, the arm turning about its middle, and the damping of the plant that the SIM2GP
+experiments simulate (github.com/bhahner/MC-PILCO). Neither knows dry friction or a cable: these are 0."""
+
+_priors = {
+    "pendulum_mgl": Between(0.0, 0.12, "N m", -2.0),
+    "pendulum_length": Between(0.0, 0.7, "m", -2.0),
+    "driven_inertia": Between(0.0, 9e-4, "kg m^2", -2.0),
+    "arm_damping": up_to(0.003, "N m s/rad"),
+    "arm_coulomb": up_to(0.005, "N m"),
+    "pendulum_damping": up_to(0.0004, "N m s/rad"),
+    "pendulum_coulomb": up_to(0.001, "N m"),
+    "cable_stiffness": up_to(0.008, "N m/rad"),
+    "cable_offset": Between(-2e-3, 2e-3, "N m"),
+}
+
+
+def field(
+    pendulum_mgl,
+    pendulum_length,
+    driven_inertia,
+    arm_damping: Any = 0.0,
+    arm_coulomb: Any = 0.0,
+    pendulum_damping: Any = 0.0,
+    pendulum_coulomb: Any = 0.0,
+    cable_stiffness: Any = 0.0,
+    cable_offset: Any = 0.0,
+    arm_length: Any = ARM_LENGTH,
+    motor_constant: Any = MOTOR_CONSTANT,
+    resistance: Any = RESISTANCE,
+    width: Any = 0.3,
+    published: bool = False,
+):
+    """d state/dt of a rigid Furuta pendulum driven by a DC motor without inductance.
+
+    With m, l, J the pendulum's mass, centre of mass and inertia about its pivot, L the arm's length:
+    [[c0 + c3 sin^2 alpha, c2 cos alpha], [c2 cos alpha, c3]] [theta''; alpha''] = torques, c2 = m l L, c3 = J.
+    Motion tells m l, J and c0 but not m. The three arguments below are positive for every body and give a positive
+    definite mass matrix whenever they are.
+
+    Args:
+        pendulum_mgl: m g l, N m.
+        pendulum_length: J / (m l), m: the length of an ideal pendulum with the same period; 4/3 l in a uniform rod.
+        driven_inertia: c0 - c2^2 / c3, kg m^2: what the motor has to turn at once, the pendulum hanging free.
+        arm_damping, pendulum_damping: N m s/rad, viscous.
+        arm_coulomb, pendulum_coulomb: N m, dry; the sign is smoothed as tanh(velocity / width).
+        cable_stiffness: N m/rad, of the pendulum encoder's cable, which pulls the arm towards zero.
+        cable_offset: N m, its torque on the arm at zero.
+        arm_length: L, m.
+        motor_constant: V s/rad, of back-EMF and torque alike.
+        resistance: Ohm.
+        width: rad/s.
+        published: with m l^2, for a uniform rod 3/4 J, in place of J where the pendulum adds to the arm's inertia, as
+            most public models have it: right for a point mass, wrong for the rod whose J they use elsewhere.
+    """
+    moment = pendulum_mgl / GRAVITY
+    inertia, coupling = moment * pendulum_length, moment * arm_length
+    hub = driven_inertia + coupling * arm_length / pendulum_length
+    swung = 0.75 * inertia if published else inertia  # what a raised pendulum adds about the motor's axis
+
+    def field(t, state, action):
+        arm, angle, turn, rate = state
+        sin, cos = jnp.sin(angle), jnp.cos(angle)
+        drive = motor_constant * (action[0] - motor_constant * turn) / resistance
+        drive = drive - arm_damping * turn - arm_coulomb * jnp.tanh(turn / width)
+        drive = drive - cable_stiffness * arm + cable_offset
+        drive = drive - 2 * swung * sin * cos * turn * rate + coupling * sin * rate**2
+        swing = swung * sin * cos * turn**2 - pendulum_mgl * sin
+        swing = swing - pendulum_damping * rate - pendulum_coulomb * jnp.tanh(rate / width)
+        m11, m12 = hub + swung * sin**2, coupling * cos
+        determinant = m11 * inertia - m12**2
+        return jnp.stack(
+            [turn, rate, (inertia * drive - m12 * swing) / determinant, (m11 * swing - m12 * drive) / determinant]
+        )
+
+    return field
+
+
+def program(**held):
+    """Nine parameters unknown; the motor and the arm's length are known, as voltage alone cannot tell their scale.
+
+    Tables also show `pendulum_inertia` = J about the pivot and `hub_inertia` = c0, about the motor's axis.
+    """
+    p = sample(_priors, held)
+    moment, length = p["pendulum_mgl"] / GRAVITY, p["pendulum_length"]
+    derived("pendulum_inertia", moment * length, "kg m^2")
+    arm_length = p.get("arm_length", ARM_LENGTH)
+    derived("hub_inertia", p["driven_inertia"] + moment * arm_length**2 / length, "kg m^2")
+    return field(**p)
+
+
+def program_with(**held):
+    """`program` with some arguments of `field` held: `program_with(cable_stiffness=0.0, cable_offset=0.0)`."""
+    return hold(program, field, _priors, held)
+
+
+def dynamics(program=program, dt: float = 0.004, **options) -> Dynamics:
+    """The Furuta pendulum bound to its spaces, at the 250 Hz of its recordings; options as of `Dynamics`."""
+    return Dynamics(program, state, action, dt=dt, **options)
+
+
+@functools.cache
+def _true_dynamics(dt: float, published: bool) -> Dynamics:
+    return dynamics(program_with(published=published), dt)
+
+
+def system(dt: float = 0.01, published: bool = False, noise=0.0, measurement_sd=0.0) -> SimulatedSystem:
+    """A simulated Furuta pendulum at `nominal`, hanging.
+
+    Args:
+        published: as of `field`; True is the plant of the SIM2GP experiments.
+        noise: process-noise sd of (rad, rad, rad/s, rad/s) over one step.
+    """
+    transition = _true_dynamics(dt, published).transition(nominal, noise)
+    return SimulatedSystem(transition, jnp.zeros(4), 0.01, measurement_sd)

@@ -1,0 +1,132 @@
+"""Quanser cart-pole (IP02, short pole): a geared motor drives the cart; angle 0 hangs, pi stands."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+
+from physppl.dynamics import Dynamics
+from physppl.models.priors import Between, derived, hold, sample, up_to
+from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
+from physppl.systems import SimulatedSystem
+
+GRAVITY = 9.81  # m/s2
+# Of the motor and its gear, both of efficiency 1: gear ratio, pinion radius in m, armature resistance in Ohm, torque
+# and back-EMF constant in N m/A and V s/rad, rotor inertia in kg m2.
+GEAR, PINION, RESISTANCE, MOTOR_CONSTANT, ROTOR_INERTIA = 3.71, 6.35e-3, 2.6, 0.00767, 3.9e-7
+FORCE = GEAR * MOTOR_CONSTANT / (RESISTANCE * PINION)  # N/V, of the motor at standstill
+BACK_EMF = FORCE * GEAR * MOTOR_CONSTANT / PINION  # N s/m, the brake that the motor is
+ROTOR_MASS = GEAR**2 * ROTOR_INERTIA / PINION**2  # kg, what the rotor adds to the cart
+CART_MASS, POLE_MASS, POLE_LENGTH = 0.37, 0.127, 0.3365  # kg, kg, m: the pole a uniform rod
+
+state = StateSpace(position=Real("m", scale=0.2), angle=Angle(), speed=Real("m/s"), rate=Real("rad/s", scale=10.0))
+action = ActionSpace(voltage=Bounded(-25.0, 25.0, "V"))
+nominal = {
+    "driven_mass": CART_MASS + ROTOR_MASS + POLE_MASS / 4,
+    "pole_mgl": POLE_MASS * GRAVITY * POLE_LENGTH / 2,
+    "pole_length": 2 / 3 * POLE_LENGTH,
+    "cart_damping": 5.4,
+    "cart_coulomb": 0.0,
+    "pole_damping": 0.0048,
+    "pole_coulomb": 0.0,
+}
+"""In SI units, of the plant that the SIM2GP experiments simulate (github.com/bhahner/MC-PILCO); no dry friction."""
+
+_priors = {
+    "driven_mass": Between(0.0, 4.5, "kg", -2.0),
+    "pole_mgl": Between(0.0, 1.8, "N m", -2.0),
+    "pole_length": Between(0.0, 1.9, "m", -2.0),
+    "cart_damping": up_to(30.0, "N s/m"),
+    "cart_coulomb": up_to(5.0, "N"),
+    "pole_damping": up_to(0.03, "N m s/rad"),
+    "pole_coulomb": up_to(0.03, "N m"),
+}
+
+
+def field(
+    driven_mass,
+    pole_mgl,
+    pole_length,
+    cart_damping: Any = 0.0,
+    cart_coulomb: Any = 0.0,
+    pole_damping: Any = 0.0,
+    pole_coulomb: Any = 0.0,
+    cart_width: Any = 0.05,
+    pole_width: Any = 0.3,
+    as_published: bool = False,
+):
+    """d state/dt of a pole hinged on a cart that a DC motor without inductance drives.
+
+    With m, l, J the pole's mass, centre of mass and inertia about the hinge, M the mass of cart, rotor and pole:
+    [[M, m l cos theta], [m l cos theta, J]] [x''; theta''] = [F + m l sin(theta) theta'^2; -m g l sin(theta)] less
+    friction, F = FORCE voltage - BACK_EMF x'. Motion tells m l, J and M but not m. The three arguments below are
+    positive for every body and give a positive definite mass matrix whenever they are.
+
+    Args:
+        driven_mass: M - (m l)^2 / J, kg: what the motor has to move at once, the pole hanging free.
+        pole_mgl: m g l, N m.
+        pole_length: J / (m l), m: the length of an ideal pendulum with the same period; 4/3 l in a uniform rod.
+        cart_damping: N s/m, viscous, the motor's back-EMF left out.
+        cart_coulomb: N, dry; the sign is smoothed as tanh(x' / cart_width).
+        pole_damping: N m s/rad.
+        pole_coulomb: N m, dry, as tanh(theta' / pole_width).
+        cart_width: m/s.
+        pole_width: rad/s.
+        as_published: with -m l sin(theta) theta'^2, as several public simulators of this machine have it. This does
+            not follow from any Lagrangian: the pole's swing then makes energy from nothing.
+    """
+    moment = pole_mgl / GRAVITY
+    total, inertia = driven_mass + moment / pole_length, moment * pole_length
+    centrifugal = -moment if as_published else moment
+
+    def field(t, state, action):
+        _, angle, speed, rate = state
+        sin, cos = jnp.sin(angle), jnp.cos(angle)
+        push = FORCE * action[0] - (BACK_EMF + cart_damping) * speed - cart_coulomb * jnp.tanh(speed / cart_width)
+        push = push + centrifugal * sin * rate**2
+        swing = -pole_mgl * sin - pole_damping * rate - pole_coulomb * jnp.tanh(rate / pole_width)
+        m12 = moment * cos
+        determinant = total * inertia - m12**2
+        return jnp.stack(
+            [speed, rate, (inertia * push - m12 * swing) / determinant, (total * swing - m12 * push) / determinant]
+        )
+
+    return field
+
+
+def program(**held):
+    """Seven parameters unknown; the motor is known, as voltage alone cannot tell the scale of masses.
+
+    Tables also show `total_mass` = M and `pole_inertia` = J about the hinge.
+    """
+    p = sample(_priors, held)
+    moment, length = p["pole_mgl"] / GRAVITY, p["pole_length"]
+    derived("total_mass", p["driven_mass"] + moment / length, "kg")
+    derived("pole_inertia", moment * length, "kg m^2")
+    return field(**p)
+
+
+def program_with(**held):
+    """`program` with some arguments of `field` held: `program_with(cart_coulomb=0.0, pole_coulomb=0.0)`."""
+    return hold(program, field, _priors, held)
+
+
+def dynamics(program=program, dt: float = 0.01, **options) -> Dynamics:
+    """The cart-pole bound to its spaces; options as of `Dynamics`."""
+    return Dynamics(program, state, action, dt=dt, **options)
+
+
+@functools.cache
+def _true_dynamics(dt: float, as_published: bool) -> Dynamics:
+    return dynamics(program_with(as_published=as_published), dt)
+
+
+def system(dt: float = 0.01, as_published: bool = False, noise=0.0, measurement_sd=0.0) -> SimulatedSystem:
+    """A simulated cart-pole at `nominal`, hanging.
+
+    Args:
+        as_published: as of `field`.
+        noise: process-noise sd of (m, rad, m/s, rad/s) over one step.
+    """
+    transition = _true_dynamics(dt, as_published).transition(nominal, noise)
+    return SimulatedSystem(transition, jnp.zeros(4), 0.01, measurement_sd)

@@ -1,0 +1,218 @@
+"""Two-link arm with a motor in each joint, upright or flat; angle 0 hangs, the elbow's counts from link 1."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+
+from physppl.dynamics import Dynamics
+from physppl.models.priors import Between, derived, hold, sample, up_to
+from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
+from physppl.systems import SimulatedSystem
+
+GRAVITY = 9.81  # m/s2
+LENGTH = 0.2  # m, shoulder to elbow (the second link, 0.3 m, ends free: its length moves nothing)
+
+state = StateSpace(
+    shoulder=Angle(),
+    elbow=Angle(),
+    shoulder_velocity=Real("rad/s", scale=5.0),
+    elbow_velocity=Real("rad/s", scale=5.0),
+)
+action = ActionSpace(shoulder_torque=Bounded(-6.0, 6.0, "N m"), elbow_torque=Bounded(-6.0, 6.0, "N m"))
+
+
+def combinations(bodies, length: Any = LENGTH) -> dict[str, Any]:
+    """The combinations through which two bodies move: flat, the three pi; hanging, weights as well.
+
+    Args:
+        bodies: {m1, r1, k1, m2, r2, k2: value}: masses, kg, distances from joint to centre of mass and radii of
+            gyration about it, m.
+        length: l1, m, shoulder to elbow.
+
+    Returns:
+        {pi1: m1 (k1^2 + r1^2) + m2 l1^2, pi2: m2 (k2^2 + r2^2), pi3: m2 l1 r2}, kg m^2, and {m1_r1_plus_m2_l1, m2_r2},
+        kg m.
+    """
+    m1, r1, k1, m2, r2, k2 = (bodies[name] for name in ("m1", "r1", "k1", "m2", "r2", "k2"))
+    return {
+        "pi1": m1 * (k1**2 + r1**2) + m2 * length**2,
+        "pi2": m2 * (k2**2 + r2**2),
+        "pi3": m2 * length * r2,
+        "m1_r1_plus_m2_l1": m1 * r1 + m2 * length,
+        "m2_r2": m2 * r2,
+    }
+
+
+bodies = {"m1": 0.5235, "r1": 0.2, "k1": 0.1446, "m2": 0.6256, "r2": 0.2557, "k2": 0.1262}
+"""kg and m: model_1.0 of design C.1 of DFKI's double pendulum, identified by its makers
+(github.com/dfki-ric-underactuated-lab/double_pendulum); k from their inertias I = m (r^2 + k^2) about the joints."""
+
+_nominal = combinations(bodies)
+nominal = {
+    "m1_r1_plus_m2_l1": _nominal["m1_r1_plus_m2_l1"],
+    "m2_r2": _nominal["m2_r2"],
+    "length_2": _nominal["pi2"] / _nominal["m2_r2"],
+    "driven_inertia": _nominal["pi1"] - _nominal["pi3"] ** 2 / _nominal["pi2"],
+    "split": (bodies["m2"] - _nominal["m2_r2"] ** 2 / _nominal["pi2"])
+    / (_nominal["pi1"] / LENGTH**2 - _nominal["m2_r2"] ** 2 / _nominal["pi2"]),
+    "motor_inertia": 6.0**2 * 6.287e-5,
+    "damping_1": 0.001,
+    "damping_2": 0.001,
+    "coulomb_1": 0.251,
+    "coulomb_2": 0.188,
+}
+"""In SI units, of the same source: what `bodies` make of the sites; the motor's from rotor inertia and gear ratio 6;
+dry friction at speed, 0.16 and 0.12 N m times pi / 2, as theirs is an arctangent."""
+
+_priors = {
+    "m1_r1_plus_m2_l1": Between(0.0, 2.0, "kg m", -2.0),
+    "m2_r2": Between(0.0, 1.4, "kg m", -2.0),
+    "length_2": Between(0.0, 2.7, "m", -2.0),
+    "driven_inertia": Between(0.0, 0.3, "kg m^2", -2.0),
+    "split": Between(0.0, 1.0, "", -0.5, 1.5),
+    "motor_inertia": Between(0.0, 0.03, "kg m^2", -2.0),
+    "damping_1": up_to(0.03, "N m s/rad"),
+    "damping_2": up_to(0.03, "N m s/rad"),
+    "coulomb_1": up_to(1.5, "N m"),
+    "coulomb_2": up_to(1.5, "N m"),
+}
+
+
+def field(m1, r1, k1, m2, r2, k2, length: Any = LENGTH, **options):
+    """d state/dt of two bodies: masses, centres of mass, radii of gyration about these (kg, m, m), link by link.
+
+    No choice of the six is impossible: the inertia about a joint is m (r^2 + k^2), never below m r^2.
+
+    Args:
+        length: m, shoulder to elbow.
+        options: from `motor_inertia` on, as of `arm`.
+    """
+    found = combinations({"m1": m1, "r1": r1, "k1": k1, "m2": m2, "r2": r2, "k2": k2}, length)
+    return _field(found["pi1"], found["pi2"], found["pi3"], found["m1_r1_plus_m2_l1"], found["m2_r2"], **options)
+
+
+def arm(
+    m1_r1_plus_m2_l1,
+    m2_r2,
+    length_2,
+    driven_inertia,
+    length: Any = LENGTH,
+    motor_inertia: Any = 0.0,
+    damping_1: Any = 0.0,
+    damping_2: Any = 0.0,
+    coulomb_1: Any = 0.0,
+    coulomb_2: Any = 0.0,
+    gravity: Any = GRAVITY,
+    width: Any = 0.03,
+    locked: bool = False,
+):
+    """d state/dt of an arm by what its motion tells; `combinations` says which bodies these are.
+
+    The first four are positive for every pair of bodies, and give a positive definite mass matrix whenever they are.
+
+    Args:
+        m1_r1_plus_m2_l1: kg m, of both links' weight about the shoulder, the second's put at the elbow.
+        m2_r2: kg m, of the second link's weight about the elbow.
+        length_2: m, pi2 / m2_r2: of an ideal pendulum with the period of the second link.
+        driven_inertia: kg m^2, pi1 - pi3^2 / pi2: what the shoulder has to turn at once, the second link hanging free.
+        length: m, shoulder to elbow.
+        motor_inertia: kg m^2, of a rotor times its gear ratio squared, the same in both joints. A link cannot have it:
+            it resists the elbow's own motion but not the shoulder's. (Its cross terms, smaller by the gear ratio, are
+            left out: values of the other parameters make up for them exactly.)
+        damping_1, damping_2: N m s/rad, viscous, of shoulder and elbow.
+        coulomb_1, coulomb_2: N m, dry; the sign is smoothed as tanh(velocity / width).
+        gravity: m/s^2; 0 is an arm that lies flat.
+        width: rad/s.
+        locked: whether the shoulder is held fast, by a torque that nobody records: it stays where it is, whatever the
+            velocity in the state says.
+    """
+    pi1, pi2 = driven_inertia + m2_r2 * length**2 / length_2, m2_r2 * length_2
+    friction = (damping_1, damping_2, coulomb_1, coulomb_2)
+    return _field(pi1, pi2, m2_r2 * length, m1_r1_plus_m2_l1, m2_r2, motor_inertia, *friction, gravity, width, locked)
+
+
+def _field(
+    pi1,
+    pi2,
+    pi3,
+    m1_r1_plus_m2_l1,
+    m2_r2,
+    motor_inertia: Any = 0.0,
+    damping_1: Any = 0.0,
+    damping_2: Any = 0.0,
+    coulomb_1: Any = 0.0,
+    coulomb_2: Any = 0.0,
+    gravity: Any = GRAVITY,
+    width: Any = 0.03,
+    locked: bool = False,
+):
+    """M = [[pi1 + pi2 + 2 pi3 cos q2 + J, pi2 + pi3 cos q2], [pi2 + pi3 cos q2, pi2 + J]], J = motor_inertia."""
+    m22 = pi2 + motor_inertia
+
+    def field(t, state, action):
+        q1, q2, v1, v2 = state
+        sin, cos = jnp.sin(q2), jnp.cos(q2)
+        v1 = jnp.zeros_like(v1) if locked else v1
+        hanging = gravity * m2_r2 * jnp.sin(q1 + q2)
+        elbow = action[1] - damping_2 * v2 - coulomb_2 * jnp.tanh(v2 / width) - hanging - pi3 * sin * v1**2
+        if locked:
+            return jnp.stack([v1, v2, jnp.zeros_like(v1), elbow / m22])
+        shoulder = action[0] - damping_1 * v1 - coulomb_1 * jnp.tanh(v1 / width) - hanging
+        shoulder = shoulder - gravity * m1_r1_plus_m2_l1 * jnp.sin(q1) + pi3 * sin * (2 * v1 * v2 + v2**2)
+        m11, m12 = pi1 + pi2 + 2 * pi3 * cos + motor_inertia, pi2 + pi3 * cos
+        determinant = m11 * m22 - m12**2
+        return jnp.stack(
+            [v1, v2, (m22 * shoulder - m12 * elbow) / determinant, (m11 * elbow - m12 * shoulder) / determinant]
+        )
+
+    return field
+
+
+def program(length: Any = LENGTH, **held):
+    """Ten parameters unknown, nine of which motion tells; the first link's length is known.
+
+    The tenth, `split`, moves nothing: it says where between the least and the largest mass that bodies with these
+    inertias can have the second link's lies. Tables also show what follows: `m2`, `m1_r1`, and `pi1`, `pi2`.
+    """
+    p = sample(_priors, held)
+    split, moment, length_2 = p.pop("split"), p["m2_r2"], p["length_2"]
+    pi1 = derived("pi1", p["driven_inertia"] + moment * length**2 / length_2, "kg m^2")
+    derived("pi2", moment * length_2, "kg m^2")
+    # pi2 >= m2 r2^2 = (m2 r2)^2 / m2, and pi1 >= m2 l1^2
+    least, most = moment / length_2, pi1 / length**2
+    m2 = derived("m2", least + (most - least) * split, "kg")
+    derived("m1_r1", p["m1_r1_plus_m2_l1"] - m2 * length, "kg m")
+    return arm(length=length, **p)
+
+
+def program_with(**held):
+    """`program` with some of its sites, or options of `arm`, held.
+
+    The arm of the SIM2GP paper, flat and without motors: `program_with(gravity=0.0, motor_inertia=0.0)`, its first
+    data set `program_with(gravity=0.0, motor_inertia=0.0, locked=True)`.
+    """
+    return hold(program, arm, _priors, held)
+
+
+def dynamics(program=program, dt: float = 0.004, **options) -> Dynamics:
+    """The arm bound to its spaces, at the 250 Hz of its recordings; options as of `Dynamics`."""
+    return Dynamics(program, state, action, dt=dt, **options)
+
+
+@functools.cache
+def _true_dynamics(dt: float, gravity: float, locked: bool) -> Dynamics:
+    return dynamics(program_with(gravity=gravity, locked=locked), dt)
+
+
+def system(
+    dt: float = 0.004, gravity: float = GRAVITY, locked: bool = False, noise=0.0, measurement_sd=0.0
+) -> SimulatedSystem:
+    """A simulated arm at `nominal`, hanging at rest.
+
+    Args:
+        gravity, locked: as of `arm`.
+        noise: process-noise sd of (rad, rad, rad/s, rad/s) over one step.
+    """
+    transition = _true_dynamics(dt, gravity, locked).transition(nominal, noise)
+    return SimulatedSystem(transition, jnp.zeros(4), 0.0, measurement_sd)

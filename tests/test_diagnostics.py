@@ -1,0 +1,224 @@
+"""The check: a healthy fit is ok, and each planted defect is named with its remedy."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from helpers import linear_data, linear_dynamics, recording
+from numpyro import handlers
+from test_identifiability import product, tank, tank_data
+
+import physppl as pp
+from physppl import diagnostics
+from physppl.inference import HMC, DrawsPosterior, Laplace
+from physppl.models import pendulum
+
+TRUTH = {"mass": 0.9, "length": 1.1, "damping": 0.08}
+
+
+def found(check: pp.Check, text: str) -> diagnostics.Reason:
+    """The one reason that says `text`."""
+    [reason] = [r for r in check.reasons if text in r.finding]
+    return reason
+
+
+def fitted(rate, data=None, backend=None):
+    return pp.fit(jax.random.key(0), tank(rate), tank_data() if data is None else data, backend or Laplace(starts=2))
+
+
+def gain():
+    return pp.physical("gain", 0.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def healthy():
+    data = recording(pendulum.dynamics(), TRUTH, steps=300, noise=0.005)
+    return pp.fit(jax.random.key(0), pendulum.dynamics(), data, Laplace())
+
+
+def test_a_healthy_fit_is_ok(healthy):
+    check = pp.check(healthy)
+    assert check.verdict == "ok" and check.reasons == ()
+    assert check.figures["sds_to_the_mode"] < 1e-3 and 0 < check.figures["solver_shift_sds"] < 0.1
+    assert check.figures["draws_that_count"] > 0.5 and check.figures["combinations"] == 3
+    assert str(check).startswith("ok | Laplace | Dynamics(program: angle, velocity;") and "300 transitions" in str(
+        check
+    )
+    assert healthy.check() == check
+
+
+def test_a_healthy_sampler_is_ok():
+    posterior = pp.fit(jax.random.key(0), linear_dynamics(), linear_data(), HMC(draws=400, warmup=200))
+    check = pp.check(posterior)
+    assert check.verdict == "ok", str(check)
+    assert check.figures["r_hat"] < 1.01 and check.figures["ess_bulk"] > 400 and check.figures["divergences"] == 0
+    assert check.figures["solver_shift_sds"] == 0.0  # a Step has no solver
+
+
+def test_an_early_stop_is_a_distance_to_the_mode():
+    data = recording(pendulum.dynamics(), TRUTH, steps=100, noise=0.005)
+    with pytest.warns(pp.PhyspplWarning, match="not converged"):
+        posterior = pp.fit(jax.random.key(0), pendulum.dynamics(), data, Laplace(starts=1, steps=4))
+    check = pp.check(posterior)
+    reason = found(check, "posterior sds from the mode")
+    assert reason.verdict == check.verdict == "unusable" and "`steps`" in reason.remedy
+    assert check.figures["sds_to_the_mode"] > 1.0
+
+
+STIFF = {"mass": 0.9, "length": 0.08, "damping": 0.01}  # 11 rad/s
+
+
+def stiff():
+    mass = pp.physical("mass", 0.2, 2.0, unit="kg")
+    length = pp.physical("length", 0.03, 0.3, unit="m")
+    return pendulum.field(mass, length, pp.physical("damping", 0.0, 0.03, unit="N m s/rad"))
+
+
+def stiff_fit(dt: float, noise: float, substeps: int):
+    """A pendulum that was simulated with 64 sub-steps, fitted with fewer."""
+    data = recording(pendulum.dynamics(stiff, dt=dt, substeps=64), STIFF, steps=100, noise=noise)
+    dynamics = pendulum.dynamics(stiff, dt=dt, substeps=substeps)
+    return pp.fit(jax.random.key(0), dynamics, data, Laplace(starts=2))
+
+
+def test_a_solver_that_is_too_coarse_is_told_the_step_it_needs(x64):
+    check = pp.check(stiff_fit(0.1, 0.003, substeps=1))
+    reason = found(check, "the solver's error moves the estimate")
+    assert reason.verdict == "doubtful" and check.figures["solver_shift_sds"] > 1
+    needed = int(re.search(r"substeps=(\d+)", reason.remedy).group(1))
+    assert 4 < needed < 64 and f"steps of {0.1 / needed:.2g} s" in reason.remedy
+    # Fitted with what was named, the belief is sharper (no error is taken for noise), and still the solver will do.
+    enough, _ = diagnostics.licence(stiff_fit(0.1, 0.003, substeps=needed))
+    assert enough <= diagnostics.SHIFT
+
+
+def test_the_licence_is_the_shift_that_a_finer_fit_makes(x64):
+    coarse, fine = stiff_fit(0.02, 0.01, substeps=1), stiff_fit(0.02, 0.01, substeps=4)
+    licence, _ = diagnostics.licence(coarse)
+    moved = np.linalg.solve(np.asarray(coarse.factor).T, np.asarray(fine.mode - coarse.mode))
+    assert licence == pytest.approx(np.linalg.norm(moved), rel=0.1) and licence > diagnostics.SHIFT
+
+
+def test_a_sum_that_nothing_splits_is_named():
+    rate = lambda: pp.physical("a", dist.Normal(0, 1)) + pp.physical("b", dist.Normal(0, 1))  # noqa: E731
+    check = pp.check(fitted(rate))
+    assert "do not determine +0.71 a -0.71 b" in found(check, "do not determine").finding
+    assert check.verdict == "doubtful" and check.figures["draws_that_count"] > 0.9  # a straight ridge is a Gaussian
+
+
+def test_a_bent_ridge_is_no_gaussian():
+    rate = lambda: pp.physical("a", dist.LogNormal(0, 1)) + pp.physical("b", dist.LogNormal(0, 1))  # noqa: E731
+    check = pp.check(fitted(rate, tank_data(gain=3.0, noise=0.01)))
+    assert "no Gaussian in virtual space" in str(check) and check.figures["draws_that_count"] < 0.1
+    straight = pp.check(fitted(rate, tank_data(gain=3.0, noise=0.01), Laplace(starts=2, linearised=True)))
+    assert "draws_that_count" not in straight.figures  # its draws are of the linearised function, which is one
+
+
+def test_a_site_that_nothing_shows_is_named():
+    def rate():
+        pp.physical("spare", dist.HalfNormal(1.0))
+        return gain()
+
+    assert found(pp.check(fitted(rate)), "no prediction depends on").finding.endswith(" spare")
+
+
+def test_a_confounded_parameter_is_named_once():
+    check = pp.check(fitted(product))
+    assert "+0.71 a -0.71 b" in found(check, "do not determine").finding
+    assert not any("say little" in r.finding for r in check.reasons)
+
+
+def test_a_prior_that_misses_the_truth_is_told():
+    check = pp.check(fitted(lambda: pp.physical("gain", 0.0, 0.705), tank_data(noise=1e-3)))
+    assert found(check, "sits at the edge of its prior").finding.startswith("gain ")
+
+
+def test_no_data_is_the_prior():
+    check = pp.check(Laplace(starts=1).prior(jax.random.key(0), tank(gain)))
+    assert check.verdict == "doubtful" and [r.finding for r in check.reasons] == [
+        "nothing was learnt: this is the prior"
+    ]
+
+
+def test_chains_that_are_too_short_are_told():
+    posterior = pp.fit(jax.random.key(0), linear_dynamics(), linear_data(), HMC(draws=30, warmup=100))
+    reason = found(pp.check(posterior), "where 4 chains should give 400")
+    assert reason.verdict == "doubtful" and re.search(r"raise `draws` \d+ times", reason.remedy)
+
+
+def sampled(change=lambda points, stats: None, chains=4, draws=500):
+    """A belief as four chains of independent draws of the right posterior, after a change to them."""
+    laplace = fitted(gain)
+    rng = np.random.default_rng(0)
+    points = np.asarray(laplace.mode) + np.asarray(laplace.factor)[0, 0] * rng.normal(size=(chains, draws, 1))
+    stats = {"diverging": np.zeros((chains, draws), bool), "energy": rng.normal(size=(chains, draws))}
+    change(points, stats)
+    with jax.enable_x64(True):
+        stats = {k: jnp.asarray(v) for k, v in stats.items()}
+        return DrawsPosterior(laplace.model, laplace.data, laplace.space, jnp.asarray(points), stats, method="Sampled")
+
+
+def test_chains_that_disagree_are_told():
+    def shifted(points, stats):
+        points[0] += 2 * points.std()
+
+    check = pp.check(sampled(shifted))
+    assert found(check, "the chains disagree about gain").verdict == check.verdict == "unusable"
+    assert pp.check(sampled()).verdict == "ok"
+
+
+def test_chains_that_crawl_are_told():
+    def slow(points, stats):
+        centre = points.mean()
+        for k in range(1, points.shape[1]):  # a first-order process with the same spread, 39 times fewer draws
+            points[:, k] = centre + 0.95 * (points[:, k - 1] - centre) + np.sqrt(1 - 0.95**2) * (points[:, k] - centre)
+
+    count = float(re.match(r"(\d+) effective", found(pp.check(sampled(slow)), "effective draws").finding).group(1))
+    assert 2000 / 39 / 2 < count < 2000 / 39 * 2
+
+
+def test_divergences_and_slow_energy_are_counted():
+    def broken(points, stats):
+        stats["diverging"][1, :3] = True
+        stats["energy"] = stats["energy"].cumsum(axis=1)
+
+    check = pp.check(sampled(broken))
+    assert check.verdict == "doubtful" and check.figures["divergences"] == 3
+    assert "3 of 2000 transitions diverged" in str(check) and found(check, "E-BFMI 0.0")
+
+
+def test_one_chain_is_not_enough():
+    check = pp.check(sampled(chains=1))
+    assert found(check, "one chain").remedy == "run four" and check.figures["r_hat"] < 1.02
+
+
+def test_a_belief_without_a_density_is_unusable():
+    root = lambda: jnp.sqrt(pp.physical("gain", -2.0, -1.0))  # noqa: E731
+    with jax.enable_x64(True):
+        posterior = Laplace(starts=1, steps=2).fit(jax.random.key(0), tank(root), tank_data())
+    check = pp.check(posterior)
+    assert check.verdict == "unusable" and "not finite" in check.reasons[0].finding and check.figures == {}
+
+
+def test_every_file_keeps_its_check(tmp_path):
+    import xarray
+
+    posterior = fitted(product)
+    posterior.to_arviz(draws=50).to_netcdf(tmp_path / "fit.nc")
+    with xarray.open_datatree(tmp_path / "fit.nc") as tree:
+        check = pp.check(posterior)
+        assert tree.attrs["check"] == "doubtful" and "+0.71 a -0.71 b" in tree.attrs["check_reasons"]
+        for name, value in check.figures.items():
+            assert tree.attrs[f"check_{name}"] == pytest.approx(value)
+
+
+def test_a_model_around_dynamics_is_checked():
+    def model(data):
+        with handlers.scope(prefix="machine"):
+            tank(gain)(data)
+
+    check = pp.check(pp.fit(jax.random.key(0), model, tank_data(), Laplace(starts=2)))
+    assert check.verdict == "ok" and "solver_shift_sds" not in check.figures
