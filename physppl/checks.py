@@ -56,7 +56,8 @@ def check_trajectories(data: Trajectories, sensors: StateSpace, dynamics, where:
         for name, value in zip(("mean", "sd"), data.start, strict=True):
             if value.shape != shape:
                 raise ValueError(f"{where}: the {name} of `start` must have shape {shape}; got {value.shape}.")
-            if is_concrete(value) and not (np.all(np.isfinite(value)) and (name == "mean" or np.all(value >= 0))):
+            known = np.asarray(value) if is_concrete(value) else np.zeros(0)
+            if not (np.all(np.isfinite(known)) and (name == "mean" or np.all(known >= 0))):
                 raise ValueError(f"{where}: the {name} of `start` must be finite, and an sd not negative; got {value}.")
     if not is_concrete(data.observations, data.actions, data.valid, data.times):
         return

@@ -19,7 +19,7 @@ from physppl.posterior import Posterior
 from physppl.summary import EDGE, VERDICTS, amount, summarise
 
 OK, DOUBTFUL, UNUSABLE = "ok", "doubtful", "unusable"
-GRADIENT = 1e-3  # posterior sds from the mode: what a Laplace fit stops at
+GRADIENT = 0.015  # posterior sds from the mode: what a Laplace fit of recordings stops at
 SHIFT = 0.1  # posterior sds, in the direction that moves most, by which a finer solver may move the estimate
 PROBE = 0.01  # posterior sds: of central differences of the log density, which is nearly quadratic over them
 FINER = 4  # times as many sub-steps

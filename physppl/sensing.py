@@ -92,7 +92,8 @@ class Sensing:
         if measurement_df is not None and not (isinstance(measurement_df, number) and measurement_df > 2):
             raise ValueError(f"{where}: measurement_df must exceed 2 (None is Gaussian); got {measurement_df}.")
         if not isinstance(input_delay, dist.Distribution):
-            if not isinstance(input_delay, number) or not (input_delay >= 0 and float(input_delay).is_integer()):
+            counts = isinstance(input_delay, number) and not isinstance(input_delay, bool)
+            if not counts or not (input_delay >= 0 and float(input_delay).is_integer()):
                 raise ValueError(
                     f"{where}: input_delay must be a whole number of samples or a NumPyro prior over samples, e.g. "
                     f"dist.Uniform(0, 4); got {input_delay!r}."

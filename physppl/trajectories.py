@@ -137,10 +137,14 @@ class Trajectories(eqx.Module):
         """Several recordings of one machine, padded to the longest.
 
         Raises:
+            TypeError: for anything but Trajectories.
             ValueError: for none, or parts that differ in segment length, in having readings, or in having a start.
         """
         if not parts:
             raise ValueError("stack: no Trajectories were given.")
+        for part in parts:
+            if not isinstance(part, Trajectories):
+                raise TypeError(f"Trajectories.stack takes Trajectories; got {type(part).__name__}.")
         first, longest = parts[0], max(len(p) for p in parts)
         for what in ("segment", "observations", "start"):
             values = [getattr(p, what) for p in parts]

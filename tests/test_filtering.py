@@ -123,15 +123,17 @@ def dense_at(z, data) -> Linear:
     return dense(data, z[0], z[1], q, r, gain_error=np.exp(z[7]) + 1e-6)
 
 
-def test_the_gradient_is_that_of_the_log_joint():
-    for df in (None, 4.0):
-        dynamics, data = bind(**uncertain, measurement_df=df), recording(25)
-        space = VirtualSpace.of(dynamics, data)
-        log_joint = lambda z: sum(space.log_densities(space.trace(dynamics, z, data), z))  # noqa: B023, E731
-        value, gradient = jax.jit(jax.value_and_grad(log_joint))(point)
-        here = jax.jit(lambda z: local(space, dynamics, data, z))(point)  # noqa: B023
-        np.testing.assert_allclose(here.log_joint, value, rtol=1e-12)
-        np.testing.assert_allclose(here.gradient, gradient, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("df", [None, 4.0])
+def test_the_gradient_is_that_of_the_log_joint(df):
+    data = pp.Trajectories.stack([recording(25), recording(12, 1)])
+    dynamics = bind(**uncertain, measurement_df=df, variation=dist.LogNormal(-1.0, 0.5))
+    space = VirtualSpace.of(dynamics, data)
+    z = np.append(point, [-1.2, 0.5, -0.3, 1.1, 0.2])  # log sd of the variation, offsets of two recordings
+    log_joint = lambda z: sum(space.log_densities(space.trace(dynamics, z, data), z))  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(log_joint))(z)
+    here = jax.jit(lambda z: local(space, dynamics, data, z))(z)
+    np.testing.assert_allclose(here.log_joint, value, rtol=1e-12)
+    np.testing.assert_allclose(here.gradient, gradient, rtol=1e-9, atol=1e-9)
 
 
 def test_curvature_is_the_fisher_information_of_the_whole_recording():
