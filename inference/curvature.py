@@ -18,10 +18,13 @@ from jaxtyping import Float
 
 from physppl.dynamics import Dynamics
 from physppl.noise import FLOOR, PROCESS
-from physppl.sensing import OFFSETS, SITES
+from physppl.sensing import GAIN, MEASUREMENT, OFFSETS, SITES, TIMING
 from physppl.trajectories import Trajectories
 from physppl.transitions import Transitions
 from physppl.virtual import Gaussian, VirtualSpace, gaussians, latent_part
+
+
+NOISES = (PROCESS, MEASUREMENT, GAIN, TIMING)
 
 
 class Local(NamedTuple):
@@ -127,6 +130,11 @@ def _recordings(space: VirtualSpace, model: Dynamics, data: Trajectories, z) -> 
     chain = jax.jacfwd(points)(z)
     gradient = jnp.einsum("rp,rpq->q", found.gradient, chain)
     curvature = jnp.einsum("rap,rab,rbq->pq", chain, found.curvature, chain)
+    # A noise that the data have no use for costs in proportion to its variance: minus twice the slope in its log is
+    # then the curvature. Its Fisher information vanishes, and the belief would reach to a noise of any size.
+    noises = [jnp.full(math.prod(shape), name in NOISES) for name, shape in zip(space.names, space.shapes, strict=True)]
+    lacking = jnp.maximum(-2 * gradient - jnp.diagonal(curvature), 0.0)
+    curvature = curvature + jnp.diag(jnp.where(jnp.concatenate(noises), lacking, 0.0))
     return Local(jnp.sum(found.log_joint), gradient, curvature)
 
 

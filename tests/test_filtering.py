@@ -161,11 +161,16 @@ def test_curvature_is_the_fisher_information_of_the_whole_recording():
     by_covariance = np.einsum("ab,bci->aci", precision, d_covariance)
     fisher = d_mean.T @ precision @ d_mean + 0.5 * np.einsum("abi,baj->ij", by_covariance, by_covariance)
     size = np.sqrt(np.outer(np.diag(fisher), np.diag(fisher)))
-    np.testing.assert_allclose(found.mean(0) / size, fisher / size, rtol=0, atol=1e-8)
+    noises = np.arange(8) >= 2
+    bounded = np.diag(noises).astype(bool)  # see below
+    np.testing.assert_allclose((found.mean(0) / size)[~bounded], (fisher / size)[~bounded], rtol=0, atol=1e-8)
     for i in (3, 40):
         d_expected, d_sd = differences(lambda z: dense_at(z, data).one_by_one(readings[i]), point)  # noqa: B023
         sd = dense_at(point, data).one_by_one(readings[i])[1][:, None]
         told = (d_expected / sd).T @ (d_expected / sd) + 2 * (d_sd / sd).T @ (d_sd / sd)
+        # A noise's own entry is at least minus twice its slope: the curvature of a log likelihood linear in its square.
+        (slope,) = differences(lambda z: [np.atleast_1d(dense_at(z, data).log_density(readings[i]))], point)  # noqa: B023
+        told[bounded] = np.maximum(told[bounded], -2 * slope[0, noises])
         np.testing.assert_allclose(found[i] / size, told / size, rtol=0, atol=1e-7)
 
 
