@@ -23,7 +23,6 @@ from physppl.trajectories import Trajectories
 from physppl.transitions import Transitions
 from physppl.virtual import Gaussian, VirtualSpace, gaussians, latent_part
 
-
 NOISES = (PROCESS, MEASUREMENT, GAIN, TIMING)
 
 
