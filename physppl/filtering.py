@@ -1,9 +1,11 @@
-"""The extended Kalman filter and smoother: latent states of a recording, eliminated sample by sample.
+"""The Kalman filter and smoother of a nonlinear machine: latent states of a recording, eliminated sample by sample.
 
 For given parameters the filter is the forward sweep of the block elimination that a joint fit of parameters and states
 would need: its innovations carry the marginal likelihood, its smoother returns the states. Exact where dynamics and
-sensors are linear; else linearised about the filter's own mean (A. Jazwinski, Stochastic Processes and Filtering
-Theory, 1970). Sensors are processed one after the other (their noises are independent): no matrix is inverted.
+sensors are linear. Else the dynamics are replaced by differences over the state's own spread (M. Norgaard, N. Poulsen,
+O. Ravn, Automatica 36, 2000), not by their slope at its mean: dry friction is steep where a joint stands and flat where
+it moves, and a filter that believes the slope thinks itself stuck. Sensors are processed one after the other (their
+noises are independent): no matrix is inverted.
 """
 
 from collections.abc import Callable
@@ -13,6 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
+
+SPACING = 3**0.5  # of differences, in sds: matches a Gaussian's fourth moment
+TINY = 1e-14  # of a variance: what is left of it is rounding
 
 
 class Samples(NamedTuple):
@@ -24,7 +29,7 @@ class Samples(NamedTuple):
     valid: Bool[Array, " N"]
     alive: Bool[Array, " N"]  # whether a reading is still to come
     inputs: Float[Array, "N A"]  # as they arrive
-    input_sd: Float[Array, "N A"]
+    input_sd: Float[Array, "N A"] | None  # None: inputs are exact
     process_sd: Float[Array, "N D"]  # entering on the way to the next sample
 
 
@@ -41,7 +46,7 @@ class Filtered(NamedTuple):
     covariance: Float[Array, "N D D"]
     next_mean: Float[Array, "N D"]  # of the next sample before its readings
     next_covariance: Float[Array, "N D D"]
-    transition: Float[Array, "N D D"]
+    cross: Float[Array, "N D D"]  # covariance of the sample's state with the next sample's
 
 
 Step = Callable[[Array, Array, Array, Array], Array]  # (time, length, state, input) -> next state
@@ -90,23 +95,59 @@ def kalman_filter(
             mean = mean + gain * error
             covariance = covariance - gain[:, None] * cross
         advance = lambda x, u: step(sample.times, sample.lengths, x, u)  # noqa: E731
-        ahead, push = jax.linearize(advance, mean, sample.inputs)
-        count = len(sample.inputs)
-        basis = jnp.eye(size + count, dtype=mean.dtype)
-        jacobian = jax.vmap(lambda e: push(e[:size], e[size:]), out_axes=-1)(basis)
-        transition, by_input = jacobian[:, :size], jacobian[:, size:] * sample.input_sd
-        noise = _product(by_input, by_input.T) + jnp.diag(sample.process_sd**2)
-        spread_ahead = _product(_product(transition, covariance), transition.T) + noise
-        spread_ahead = 0.5 * (spread_ahead + spread_ahead.T)  # rounding would grow where the machine is unstable
+        ahead, spread_ahead, cross = propagate(advance, mean, covariance, sample.inputs, sample.input_sd)
+        spread_ahead = spread_ahead + jnp.diag(sample.process_sd**2)
         # After the last reading time stands still: an unstable machine would diverge through the padding.
         ahead = jnp.where(sample.alive, ahead, mean)
         spread_ahead = jnp.where(sample.alive, spread_ahead, covariance)
-        transition = jnp.where(sample.alive, transition, basis[:size, :size])
-        course = Filtered(jnp.stack(expected), jnp.stack(spread), mean, covariance, ahead, spread_ahead, transition)
+        cross = jnp.where(sample.alive, cross, covariance)
+        course = Filtered(jnp.stack(expected), jnp.stack(spread), mean, covariance, ahead, spread_ahead, cross)
         return (ahead, spread_ahead), course
 
     _, course = jax.lax.scan(body, (mean, jnp.diag(sd**2)), samples)
     return course
+
+
+def propagate(
+    advance: Callable[[Array, Array], Array],
+    mean: Float[Array, " D"],
+    covariance: Float[Array, "D D"],
+    inputs: Float[Array, " A"],
+    input_sd: Float[Array, " A"] | None,
+) -> tuple[Float[Array, " D"], Float[Array, "D D"], Float[Array, "D D"]]:
+    """Mean and covariance of the next state, and its covariance with this one, by differences to second order.
+
+    Args:
+        advance: (state, input) -> next state, without noise.
+        input_sd: of the inputs' own errors; None where there are none.
+    """
+    size, zeros = len(mean), jnp.zeros((len(mean), len(inputs)), mean.dtype)
+    root = _root(covariance)
+    offsets = jnp.concatenate([root.T, zeros], axis=1)
+    if input_sd is not None:
+        offsets = jnp.concatenate([offsets, jnp.concatenate([zeros.T, jnp.diag(input_sd)], axis=1)])
+    centre = jnp.concatenate([mean, inputs])
+    points = jnp.concatenate([centre[None], centre + SPACING * offsets, centre - SPACING * offsets])
+    ends = jax.vmap(lambda p: advance(p[:size], p[size:]))(points)
+    up, down = jnp.split(ends[1:] - ends[0], 2)
+    first, second = (up - down) / (2 * SPACING), (up + down) / (2 * SPACING**2)
+    ahead = ends[0] + jnp.sum(second, axis=0)
+    spread = _product(first.T, first) + (SPACING**2 - 1) * _product(second.T, second)
+    return ahead, spread, _product(root, first[:size])
+
+
+def _root(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
+    """The Cholesky factor, column by column: a library's would cost more than the rest of the step, and has no slope
+    where a covariance is singular."""
+    columns, rest, size = [], covariance, len(covariance)
+    for i in range(size):
+        pivot = rest[i, i]
+        positive = pivot > TINY * covariance[i, i]
+        column = jnp.where(positive, rest[:, i] / jnp.sqrt(jnp.where(positive, pivot, 1.0)), 0.0)
+        column = jnp.where(jnp.arange(size) < i, 0.0, column)
+        columns.append(column)
+        rest = rest - column[:, None] * column[None, :]
+    return jnp.stack(columns, axis=1)
 
 
 def _product(a, b):
@@ -119,13 +160,13 @@ def smooth(course: Filtered) -> tuple[Float[Array, "N D"], Float[Array, "N D D"]
 
     def body(carry, at):
         later, later_covariance = carry
-        mean, covariance, ahead, spread, transition = at
-        gain = jnp.linalg.solve(spread, transition @ covariance).T
+        mean, covariance, ahead, spread, cross = at
+        gain = jnp.linalg.solve(spread, cross.T).T
         mean = mean + gain @ (later - ahead)
         covariance = covariance + gain @ (later_covariance - spread) @ gain.T
         return (mean, covariance), (mean, covariance)
 
     last = (course.mean[-1], course.covariance[-1])
-    rest = (course.mean, course.covariance, course.next_mean, course.next_covariance, course.transition)
+    rest = (course.mean, course.covariance, course.next_mean, course.next_covariance, course.cross)
     _, (means, covariances) = jax.lax.scan(body, last, jax.tree.map(lambda x: x[:-1], rest), reverse=True)
     return jnp.concatenate([means, last[0][None]]), jnp.concatenate([covariances, last[1][None]])

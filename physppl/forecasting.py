@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
+from physppl.filtering import propagate
 from physppl.integrate import rollout
 from physppl.posterior import Posterior
 from physppl.recording_likelihood import input_sd
@@ -34,46 +35,49 @@ def forecast_readings(
     inputs: Float[Array | np.ndarray, "B T A"],
     start_sd: Float[Array | np.ndarray, " D"] | float = 0.0,
     draws: int = 64,
+    *,
+    start_covariance: Float[Array | np.ndarray, "B D D"] | None = None,
 ) -> Forecast:
     """The first two moments of what the sensors will read T steps ahead of known states.
 
     The mean is that of rollouts under draws of the belief. The covariance adds what the draws disagree about to what
     stays noise under each: that of the start, of the inputs, of the process and of the sensors, carried along the
-    rollout at the belief's mean parameters by its own linearisation.
+    rollout at the belief's mean parameters by the filter's differences.
 
     Args:
         states: at the windows' starts.
         inputs: as they arrive (an input delay already applied), held over each step.
         start_sd: of the error of `states`, per coordinate.
         draws: of the belief.
+        start_covariance: of the error of each of `states`, e.g. as a filter states it; in place of `start_sd`.
     """
     with jax.enable_x64(True):
         samples = posterior.samples(key, 256)
         latent = VirtualSpace.of(posterior.model, posterior.data).names
         sites = {name: jnp.mean(jnp.asarray(samples[name], float), axis=0) for name in latent}
         transitions = jax.vmap(posterior._draw)(jax.random.split(key, draws))
-        start = jnp.broadcast_to(jnp.asarray(start_sd, float), (states.shape[-1],))
+        if start_covariance is None:
+            sd = jnp.broadcast_to(jnp.asarray(start_sd, float), states.shape)
+            start_covariance = jax.vmap(jnp.diag)(sd**2)
+        start = jnp.asarray(start_covariance, float)
         states, inputs = jnp.asarray(states, float), jnp.asarray(inputs, float)
         moments = _moments(sites, transitions, states, inputs, start, dynamics=posterior.model)
     return Forecast(*map(np.asarray, moments))
 
 
 @functools.partial(jax.jit, static_argnames="dynamics")
-def _moments(sites, transitions, states, inputs, start_sd, *, dynamics):
+def _moments(sites, transitions, states, inputs, start, *, dynamics):
     sensing, step = dynamics.sensing, dynamics.bind(sites).stepper()
     process = jnp.diag(dynamics.noise.value(sites) ** 2)
     errors = input_sd(sensing, sites, inputs)
 
-    def spread(state, inputs, errors):
+    def spread(state, covariance, inputs, errors):
         def body(carry, at):
             x, covariance, t = carry
-            u, sd = at
-            by_state, by_input = jax.jacfwd(lambda x, u: step(t, x, u), argnums=(0, 1))(x, u)
-            by_input = by_input * sd
-            covariance = by_state @ covariance @ by_state.T + by_input @ by_input.T + process
-            return (step(t, x, u), covariance, t + dynamics.dt), None
+            x, covariance, _ = propagate(lambda x, u: step(t, x, u), x, covariance, *at)
+            return (x, covariance + process, t + dynamics.dt), None
 
-        (x, covariance, _), _ = jax.lax.scan(body, (state, jnp.diag(start_sd**2), 0.0), (inputs, errors))
+        (x, covariance, _), _ = jax.lax.scan(body, (state, covariance, 0.0), (inputs, errors))
         rows = jax.jacfwd(sensing.read)(x)
         return rows @ covariance @ rows.T
 
@@ -83,7 +87,7 @@ def _moments(sites, transitions, states, inputs, start_sd, *, dynamics):
         x, _ = jax.lax.scan(lambda x, at: (advance(at[0], x, at[1]), None), state, (times, inputs))
         return sensing.read(x)
 
-    noise = jax.vmap(spread)(states, inputs, errors)
+    noise = jax.vmap(spread)(states, start, inputs, errors)
     ends = jax.vmap(lambda f: jax.vmap(lambda x, u: end(f, x, u))(states, inputs))(transitions)
     mean = jnp.mean(ends, axis=0)
     apart = jnp.einsum("kbi,kbj->bij", ends - mean, ends - mean) / (len(ends) - 1)

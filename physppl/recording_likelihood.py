@@ -175,8 +175,10 @@ def _machine(dynamics, recorded: Recorded, regular: bool) -> tuple[Step, Samples
     return step, samples
 
 
-def input_sd(sensing: Sensing, sites: Mapping[str, Any], inputs: Array) -> Array:
+def input_sd(sensing: Sensing, sites: Mapping[str, Any], inputs: Array) -> Array | None:
     """Sd (..., N, A) of the error of inputs as they arrive: a share of their size and of their last change."""
+    if sensing.gain is None and sensing.timing is None:
+        return None
     variance = jnp.zeros_like(inputs)
     if sensing.gain is not None:
         variance = variance + (sensing.gain.value(sites) * inputs) ** 2
@@ -205,7 +207,9 @@ def _simulate(dynamics, key, recorded: Recorded, regular: bool) -> Array:
     def body(x, at):
         key, sample = at
         state_key, input_key = jax.random.split(key)
-        u = sample.inputs + sample.input_sd * jax.random.normal(input_key, sample.inputs.shape, x.dtype)
+        u = sample.inputs
+        if sample.input_sd is not None:
+            u = u + sample.input_sd * jax.random.normal(input_key, u.shape, x.dtype)
         ahead = step(sample.times, sample.lengths, x, u)
         return ahead + sample.process_sd * jax.random.normal(state_key, x.shape, x.dtype), x
 
