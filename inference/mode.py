@@ -53,7 +53,7 @@ def find(
     )
 
     def unfinished(carry):
-        _, best, _, _, decrement, k = carry
+        _, best, _, _, decrement, _, k = carry
         settled = decrement[jnp.argmax(best.log_joint)] < enough
         return (k < steps) & ~(settled & (k >= patience)) & jnp.any(decrement >= enough)
 
@@ -62,19 +62,20 @@ def find(
         return (*jax.vmap(lambda *s: _advance(evaluate, unit, *s))(*search), k + 1)
 
     damping = jnp.full(len(starts), 1e-3, dtype)
-    carry = (starts, nothing, starts, damping, infinity, 0)
-    point, best, _, _, decrement, k = jax.lax.while_loop(unfinished, body, carry)
+    carry = (starts, nothing, starts, damping, infinity, jnp.zeros_like(nothing.curvature), 0)
+    point, best, _, _, decrement, _, k = jax.lax.while_loop(unfinished, body, carry)
     winner = jnp.argmax(best.log_joint)
     return Mode(point[winner], jax.tree.map(lambda x: x[winner], best), decrement[winner], jnp.asarray(k))
 
 
-def _advance(evaluate, unit, point, best, candidate, damping, decrement):
+def _advance(evaluate, unit, point, best, candidate, damping, decrement, secant):
     """Evaluate the candidate, keep it if it is no worse, and propose the next."""
     new = evaluate(candidate)
     finite = jnp.isfinite(new.log_joint) & jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new.curvature))
     # A step that is worse by rounding only is taken: near the mode the gradient knows more than the sum of densities.
     slack = jnp.where(jnp.isfinite(best.log_joint), 1e-9 + 1e-13 * jnp.abs(best.log_joint), 0.0)
     accept = finite & (new.log_joint >= best.log_joint - slack)
+    secant = jnp.where(accept, _corrected(secant, new, best, candidate - point, decrement), secant)
     point = jnp.where(accept, candidate, point)
     best = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, best)
     damping = jnp.where(accept, jnp.maximum(damping * 0.1, 1e-14), jnp.clip(damping * 8, 1e-2, 1e12))
@@ -82,7 +83,10 @@ def _advance(evaluate, unit, point, best, candidate, damping, decrement):
     scale = jnp.maximum(own, unit**-2)
     # The tail of a noise's prior has a slope but no curvature, and would send a step without bound to zero noise.
     floor = jnp.maximum(0.25 * unit**-2 - own, 0.0)
-    lower = jnp.linalg.cholesky(best.curvature + jnp.diag(floor + damping * scale))
+    damped = best.curvature + jnp.diag(floor + damping * scale)
+    lower = jnp.linalg.cholesky(damped + secant)
+    secant = jnp.where(jnp.all(jnp.isfinite(lower)), secant, 0.0)
+    lower = jnp.where(jnp.all(jnp.isfinite(lower)), lower, jnp.linalg.cholesky(damped))
     step = jax.scipy.linalg.cho_solve((lower, True), best.gradient)
     failed = ~jnp.all(jnp.isfinite(step))
     # No step: the point itself comes next, is no worse, and its acceptance divides by ten.
@@ -90,4 +94,18 @@ def _advance(evaluate, unit, point, best, candidate, damping, decrement):
     # Of the whole step: a clipped one may even point downhill, and would pass for convergence.
     decrement = jnp.where(failed | (damping > 0.1), jnp.inf, step @ best.gradient)
     step = jnp.where(failed, 0.0, jnp.clip(step, -3 * unit, 3 * unit))
-    return point, best, point + step, damping, decrement
+    return point, best, point + step, damping, decrement, secant
+
+
+def _corrected(secant, new: Local, best: Local, step, decrement):
+    """What the curvature lacks to explain how the gradient changed along the last step, by symmetric rank one.
+
+    Where a model is wrong its Fisher information is not the density's curvature, and the last steps would shorten by a
+    constant factor only (J. Dennis, D. Gay, R. Welsch, ACM Trans. Mathematical Software 7, 1981). Far from the mode
+    steps are too long to tell.
+    """
+    missing = best.gradient - new.gradient - (new.curvature + secant) @ step
+    size = missing @ step
+    told = jnp.abs(size) > 1e-6 * jnp.linalg.norm(missing) * jnp.linalg.norm(step)
+    update = jnp.outer(missing, missing) / jnp.where(told, size, 1.0)
+    return jnp.where(decrement < 1.0, secant + jnp.where(told, update, 0.0), 0.0)
