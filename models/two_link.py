@@ -11,6 +11,7 @@ from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.systems import SimulatedSystem
 
 GRAVITY = 9.81  # m/s2
+STRIBECK = 0.5  # rad/s, over which dry friction falls from its value at standstill
 LENGTH = 0.2  # m, shoulder to elbow (the second link, 0.3 m, ends free: its length moves nothing)
 
 state = StateSpace(
@@ -61,9 +62,11 @@ nominal = {
     "damping_2": 0.001,
     "coulomb_1": 0.251,
     "coulomb_2": 0.188,
+    "breakaway_1": 0.0,
+    "breakaway_2": 0.0,
 }
 """In SI units, of the same source: what `bodies` make of the sites; the motor's from rotor inertia and gear ratio 6;
-dry friction at speed, 0.16 and 0.12 N m times pi / 2, as theirs is an arctangent."""
+dry friction at speed, 0.16 and 0.12 N m times pi / 2, as theirs is an arctangent; none of it more at standstill."""
 
 _priors = {
     "m1_r1_plus_m2_l1": Between(0.0, 2.0, "kg m", -2.0),
@@ -76,6 +79,8 @@ _priors = {
     "damping_2": up_to(0.03, "N m s/rad"),
     "coulomb_1": up_to(1.5, "N m"),
     "coulomb_2": up_to(1.5, "N m"),
+    "breakaway_1": up_to(0.5, "N m"),
+    "breakaway_2": up_to(0.5, "N m"),
 }
 
 
@@ -103,8 +108,10 @@ def arm(
     damping_2: Any = 0.0,
     coulomb_1: Any = 0.0,
     coulomb_2: Any = 0.0,
+    breakaway_1: Any = 0.0,
+    breakaway_2: Any = 0.0,
     gravity: Any = GRAVITY,
-    width: Any = 0.03,
+    width: Any = 0.1,
     locked: bool = False,
 ):
     """d state/dt of an arm by what its motion tells; `combinations` says which bodies these are.
@@ -122,13 +129,15 @@ def arm(
             left out: values of the other parameters make up for them exactly.)
         damping_1, damping_2: N m s/rad, viscous, of shoulder and elbow.
         coulomb_1, coulomb_2: N m, dry; the sign is smoothed as tanh(velocity / width).
+        breakaway_1, breakaway_2: N m, by how much dry friction is larger near standstill; it falls off as
+            exp(-(velocity / STRIBECK)^2) (B. Armstrong-Helouvry, Control of Machines with Friction, 1991).
         gravity: m/s^2; 0 is an arm that lies flat.
         width: rad/s.
         locked: whether the shoulder is held fast, by a torque that nobody records: it stays where it is, whatever the
             velocity in the state says.
     """
     pi1, pi2 = driven_inertia + m2_r2 * length**2 / length_2, m2_r2 * length_2
-    friction = (damping_1, damping_2, coulomb_1, coulomb_2)
+    friction = (damping_1, damping_2, coulomb_1, coulomb_2, breakaway_1, breakaway_2)
     return _field(pi1, pi2, m2_r2 * length, m1_r1_plus_m2_l1, m2_r2, motor_inertia, *friction, gravity, width, locked)
 
 
@@ -143,22 +152,27 @@ def _field(
     damping_2: Any = 0.0,
     coulomb_1: Any = 0.0,
     coulomb_2: Any = 0.0,
+    breakaway_1: Any = 0.0,
+    breakaway_2: Any = 0.0,
     gravity: Any = GRAVITY,
-    width: Any = 0.03,
+    width: Any = 0.1,
     locked: bool = False,
 ):
     """M = [[pi1 + pi2 + 2 pi3 cos q2 + J, pi2 + pi3 cos q2], [pi2 + pi3 cos q2, pi2 + J]], J = motor_inertia."""
     m22 = pi2 + motor_inertia
+
+    def friction(v, damping, coulomb, breakaway):
+        return damping * v + (coulomb + breakaway * jnp.exp(-((v / STRIBECK) ** 2))) * jnp.tanh(v / width)
 
     def field(t, state, action):
         q1, q2, v1, v2 = state
         sin, cos = jnp.sin(q2), jnp.cos(q2)
         v1 = jnp.zeros_like(v1) if locked else v1
         hanging = gravity * m2_r2 * jnp.sin(q1 + q2)
-        elbow = action[1] - damping_2 * v2 - coulomb_2 * jnp.tanh(v2 / width) - hanging - pi3 * sin * v1**2
+        elbow = action[1] - friction(v2, damping_2, coulomb_2, breakaway_2) - hanging - pi3 * sin * v1**2
         if locked:
             return jnp.stack([v1, v2, jnp.zeros_like(v1), elbow / m22])
-        shoulder = action[0] - damping_1 * v1 - coulomb_1 * jnp.tanh(v1 / width) - hanging
+        shoulder = action[0] - friction(v1, damping_1, coulomb_1, breakaway_1) - hanging
         shoulder = shoulder - gravity * m1_r1_plus_m2_l1 * jnp.sin(q1) + pi3 * sin * (2 * v1 * v2 + v2**2)
         m11, m12 = pi1 + pi2 + 2 * pi3 * cos + motor_inertia, pi2 + pi3 * cos
         determinant = m11 * m22 - m12**2
@@ -170,9 +184,9 @@ def _field(
 
 
 def program(length: Any = LENGTH, **held):
-    """Ten parameters unknown, nine of which motion tells; the first link's length is known.
+    """Twelve parameters unknown, eleven of which motion tells; the first link's length is known.
 
-    The tenth, `split`, moves nothing: it says where between the least and the largest mass that bodies with these
+    The twelfth, `split`, moves nothing: it says where between the least and the largest mass that bodies with these
     inertias can have the second link's lies. Tables also show what follows: `m2`, `m1_r1`, and `pi1`, `pi2`.
     """
     p = sample(_priors, held)
