@@ -263,7 +263,7 @@ def _data(posterior, key) -> tuple[list[Reason], Figures]:
         finding += f" or {len(mixed) - LISTED} more" if len(mixed) > LISTED else ""
         reasons.append(Reason(DOUBTFUL, finding, "give one of each as known, or record motions that tell them apart"))
     rows = [row for row in summarise(key, posterior).rows if row["site"] in posterior.space.names]
-    barely = [row["name"] for row in rows if row["verdict"] == VERDICTS[2] and " (rms" not in row["name"]]
+    barely = [row["name"] for row in rows if row["verdict"] == VERDICTS[2] and row["site"] not in report.marginalised]
     barely = [name for name in alone if name not in report.unused] + [n for n in barely if n not in mentioned]
     if barely:
         finding = f"the data say little about {', '.join(barely)}: what is known is mostly the prior"

@@ -8,7 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from physppl.errors import as_array, is_concrete
+from physppl import readers
+from physppl.errors import as_array, is_concrete, unknown
 
 
 class Trajectories(eqx.Module):
@@ -131,6 +132,48 @@ class Trajectories(eqx.Module):
             start=self.start,
             segment=self.segment,
         )
+
+    @staticmethod
+    def from_csv(path, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
+        """The recording in a CSV file, a column per sensor, per input and for the time, found by name.
+
+        Empty cells are missing readings; of readings that exceed the inputs by one the last is left out.
+
+        Args:
+            dynamics: the Dynamics whose sensors and inputs are recorded.
+            recording: a column whose changes separate recordings; they are stacked.
+            reading: columns, units, dt and unwrap, as of `physppl.readers.recording`.
+
+        Raises:
+            FileNotFoundError, KeyError, TypeError, ValueError: as of `physppl.readers.recording`.
+        """
+        table = readers.read_csv(path)
+        if recording is None:
+            return Trajectories(**readers.recording(table, dynamics, **reading), segment=segment)
+        if recording not in table.arrays:
+            raise unknown("column", recording, table.arrays, table.where)
+        label = table.arrays[recording]
+        parts = []
+        for rows in np.split(np.arange(len(label)), 1 + np.flatnonzero(label[1:] != label[:-1])):
+            piece = table._replace(
+                where=f"{table.where}, {recording} {label[rows[0]]}",
+                arrays={name: values[rows] for name, values in table.arrays.items()},
+            )
+            parts.append(Trajectories(**readers.recording(piece, dynamics, **reading), segment=segment))
+        return Trajectories.stack(parts)
+
+    @staticmethod
+    def from_npz(path, dynamics, *, segment: int = 1, **reading) -> "Trajectories":
+        """The recording in an npz file, as `from_csv`; "state:0" is the first column of an array (N, D)."""
+        return Trajectories(**readers.recording(readers.read_npz(path), dynamics, **reading), segment=segment)
+
+    @staticmethod
+    def from_xarray(dataset, dynamics, *, segment: int = 1, **reading) -> "Trajectories":
+        """The recording in an xarray Dataset, or in a netCDF file by its path, as `from_npz`.
+
+        Units are taken from each variable's `attrs["units"]` where `units` does not give them.
+        """
+        return Trajectories(**readers.recording(readers.read_xarray(dataset), dynamics, **reading), segment=segment)
 
     @staticmethod
     def stack(parts: Sequence["Trajectories"]) -> "Trajectories":

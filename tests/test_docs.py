@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/tutorial.md", "docs/data.md", "docs/models.md", "docs/recordings.md", "docs/extending.md"]
+PAGES = [
+    "README.md",
+    "docs/tutorial.md",
+    "docs/tutorial/recordings.md",
+    "docs/data.md",
+    "docs/models.md",
+    "docs/recordings.md",
+    "docs/identify.md",
+    "docs/extending.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

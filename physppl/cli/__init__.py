@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from physppl.cli.demo import demo
+from physppl.cli.identify import identify
 
-COMMANDS = {"demo": demo}
+COMMANDS = {"demo": demo, "identify": identify}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,8 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -13,6 +11,7 @@ import tyro
 
 import physppl as pp
 from physppl import animation, plots, recordings
+from physppl.cli.console import make_writable, say, timed
 from physppl.inference import Laplace
 from physppl.models import pendulum
 from physppl.planning import ICEM, RandomPolicy
@@ -36,20 +35,20 @@ def demo(
     """
     if episodes < 1:
         raise SystemExit(f"physppl demo: --episodes must be at least 1; got {episodes}.")
-    _make_writable(out)
+    make_writable(out, "demo")
     began = time.perf_counter()
     with compile_clock() as clock:
         identify_key, learn_key, draw_key = jax.random.split(jax.random.key(seed), 3)
         posterior = identify(identify_key, out)
         run = learn(learn_key, episodes, out)
-        _say("\n3. The posteriors as netCDF, for ArviZ: `xarray.open_datatree(path)`.")
-        with _timed("saved"):
+        say("\n3. The posteriors as netCDF, for ArviZ: `xarray.open_datatree(path)`.")
+        with timed("saved"):
             posterior.to_arviz(draw_key).to_netcdf(out / "identified.nc")
             run.posterior.to_arviz(draw_key).to_netcdf(out / "swing_up.nc")
     seconds = time.perf_counter() - began
-    _say(f"\nDone in {seconds:.0f} s, of it {clock.seconds:.0f} s compiling. In {out}:")
+    say(f"\nDone in {seconds:.0f} s, of it {clock.seconds:.0f} s compiling. In {out}:")
     for path in sorted(p for p in out.iterdir() if p.suffix in (".png", ".gif", ".nc")):
-        _say(f"  {path.name:24s} {FILES.get(path.name, '')}")
+        say(f"  {path.name:24s} {FILES.get(path.name, '')}")
 
 
 FILES = {
@@ -81,11 +80,11 @@ def identify(key, out: Path) -> pp.Posterior:
     data_key, fit_key, fan_key = jax.random.split(key, 3)
     folder = os.environ.get("PHYSPPL_DATA")
     recorded = real(folder) if folder else simulated(data_key)
-    _say(f"1. Identify a pendulum: {recorded.source}.")
-    with _timed("fitted"):
+    say(f"1. Identify a pendulum: {recorded.source}.")
+    with timed("fitted"):
         posterior = pp.fit(fit_key, recorded.dynamics, recorded.data, Laplace())
-    _say(f"\n{posterior.summary()}\n")
-    with _timed("drawn: identified.png, fan.png"):
+    say(f"\n{posterior.summary()}\n")
+    with timed("drawn: identified.png, fan.png"):
         plots.parameters(posterior).savefig(out / "identified.png")
         title = f"Open-loop predictions of {recorded.held_out}, not used in the fit"
         figure = plots.fan(fan_key, posterior, recorded.states, recorded.actions, restart=recorded.restart, title=title)
@@ -125,22 +124,22 @@ def learn(key, episodes: int, out: Path) -> pp.Run:
     """Swing up by posterior sampling, print the table, save the figures and the animation."""
     truth = pendulum.truth | {"dry friction": FRICTION}
     named = ", ".join(f"{name} {value:g} {pretty(UNITS[name])}" for name, value in truth.items())
-    _say(f"\n2. Learn to swing up a simulated pendulum: {named}.")
-    _say("   The program has sites for the first three; the dry friction lies outside its prior.")
-    _say("   The first episode acts from the prior.")
+    say(f"\n2. Learn to swing up a simulated pendulum: {named}.")
+    say("   The program has sites for the first three; the dry friction lies outside its prior.")
+    say("   The first episode acts from the prior.")
     run_key, oracle_key, random_key, plot_key, draw_key = jax.random.split(key, 5)
     system, task, planner = pendulum.system(coulomb=FRICTION), pendulum.swing_up, ICEM(horizon=40)
-    with _timed("learned"):
+    with timed("learned"):
         run = pp.psrl(run_key, system, task, pendulum.dynamics(), Laplace(), planner, episodes)
-    with _timed("acted: oracle and random"):
+    with timed("acted: oracle and random"):
         oracle, random = (
             [pp.episode(k, system, task, who, system.transition) for k in jax.random.split(acting_key, BASELINES)]
             for acting_key, who in ((oracle_key, planner), (random_key, RandomPolicy()))
         )
-    _say(f"\n{table(run, oracle, random)}\n")
-    _say(f"{summarise(draw_key, run.posterior, truth=pendulum.truth)}\n")
-    _say("   Where a program lacks a friction, the parameters it has make up for it: compare truth and 'in 90 %'.")
-    with _timed("drawn: swing_up_parameters.png, returns.png, phase_portrait.png, swing_up.gif"):
+    say(f"\n{table(run, oracle, random)}\n")
+    say(f"{summarise(draw_key, run.posterior, truth=pendulum.truth)}\n")
+    say("   Where a program lacks a friction, the parameters it has make up for it: compare truth and 'in 90 %'.")
+    with timed("drawn: swing_up_parameters.png, returns.png, phase_portrait.png, swing_up.gif"):
         plots.parameters(run.posterior, pendulum.truth).savefig(out / "swing_up_parameters.png")
         figure = plots.returns(run, oracle=[e.returns for e in oracle], random=[e.returns for e in random])
         figure.savefig(out / "returns.png")
@@ -166,26 +165,3 @@ def table(run: pp.Run, oracle: list[pp.Episode], random: list[pp.Episode]) -> st
         count = sum(bool(solved(e.states)) for e in episodes)
         lines.append(f"{name:>16s}{value:10.1f}{f'{count}/{len(episodes)}':>8s}{'-':>8s}{'-':>8s}{'-':>19s}")
     return "\n".join(lines)
-
-
-def _make_writable(out: Path) -> None:
-    probe = out / ".physppl"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SystemExit(f"physppl demo: cannot write to --out {out} ({reason}). Choose another folder.") from None
-
-
-@contextmanager
-def _timed(what: str) -> Iterator[None]:
-    start = time.perf_counter()
-    with compile_clock() as clock:
-        yield
-    _say(f"   {what} ({time.perf_counter() - start:.1f} s, of it {clock.seconds:.1f} s compiling)")
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -1,0 +1,284 @@
+"""`physppl identify`: from recordings of a machine to its parameters with units, verdicts, and held-out predictions."""
+
+import json as json_text
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from tyro.conf import arg
+
+import physppl as pp
+from physppl import plots, readers
+from physppl.backend import Backend
+from physppl.cli import machine, report
+from physppl.cli.console import make_writable, timed
+from physppl.held_out import predict_ahead, surprises
+from physppl.inference import HMC, Laplace
+from physppl.recording_plots import prediction, residuals
+from physppl.trajectories import concrete_spacing, lagged
+from physppl.units import label
+
+DELAYS = range(5)  # steps, of --delay auto
+KEPT_OUT = 5  # the last of so many parts of each recording
+FILES = {
+    "identified.json": "all numbers below, for scripts",
+    "posterior.nc": "the posterior for ArviZ: xarray.open_datatree(path)",
+    "parameters.png": "posterior over prior",
+    "prediction.png": "held-out readings, predicted open loop",
+    "residuals.png": "readings minus their one-step predictions, in sds",
+}
+
+
+def identify(
+    data: Annotated[tuple[Path, ...], arg(help="recordings: CSV, npz or netCDF files, one recording each")] = (),
+    model: Annotated[str | None, arg(help=f"one of {', '.join(machine.MODELS)}")] = None,
+    program: Annotated[Path | None, arg(help="or a Python file that defines `dynamics`, a physppl.Dynamics")] = None,
+    out: Annotated[Path, arg(help="folder of the results")] = Path("out"),
+    held_out: Annotated[tuple[Path, ...], arg(help="recordings to predict (default: the last fifth of each)")] = (),
+    columns: Annotated[tuple[str, ...], arg(help="name=column where they differ, e.g. arm=state:0 time=stamp")] = (),
+    units: Annotated[tuple[str, ...], arg(help="name=unit of columns that are not in the model's, e.g. arm=deg")] = (),
+    sensors: Annotated[tuple[str, ...], arg(help="coordinates that were measured (default: all with a column)")] = (),
+    dt: Annotated[float | None, arg(help="s between samples, for files without a time column")] = None,
+    unwrap: Annotated[bool, arg(help="count the turns of angles kept between -pi and pi")] = False,
+    delay: Annotated[str | None, arg(help="samples until an input acts, or `auto`: 0 to 4 by evidence")] = None,
+    exact_inputs: Annotated[bool, arg(help="take recorded inputs for exact; see above")] = False,
+    variation: Annotated[float | None, arg(help="sd by which parameters differ between recordings; see above")] = None,
+    horizon: Annotated[float, arg(help="s, of the longer held-out prediction; the other is a fifth of it")] = 0.5,
+    method: Annotated[Literal["laplace", "hmc"], arg(help="laplace: seconds; hmc: samples, takes longer")] = "laplace",
+    seed: Annotated[int, arg(help="of every random choice")] = 0,
+    json: Annotated[bool, arg(help="print the JSON instead of tables; progress goes to standard error")] = False,
+) -> None:
+    """Identify a machine from recordings: parameters with units and verdicts, and predictions of what was kept out.
+
+    A file has a column for the time (`t` or `time`), one per sensor and one per input, found by the model's names or
+    --columns; "state:0" is the first column of an array of an npz or netCDF file. Empty cells are missing readings.
+
+    Unless the program says otherwise about noise, it is that of real machines: process noise of HalfNormal(0.1) scales
+    on velocities and HalfNormal(1e-5) on positions, which move by their velocities alone; an input that is off by a
+    share of its size (HalfNormal(0.1)) and of its last change (HalfNormal(0.5)), unless --exact-inputs. How far
+    parameters differ from one recording to the next, in virtual space, where a prior's sd is about 1, is --variation
+    (0.04, say): one recording cannot tell, and without it the belief is about that recording alone.
+    """
+    options = {k: _plain(v) for k, v in locals().items()}
+    began = time.perf_counter()
+    tell = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
+    with _mistakes(program), redirect_stdout(sys.stderr) if json else _nothing():
+        key = jax.random.key(seed)
+        dynamics = _chosen(model, program, data)
+        make_writable(out, "identify")
+        recorded = _read(
+            dynamics, data, held_out, _pairs(columns, "columns"), _pairs(units, "units"), sensors, dt, unwrap
+        )
+        dynamics = machine.for_real_recordings(recorded.dynamics, exact_inputs)
+        name = model or Path(str(program)).stem
+        if variation is not None:
+            dynamics = machine.rebound(dynamics, variation=variation)
+        tell(_opening(name, dynamics, recorded, held_out))
+        _check(dynamics, recorded, horizon)
+        dynamics, evidence = _delayed(key, dynamics, recorded.train, delay, tell)
+        backend = HMC() if method == "hmc" else Laplace()
+        with timed("fitted", tell) as seconds:
+            posterior = _fit(key, dynamics, pp.Trajectories.stack(recorded.train), backend)
+        with timed("judged", tell):
+            verdict, table, found = posterior.check(), posterior.summary(), pp.identifiability(posterior)
+        with timed("predicted", tell):
+            horizons = (horizon / 5, horizon)
+            ahead = [
+                [predict_ahead(jax.random.fold_in(key, i), posterior, r, h, since=recorded.since[i]) for h in horizons]
+                for i, r in enumerate(recorded.test)
+            ]
+        scores = report.scores(ahead, dynamics.sensing.space)
+        facts = {
+            "model": name,
+            "options": options,
+            "seconds": seconds,
+            "log_evidence_by_delay": evidence,
+            "files": recorded.facts(),
+        }
+        result = report.result(posterior, table, verdict, found, scores, facts)
+        with timed("drawn and saved", tell):
+            plots.parameters(posterior).savefig(out / "parameters.png")
+            names = [path.stem for path in recorded.test_paths]
+            prediction([pair[-1] for pair in ahead], recorded.test, dynamics, names).savefig(out / "prediction.png")
+            errors = [surprises(key, posterior, r) for r in recorded.train]
+            residuals(errors, recorded.train, dynamics).savefig(out / "residuals.png")
+            posterior.to_arviz().to_netcdf(out / "posterior.nc")
+            result["seconds"]["total"] = time.perf_counter() - began
+            text = json_text.dumps(report.finite(result), indent=2, allow_nan=False)
+            (out / "identified.json").write_text(text + "\n")
+    if json:
+        print(text)
+        return
+    tell(f"\n{table}\n\n{verdict}\n{report.determined(found)}\n\n{report.table(scores)}")
+    tell("".join(f"- {remark}\n" for remark in report.remarks(scores)))
+    tell(f"Done in {time.perf_counter() - began:.0f} s. In {out}:")
+    for name, what in FILES.items():
+        tell(f"  {name:18s}{what}")
+
+
+class Recorded(NamedTuple):
+    """What the files held."""
+
+    dynamics: pp.Dynamics  # bound to the sensors that were recorded, and to their step
+    paths: Sequence[Path]
+    train: Sequence[pp.Trajectories]
+    test_paths: Sequence[Path]
+    test: Sequence[pp.Trajectories]  # whole recordings: a filter reads what lies before the held-out part
+    since: Sequence[float]  # s, from where each is predicted
+
+    def facts(self) -> dict[str, list]:
+        return {
+            "fitted": [{"path": str(p), "samples": len(r)} for p, r in zip(self.paths, self.train, strict=True)],
+            "predicted": [
+                {"path": str(p), "since": s if np.isfinite(s) else float(r.times[0])}
+                for p, r, s in zip(self.test_paths, self.test, self.since, strict=True)
+            ],
+        }
+
+
+def _chosen(model: str | None, program: Path | None, data: Sequence[Path]) -> pp.Dynamics:
+    if (model is None) == (program is None):
+        names = ", ".join(machine.MODELS)
+        raise ValueError(f"give either --model, one of {names}, or --program, a Python file that defines `dynamics`.")
+    dynamics = machine.program(program) if program is not None else machine.model(str(model))
+    if not data:
+        spaces = (dynamics.sensing.space, dynamics.action)
+        names = ", ".join(label(n, u) for s in spaces for n, u in zip(s.names, s.units, strict=True))
+        raise ValueError(
+            f"no recording: --data is empty; {model or program} takes CSV, npz or netCDF files with a time column, its "
+            f"inputs, and what was measured of: {names}. --columns maps other names."
+        )
+    return dynamics
+
+
+def _read(base, paths, held_out, columns, units, sensors, dt, unwrap) -> Recorded:
+    tables = {path: readers.read(path) for path in (*paths, *held_out)}
+    first, sensing = tables[paths[0]], base.sensing
+    if sensors:
+        base = machine.rebound(base, sensors=tuple(sensors), observe=None)
+    elif sensing.observe is None and len(sensing.index) == len(base.state):  # it does not say what is measured
+        found = tuple(n for n in base.state.names if readers.has_column(first, columns.get(n, n)))
+        if found:  # else reading names what is missing
+            base = machine.rebound(base, sensors=found)
+    read = {
+        path: pp.Trajectories(**readers.recording(table, base, columns=columns, units=units, dt=dt, unwrap=unwrap))
+        for path, table in tables.items()
+    }
+    step = float(np.median([concrete_spacing(read[path]) for path in paths]))
+    if step > 0:
+        base = machine.stepping(base, step)
+    whole = [read[path] for path in paths]
+    if held_out:
+        test = [read[path] for path in held_out]
+        return Recorded(base, paths, whole, held_out, test, [-np.inf] * len(test))
+    cuts = [len(r) - len(r) // KEPT_OUT for r in whole]
+    since = [float(r.times[min(cut, len(r) - 1)]) for r, cut in zip(whole, cuts, strict=True)]
+    return Recorded(base, paths, [r[:cut] for r, cut in zip(whole, cuts, strict=True)], paths, whole, since)
+
+
+def _opening(name: str, dynamics: pp.Dynamics, recorded: Recorded, held_out) -> str:
+    spaces = (dynamics.sensing.space, dynamics.action)
+    named = [", ".join(label(n, u) for n, u in zip(s.names, s.units, strict=True)) for s in spaces]
+    lines = [f"{name}: sensors {named[0]}; inputs {named[1]}; every {dynamics.dt:.4g} s."]
+    for path, data in zip(recorded.paths, recorded.train, strict=True):
+        missing = int(np.sum(~data.valid))
+        note = f", {missing} without a reading" if missing else ""
+        note += "" if data.regular else ", irregular"
+        lines.append(f"   {path.name}: {len(data)} samples{note}")
+    kept = ", ".join(p.name for p in held_out) if held_out else "the last fifth of each"
+    return "\n".join([*lines, f"   kept out and predicted: {kept}"])
+
+
+def _check(dynamics: pp.Dynamics, recorded: Recorded, horizon: float) -> None:
+    """Refuse before a long fit what would be refused after it."""
+    for path, data in zip((*recorded.paths, *recorded.test_paths), (*recorded.train, *recorded.test), strict=True):
+        try:
+            dynamics.check(data)
+        except ValueError as error:
+            hint = " (--unwrap does it.)" if "half a turn" in str(error) else ""
+            raise ValueError(f"{path}: {error}{hint}") from None
+        if not np.any(data.valid):
+            raise ValueError(f"{path}: not one sample has a reading of every sensor.")
+    if horizon < 5 * dynamics.dt:
+        raise ValueError(f"--horizon must be at least 5 steps of {dynamics.dt:.4g} s; got {horizon:g}.")
+    for path, data, since in zip(recorded.test_paths, recorded.test, recorded.since, strict=True):
+        left = float(data.times[-1]) - max(since, float(data.times[0]))
+        if left < horizon:
+            raise ValueError(
+                f"{path}: {left:.3g} s are held out, too little for --horizon {horizon:g}. Give a shorter one, or "
+                "recordings of their own to --held-out."
+            )
+
+
+def _delayed(key, dynamics, train, delay: str | None, tell) -> tuple[pp.Dynamics, dict[str, float] | None]:
+    """The Dynamics with its input delay, and the log evidence of each candidate if it was looked for."""
+    if delay is None:
+        return dynamics, None
+    if delay != "auto":
+        if not delay.isdigit():
+            raise ValueError(f"--delay must be a whole number of samples or auto; got {delay}.")
+        return machine.rebound(dynamics, input_delay=int(delay)), None
+    prompt, evidence = machine.rebound(dynamics, input_delay=0), {}
+    for steps in DELAYS:  # late inputs are early rows: one compiled program serves all delays
+        parts = [
+            pp.Trajectories(r.observations, np.asarray(lagged(r.actions, steps)), r.times, valid=r.valid) for r in train
+        ]
+        with timed(f"input {steps} samples late", tell):
+            posterior = _fit(key, prompt, pp.Trajectories.stack(parts), Laplace())
+        evidence[str(steps)] = float(posterior.log_evidence)
+        tell(f"      log evidence {evidence[str(steps)]:.1f} nats")
+    best = max(evidence, key=lambda steps: evidence[steps])
+    tell(f"   the input acts {best} samples late")
+    return machine.rebound(dynamics, input_delay=int(best)), evidence
+
+
+def _fit(key, dynamics: pp.Dynamics, data: pp.Trajectories, backend: Backend) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pp.PhyspplWarning)  # the table and the check say it
+        return pp.fit(key, dynamics, data, backend)
+
+
+def _pairs(texts: Sequence[str], option: str) -> Mapping[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise ValueError(f"--{option} takes name=value, e.g. {option} arm=state:0; got {name}{equals}{value}.")
+    return {name: value for name, _, value in pairs}
+
+
+@contextmanager
+def _mistakes(program: Path | None) -> Iterator[None]:
+    """What a user can mend ends the command with one line; an error of the user's program says where in it."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if program and Path(f.filename) == program]
+        if isinstance(error, SyntaxError) and program and error.filename == str(program):
+            raise SystemExit(f"physppl identify: {program}, line {error.lineno}: {error.msg}.") from None
+        if frames:
+            where = f"{program}, line {frames[-1].lineno}"
+            raise SystemExit(f"physppl identify: {where}: {type(error).__name__}: {text}") from None
+        if isinstance(error, OSError | KeyError | ValueError | TypeError | pp.FitError):
+            raise SystemExit(f"physppl identify: {text}") from None
+        raise
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON takes it."""
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

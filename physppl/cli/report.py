@@ -1,0 +1,137 @@
+"""What `physppl identify` found, as numbers for scripts and as a table for people."""
+
+import math
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from physppl.errors import Status
+from physppl.held_out import Ahead
+from physppl.identifiability import DETERMINED, UNDETERMINED, Identifiability
+from physppl.spaces import ActionSpace, StateSpace
+from physppl.summary import Summary, aligned
+from physppl.units import label, pretty
+
+PACKAGES = ("physppl", "jax", "numpyro", "numpy")
+FEW = 0.7  # of the readings in 90 % intervals: fewer is more than bad luck with the few motions that were held out
+LISTED = 3  # combinations that are spelt out
+
+
+def scores(ahead: list[list[Ahead]], sensors: StateSpace) -> list[dict]:
+    """One dict per sensor and horizon over all recordings; `ahead` holds, by recording, one of each horizon."""
+    rows = []
+    for at_horizon in zip(*ahead, strict=True):
+        count = np.array([len(a.times) for a in at_horizon])
+        for i, (name, unit) in enumerate(zip(sensors.names, sensors.units, strict=True)):
+            rmse = {
+                of: float(np.sqrt(np.average([a.rmse(of)[i] ** 2 for a in at_horizon], weights=count)))
+                for of in ("mean", "straight", "constant")
+            }
+            inside = float(np.concatenate([a.inside[:, i] for a in at_horizon]).mean())
+            rows.append(
+                {
+                    "sensor": name,
+                    "unit": pretty(unit),
+                    "horizon": at_horizon[0].horizon,
+                    "predictions": int(count.sum()),
+                    "rmse": rmse["mean"],
+                    "rmse_straight": rmse["straight"],
+                    "rmse_constant": rmse["constant"],
+                    "coverage_90": inside,
+                }
+            )
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The scores, aligned."""
+    head = ["held out: RMSE of", "ahead", "model", "constant rate", "constant", "in 90 % interval", "predictions"]
+    body = [
+        [
+            label(row["sensor"], row["unit"]),
+            f"{row['horizon']:.3g} s",
+            *(f"{row[k]:.3g}" for k in ("rmse", "rmse_straight", "rmse_constant")),
+            f"{row['coverage_90']:.0%}",
+            str(row["predictions"]),
+        ]
+        for row in rows
+    ]
+    return "\n".join(aligned([head, *body], {0}))
+
+
+def remarks(rows: list[dict]) -> list[str]:
+    """What held-out scores warn of, with the remedy."""
+    narrow = [f"{row['sensor']} at {row['horizon']:.3g} s" for row in rows if row["coverage_90"] < FEW]
+    idle = [row["sensor"] for row in rows if row["rmse"] >= min(row["rmse_straight"], row["rmse_constant"])]
+    found = []
+    if narrow:
+        found.append(
+            f"90 % intervals are too narrow for what was held out ({', '.join(narrow)}): fit recordings of more kinds, "
+            "say --variation 0.04, or look for physics that the program lacks."
+        )
+    if idle:
+        found.append(
+            f"predictions of {', '.join(dict.fromkeys(idle))} are no better than holding a rate or a reading: look at "
+            "--delay, at signs and units of columns, and at the program."
+        )
+    return found
+
+
+def determined(found: Identifiability) -> str:
+    """How many combinations of parameters the data determine, and which they leave open."""
+    sharp, open_ = int((found.eigenvalues < DETERMINED).sum()), np.flatnonzero(found.eigenvalues > UNDETERMINED)
+    text = f"identifiability: {sharp} of {len(found.names)} combinations determined, {len(open_)} not"
+    named = [found.combination(int(i)) for i in open_[:LISTED]]
+    return f"{text}: {'; '.join(named)}" if named else text
+
+
+def result(posterior, summary: Summary, verdict, found: Identifiability, rows: list[dict], facts: dict) -> dict:
+    """Everything, for JSON."""
+    dynamics, sensing = posterior.model, posterior.model.sensing
+    own = ("mean", "sd", "low", "high", "unit", "contraction", "verdict")
+    names = {"low": "p5", "high": "p95", "contraction": "sd_over_prior_sd"}
+    parameters = {row["name"]: {names.get(k, k): row[k] for k in own} for row in summary.rows}
+    for entry in parameters.values():
+        entry["unit"] = pretty(entry["unit"])
+    combinations = [
+        {"variance_left": float(value), "combination": found.combination(i)}
+        for i, value in enumerate(found.eigenvalues)
+    ]
+    return {
+        "model": facts["model"],
+        "method": posterior.method,
+        "status": Status(int(posterior.status)).name,
+        "dt": dynamics.dt,
+        "sensors": _units(sensing.space),
+        "inputs": _units(dynamics.action),
+        "input_delay": sensing.delay if isinstance(sensing.delay, int) else "inferred",
+        "log_evidence_by_delay": facts["log_evidence_by_delay"],
+        "parameters": parameters,
+        "verdict": verdict.verdict,
+        "reasons": [{"verdict": r.verdict, "finding": r.finding, "remedy": r.remedy} for r in verdict.reasons],
+        "figures": dict(verdict.figures) | posterior.facts(),
+        "identifiability": {"combinations": combinations, "unused": list(found.unused)},
+        "held_out": rows,
+        "remarks": remarks(rows),
+        "files": facts["files"],
+        "seconds": {"fit": facts["seconds"]["seconds"], "compiling": facts["seconds"]["compiling"]},
+        "options": facts["options"],
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+
+
+def _units(space: StateSpace | ActionSpace) -> dict[str, str]:
+    return {name: pretty(unit) for name, unit in zip(space.names, space.units, strict=True)}
+
+
+def finite(value: Any) -> Any:
+    """The same with None in place of what is no number, for which JSON has no word."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
