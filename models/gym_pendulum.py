@@ -17,12 +17,13 @@ action = ActionSpace(torque=Bounded(-2.0, 2.0, "N m"))
 truth = {"mass": 1.0, "length": 1.0}  # kg, m
 
 
-def step(mass, length, gravity=10.0) -> Step:
-    """One step of a uniform rod: the new velocity moves the angle (kg, m, m/s2)."""
+def step(mass, length, gravity=10.0, damping=0.0) -> Step:
+    """One step of a uniform rod: the new velocity moves the angle (kg, m, m/s2, N m s/rad; Gymnasium: no damping)."""
 
     def step(t, state, action):
         angle, velocity = state
-        acceleration = 1.5 * gravity / length * jnp.sin(angle) + 3.0 / (mass * length**2) * action[0]
+        torque = action[0] - damping * velocity
+        acceleration = 1.5 * gravity / length * jnp.sin(angle) + 3.0 / (mass * length**2) * torque
         velocity = jnp.clip(velocity + DT * acceleration, -MAX_SPEED, MAX_SPEED)
         return jnp.stack([angle + DT * velocity, velocity])
 
