@@ -146,7 +146,8 @@ def two_bodies(p):
 
 
 def _two_link_force(p, q, v, u):
-    return [u[i] - p[f"damping_{i + 1}"] * v[i] - p[f"coulomb_{i + 1}"] * tanh(v[i] / 0.03) for i in (0, 1)]
+    dry = [p[f"coulomb_{i}"] + p[f"breakaway_{i}"] * jnp.exp(-4 * v[i - 1] ** 2) for i in (1, 2)]
+    return [u[i] - p[f"damping_{i + 1}"] * v[i] - dry[i] * tanh(v[i] / 0.1) for i in (0, 1)]
 
 
 def _simple_force(p, q, v, u):

@@ -60,7 +60,7 @@ def test_equations_follow_from_the_geometry_wherever_the_prior_reaches(name):
 FREE = {
     "furuta": {"arm_damping": 0.0, "pendulum_damping": 0.0, "motor_constant": 0.0},
     "quanser_cartpole": {"cart_damping": -quanser_cartpole.BACK_EMF, "pole_damping": 0.0},
-    "two_link": dict.fromkeys(("damping_1", "damping_2", "coulomb_1", "coulomb_2"), 0.0),
+    "two_link": dict.fromkeys([f"{kind}_{i}" for kind in ("damping", "coulomb", "breakaway") for i in (1, 2)], 0.0),
     "simple_pendulum": {},
     "double_pendulum": {},
 }
@@ -146,7 +146,7 @@ def test_two_link_by_its_bodies_is_the_arm_of_its_sites():
     m1 = 2 * moment_1**2 / inertia_1
     bodies = {"m1": m1, "r1": moment_1 / m1, "k1": np.sqrt(inertia_1 / m1 - (moment_1 / m1) ** 2)}
     bodies |= {name: found[name] for name in ("m2", "r2", "k2")}
-    rest = {k: v for k, v in draws.items() if k.startswith(("motor", "damping", "coulomb"))}
+    rest = {k: v for k, v in draws.items() if k.startswith(("motor", "damping", "coulomb", "breakaway"))}
 
     @jax.jit
     @jax.vmap
