@@ -145,8 +145,8 @@ def recording_points(
     points = jnp.broadcast_to(jnp.concatenate([parts[name].reshape(-1) for name in own.names]), (count, own.size))
     if model.sensing.variation is None:
         return points
-    sd = model.sensing.variation.value(space.sites(model, z, data))[0]
-    return points + sd * varying(own, parts[OFFSETS])
+    sd = model.sensing.variation.value(space.sites(model, z, data))
+    return points + varying(own, sd * parts[OFFSETS])
 
 
 def varying(own: VirtualSpace, offsets: Float[Array, "... V"]) -> Float[Array, "... Q"]:

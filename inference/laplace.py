@@ -12,11 +12,10 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl import linear
 from physppl.backend import Backend
 from physppl.errors import Status
-from physppl.inference.curvature import local, row_jacobians
+from physppl.inference.curvature import local, row_jacobians, varying
 from physppl.inference.mode import Mode, find
-from physppl.noise import PROCESS
 from physppl.posterior import Posterior
-from physppl.sensing import MEASUREMENT, SITES
+from physppl.sensing import MEASUREMENT, OFFSETS, VARIATION
 from physppl.trajectories import Trajectories
 from physppl.transition import AbstractTransition, LinearisedTransition
 from physppl.transitions import Transitions
@@ -45,7 +44,14 @@ class Laplace(Backend["LaplacePosterior"]):
             raise ValueError(f"Laplace needs starts >= 1 and steps >= 1; got {self.starts} and {self.steps}.")
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> "LaplacePosterior":
+        """The belief; of recordings whose `variation` has a prior it raises ValueError."""
         space = VirtualSpace.of(model, data)
+        if VARIATION in space.names:
+            raise ValueError(
+                "Laplace: `variation` has a prior, and the joint mode of that sd and of the recordings' offsets lies "
+                "far from the posterior's mass. Give a number, variation=0.04 (log_evidence compares several), or use "
+                "HMC, which samples it."
+            )
         evaluate = lambda z: local(space, model, data, z)  # noqa: E731
         keys = jax.random.split(key, max(self.starts, 15))
         draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
@@ -144,10 +150,8 @@ class LaplacePosterior(Posterior):
         sensing = self.model.sensing
         if sensing.variation is None or not isinstance(self.data, Trajectories):
             return 0.0
-        sd = sensing.variation.value(self._sites(self.mode))[0]
-        sizes = [math.prod(shape) for shape in self.space.shapes]
-        own = [jnp.full(n, name not in (PROCESS, *SITES)) for name, n in zip(self.space.names, sizes, strict=True)]
-        return sd * jnp.concatenate(own)
+        count = self.space.split(self.mode)[OFFSETS].shape[-1]
+        return varying(self.space, jnp.broadcast_to(sensing.variation.value(self._sites(self.mode)), (count,)))
 
     def _samples(self, key: PRNGKeyArray, draws: int):
         noise = jax.random.normal(key, (draws, len(self.mode)), self.mode.dtype)

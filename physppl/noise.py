@@ -62,12 +62,12 @@ class Scale:
     def known(self) -> bool:
         return not isinstance(self.prior, dist.Distribution)
 
-    def sample(self) -> None:
-        """Declare the site, unless the sds are known."""
+    def sample(self, count: int | None = None) -> None:
+        """Declare the site, unless the sds are known; of `count` sds where one scale serves them all."""
         if isinstance(self.prior, dist.Distribution):
             support: Any = self.prior.support
             units = dist.transforms.AffineTransform(0.0, np.asarray(self.unit), domain=support)
-            prior = dist.TransformedDistribution(self.prior.expand((len(self.unit),)), units)
+            prior = dist.TransformedDistribution(self.prior.expand((count or len(self.unit),)), units)
             numpyro.sample(self.name, prior.to_event(1))
 
     def value(self, sites: Mapping[str, Array]) -> Array:

@@ -41,12 +41,14 @@ class Recorded(NamedTuple):
 def sample(sensing: Sensing, record: Record, data: Trajectories) -> None:
     """Declare the sites of the sensors, of the inputs, and of the scatter between recordings."""
     for noise in sensing.noises:
-        noise.sample()
+        if noise is not sensing.variation:
+            noise.sample()
     if isinstance(sensing.delay, dist.Distribution):
         numpyro.sample(DELAY, sensing.delay)
     if sensing.variation is not None:
         size = sum(_virtual(record, name).size for name in record.supports if name not in (PROCESS, *SITES))
         count = data.rows().batch_shape[0]
+        sensing.variation.sample(size)
         numpyro.sample(OFFSETS, dist.Normal(0.0, 1.0).expand((count, size)).to_event(2))
 
 
@@ -102,7 +104,7 @@ def _recorded(dynamics, record: Record, rows: Trajectories) -> Recorded:
     spread = lambda v: jnp.broadcast_to(v, (count, *jnp.shape(v)))  # noqa: E731
     program, others = jax.tree.map(spread, program), jax.tree.map(spread, others)
     if sensing.variation is not None:
-        shifts = sensing.variation.value(record.values)[0] * record.values[OFFSETS]
+        shifts = sensing.variation.value(record.values) * record.values[OFFSETS]
         program = jax.vmap(lambda shift: _shifted(record, shift))(shifts)
     real = lambda x: jnp.asarray(x, float)  # noqa: E731
     readings = jnp.zeros((count, len(rows), len(sensing.space))) if rows.observations is None else rows.observations

@@ -37,7 +37,8 @@ class Sensing:
         delay: samples between a recorded input and its effect; a NumPyro distribution is its prior, fractions included.
         gain: sd of the input's error as a fraction of the input: an actuator that gives more or less than it is told.
         timing: sd of the input's error as a fraction of its change since the last sample: clocks that jitter.
-        variation: sd, in virtual space, of a machine's parameters from one recording to the next.
+        variation: sd, in virtual space, of a machine's parameters from one recording to the next; where it has a prior,
+            each parameter has its own.
     """
 
     space: StateSpace

@@ -128,7 +128,7 @@ def test_the_gradient_is_that_of_the_log_joint(df):
     data = pp.Trajectories.stack([recording(25), recording(12, 1)])
     dynamics = bind(**uncertain, measurement_df=df, variation=dist.LogNormal(-1.0, 0.5))
     space = VirtualSpace.of(dynamics, data)
-    z = np.append(point, [-1.2, 0.5, -0.3, 1.1, 0.2])  # log sd of the variation, offsets of two recordings
+    z = np.append(point, [-1.2, -0.7, 0.5, -0.3, 1.1, 0.2])  # log sds of the variation, offsets of two recordings
     log_joint = lambda z: sum(space.log_densities(space.trace(dynamics, z, data), z))  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(log_joint))(z)
     here = jax.jit(lambda z: local(space, dynamics, data, z))(z)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("as_user")
 y, u = np.zeros((6, 1)), np.zeros((6, 1))
 times = 0.05 * np.arange(6)
 encoder = pendulum.dynamics(sensors=("angle",))
+scattered = pendulum.dynamics(sensors=("angle",), variation=dist.HalfNormal(0.1))
 torque = encoder.action
 
 
@@ -116,6 +117,7 @@ of_both = refused(ValueError, [
     (lambda: encoder.check(data(times=one(times, 5, 1.0))), "0.8 s pass without a sample after sample 4.*valid=False"),
     (lambda: encoder.check(data(one(y, 3, 3.2))), r"'angle' jumps by more than half a turn after sample 2.*np.unwrap"),
     (lambda: pp.fit(jax.random.key(0), encoder, data().inputs, Laplace()), "fit needs observations; got inputs alone"),
+    (lambda: pp.fit(jax.random.key(0), scattered, data(), Laplace()), "Laplace: `variation` has a prior.*or use HMC"),
     (lambda: run(pp.Dynamics(step, encoder.state, torque, dt=0.05), data(np.zeros((6, 2)), times=times**1.01)),
      "times are irregular.*a Step, which knows one step alone.*Resample"),
 ]) + refused(NotImplementedError, [

@@ -20,7 +20,7 @@ from physppl.models import pendulum
 from physppl.trajectories import fine_bucket, lagged
 from physppl.virtual import VirtualSpace
 
-pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.science]
+pytestmark = pytest.mark.usefixtures("x64")
 
 STEPS, SENSOR = 200, 1e-3  # samples, rad
 PROCESS = np.array([1e-3, 1e-2])  # rad, rad/s
