@@ -2,10 +2,11 @@
 
     python examples/known_truth.py [--write]
 
-Gymnasium steps its Pendulum-v1 by its own rule, 0.05 s at a time; full torques of random sign drive it, and the angle
-is read off the noisy cosine and sine that it returns. MuJoCo steps a cart-pole at 1 ms; a random multisine pushes the
-cart, and noisy encoders read position and angle at 100 Hz. No velocity is used. Every repeat has its own start,
-excitation and noise. The simulators have no process noise, and the fits are told so.
+Gymnasium steps its Pendulum-v1 by its own rule, 0.05 s at a time; full torques of random sign drive it (braking above
+5 rad/s, to stay clear of the simulator's cut at 8 rad/s), and the angle is read off the noisy cosine and sine that it
+returns. MuJoCo steps a cart-pole at 1 ms; a random multisine pushes the cart, and noisy encoders read position and
+angle at 100 Hz. No velocity is used. Every repeat has its own start, excitation and noise. The simulators have no
+process noise, and the fits are told so.
 """
 
 import datetime
@@ -58,7 +59,7 @@ def record_pendulum(seed: int) -> pp.Trajectories:
     """100 steps of Gymnasium's own pendulum from its own random start, at full torque.
 
     Its sign is random, held for 0.3 s, but brakes above 5 rad/s: Gymnasium cuts the speed at 8 rad/s, and where it does
-    the motion tells nothing and the filter's linearisation is wrong.
+    the motion tells nothing and the filter's differences miss the kink.
     """
     environment = gymnasium.make("Pendulum-v1")
     rng = np.random.default_rng(seed)
@@ -280,7 +281,8 @@ def main() -> None:
     text = report()
     print(text)
     if "--write" in sys.argv:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+        commit = git.stdout.strip()
         head = "# Machines whose truth is known\n\n" + (__doc__ or "").split("\n\n", 2)[2].strip()
         head += f"\n\n`python examples/known_truth.py --write`, commit {commit}, {datetime.date.today()}.\n\n"
         (Path(__file__).parents[1] / "docs" / "results" / "known_truth.md").write_text(head + text + "\n")

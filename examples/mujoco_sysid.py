@@ -267,7 +267,8 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if "--write" in sys.argv:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+        commit = git.stdout.strip()
         head = "# Against MuJoCo's system identification\n\n" + (__doc__ or "").split("\n\n", 2)[2].strip()
         head += f"\n\n`python examples/mujoco_sysid.py --write`, commit {commit}, {date.today()}.\n\n"
         (Path(__file__).parents[1] / "docs" / "results" / "mujoco_sysid.md").write_text(head + text + "\n")

@@ -162,6 +162,14 @@ def varying(own: VirtualSpace, offsets: Float[Array, "... V"]) -> Float[Array, "
     return jnp.concatenate(columns, axis=-1)
 
 
+def scatter(space: VirtualSpace, model, data, z: Float[Array, " P"]) -> Float[Array, " P"]:
+    """Sd in virtual space of what a new recording's parameters differ from those of a belief at z."""
+    if not isinstance(data, Trajectories) or not isinstance(model, Dynamics) or model.sensing.variation is None:
+        return jnp.zeros_like(z)
+    sd = model.sensing.variation.value(space.sites(model, z, data))
+    return varying(space, jnp.broadcast_to(sd, space.split(z)[OFFSETS].shape[-1:]))
+
+
 def _rows(space: VirtualSpace, model: Dynamics, data, z) -> Local:
     """The transitions of a Dynamics, differentiated row by row: a fifth faster than the batch as a whole."""
     means, of_mean = row_jacobians(space, model, data, z)

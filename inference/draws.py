@@ -6,6 +6,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.errors import Status
+from physppl.inference.curvature import scatter
 from physppl.posterior import Posterior
 from physppl.transition import Transition
 from physppl.virtual import VirtualSpace
@@ -48,11 +49,18 @@ class DrawsPosterior(Posterior):
         return flat[jnp.linspace(0, len(flat) - 1, min(BASIS_DRAWS, len(flat))).round().astype(int)]
 
     def _draw(self, key: PRNGKeyArray) -> Transition:
+        pick_key, recording_key = jax.random.split(key)
         flat = self.points.reshape(-1, self.points.shape[-1])
-        return self._transition(flat[jax.random.randint(key, (), 0, len(flat))])
+        return self._of_a_recording(recording_key, flat[jax.random.randint(pick_key, (), 0, len(flat))])
+
+    def _of_a_recording(self, key: PRNGKeyArray, z) -> Transition:
+        """The machine in a new recording, whose parameters differ where the model says so."""
+        own = scatter(self.space, self.model, self.data, z)
+        return self._transition(z + own * jax.random.normal(key, z.shape, z.dtype))
 
     def _basis(self, states, actions, times):
-        transitions = jax.vmap(self._transition)(self._thinned())
+        points = self._thinned()
+        transitions = jax.vmap(self._of_a_recording)(jax.random.split(jax.random.key(0), len(points)), points)
         values = jax.vmap(lambda f: jax.vmap(f)(states, actions, times), out_axes=-1)(transitions)
         mean = jnp.mean(values, axis=-1, keepdims=True)
         return mean[..., 0], (values - mean) / jnp.sqrt(values.shape[-1] - 1.0)

@@ -12,10 +12,10 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl import linear
 from physppl.backend import Backend
 from physppl.errors import Status
-from physppl.inference.curvature import local, row_jacobians, varying
+from physppl.inference.curvature import local, row_jacobians, scatter
 from physppl.inference.mode import Mode, find
 from physppl.posterior import Posterior
-from physppl.sensing import MEASUREMENT, OFFSETS, VARIATION
+from physppl.sensing import MEASUREMENT, VARIATION
 from physppl.trajectories import Trajectories
 from physppl.transition import AbstractTransition, LinearisedTransition
 from physppl.transitions import Transitions
@@ -129,8 +129,10 @@ class LaplacePosterior(Posterior):
         return self.space.sites(self.model, z, self.data)
 
     def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
-        shift = self.factor.T @ jax.random.normal(key, self.mode.shape, self.mode.dtype)
-        shift = shift + self._variation() * jax.random.normal(jax.random.fold_in(key, 1), shift.shape, shift.dtype)
+        belief_key, recording_key = jax.random.split(key)
+        shift = self.factor.T @ jax.random.normal(belief_key, self.mode.shape, self.mode.dtype)
+        own = scatter(self.space, self.model, self.data, self.mode)
+        shift = shift + own * jax.random.normal(recording_key, shift.shape, shift.dtype)
         if not self.linearised:
             return self.model.bind(self._sites(self.mode + shift))
         bind = lambda z: self.model.bind(self._sites(z))  # noqa: E731
@@ -143,15 +145,8 @@ class LaplacePosterior(Posterior):
         factor = jacobian @ self.factor.T
         if self.model.sensing.variation is None or not isinstance(self.data, Trajectories):
             return mean, factor
-        return mean, jnp.concatenate([factor, jacobian * self._variation()], axis=-1)
-
-    def _variation(self) -> Float[Array, " P"] | float:
-        """Sd of what a new recording's parameters differ from the machine's, zero but at the program's sites."""
-        sensing = self.model.sensing
-        if sensing.variation is None or not isinstance(self.data, Trajectories):
-            return 0.0
-        count = self.space.split(self.mode)[OFFSETS].shape[-1]
-        return varying(self.space, jnp.broadcast_to(sensing.variation.value(self._sites(self.mode)), (count,)))
+        own = scatter(self.space, self.model, self.data, self.mode)
+        return mean, jnp.concatenate([factor, jacobian * own], axis=-1)
 
     def _samples(self, key: PRNGKeyArray, draws: int):
         noise = jax.random.normal(key, (draws, len(self.mode)), self.mode.dtype)

@@ -106,6 +106,7 @@ def _corrected(secant, new: Local, best: Local, step, decrement):
     """
     missing = best.gradient - new.gradient - (new.curvature + secant) @ step
     size = missing @ step
-    told = jnp.abs(size) > 1e-6 * jnp.linalg.norm(missing) * jnp.linalg.norm(step)
+    # Of the shortest steps the change is rounding.
+    told = (decrement > 1e-8) & (jnp.abs(size) > 1e-6 * jnp.linalg.norm(missing) * jnp.linalg.norm(step))
     update = jnp.outer(missing, missing) / jnp.where(told, size, 1.0)
     return jnp.where(decrement < 1.0, secant + jnp.where(told, update, 0.0), 0.0)

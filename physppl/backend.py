@@ -73,8 +73,8 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
     Args:
         key: a JAX random key.
         model: Dynamics; or any NumPyro model of one data object (the Posterior then has no transition to draw).
-        data: Transitions. They are padded to a power of two, so that growing data rarely compile anew. No data at all
-            gives the prior, with a notice.
+        data: Transitions or Trajectories. They are padded, Transitions to a power of two, so that growing data rarely
+            compile anew. No data at all gives the prior, with a notice.
         backend: e.g. `Laplace()` or `HMC()`.
         x64: compute in double precision whatever the process-wide setting.
 

@@ -80,7 +80,7 @@ def check_trajectories(data: Trajectories, sensors: StateSpace, dynamics, where:
     _check_bounds(np.asarray(data.actions), everywhere, dynamics.action, where, "sample")
     if data.observations is not None and sensors.is_angle.any():
         jumps = np.abs(np.diff(np.asarray(data.observations), axis=-2)) > np.pi
-        jumps &= (valid[..., 1:] & valid[..., :-1])[..., None] & sensors.is_angle
+        jumps &= (valid[..., 1:] & valid[..., :-1])[..., None] & sensors.is_angle  # NaN, nothing read, is no jump
         if jumps.any():
             *at, i = np.argwhere(jumps)[0]
             raise ValueError(

@@ -271,5 +271,5 @@ def _data(posterior, key) -> tuple[list[Reason], Figures]:
     edges = [row["name"] for row in rows if row["verdict"] == EDGE]
     if edges:
         remedy = "widen the prior, or look for physics that the program lacks and it stands in for"
-        reasons.append(Reason(DOUBTFUL, f"{', '.join(edges)} sits at the edge of its prior", remedy))
+        reasons.append(Reason(DOUBTFUL, f"{', '.join(edges)}: at the edge of the prior", remedy))
     return reasons, figures

@@ -26,7 +26,7 @@ class Samples(NamedTuple):
     times: Float[Array, " N"]  # s
     lengths: Float[Array, " N"]  # s, to the next sample
     observations: Float[Array, "N d"]
-    valid: Bool[Array, " N"]
+    seen: Bool[Array, "N d"]  # which readings count
     alive: Bool[Array, " N"]  # whether a reading is still to come
     inputs: Float[Array, "N A"]  # as they arrive
     input_sd: Float[Array, "N A"] | None  # None: inputs are exact
@@ -91,7 +91,7 @@ def kalman_filter(
             spread.append(jnp.sqrt(variance))
             if df is not None:
                 variance = variance + noise * ((df + error**2 / variance) / (df + 1) - 1)
-            gain = jnp.where(sample.valid, cross / variance, 0.0)
+            gain = jnp.where(sample.seen[i], cross / variance, 0.0)
             mean = mean + gain * error
             covariance = covariance - gain[:, None] * cross
         advance = lambda x, u: step(sample.times, sample.lengths, x, u)  # noqa: E731

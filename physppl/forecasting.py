@@ -37,6 +37,7 @@ def forecast_readings(
     draws: int = 64,
     *,
     start_covariance: Float[Array | np.ndarray, "B D D"] | None = None,
+    times: Float[Array | np.ndarray, " B"] | float = 0.0,
 ) -> Forecast:
     """The first two moments of what the sensors will read T steps ahead of known states.
 
@@ -50,9 +51,11 @@ def forecast_readings(
         start_sd: of the error of `states`, per coordinate.
         draws: of the belief.
         start_covariance: of the error of each of `states`, e.g. as a filter states it; in place of `start_sd`.
+        times: s, at which the windows start; of no account unless the program reads the time.
     """
     with jax.enable_x64(True):
-        samples = posterior.samples(key, 256)
+        mean_key, key = jax.random.split(key)
+        samples = posterior.samples(mean_key, 256)
         latent = VirtualSpace.of(posterior.model, posterior.data).names
         sites = {name: jnp.mean(jnp.asarray(samples[name], float), axis=0) for name in latent}
         transitions = jax.vmap(posterior._draw)(jax.random.split(key, draws))
@@ -61,37 +64,38 @@ def forecast_readings(
             start_covariance = jax.vmap(jnp.diag)(sd**2)
         start = jnp.asarray(start_covariance, float)
         states, inputs = jnp.asarray(states, float), jnp.asarray(inputs, float)
-        moments = _moments(sites, transitions, states, inputs, start, dynamics=posterior.model)
+        times = jnp.broadcast_to(jnp.asarray(times, float), states.shape[:1])
+        moments = _moments(sites, transitions, states, inputs, start, times, dynamics=posterior.model)
     return Forecast(*map(np.asarray, moments))
 
 
 @functools.partial(jax.jit, static_argnames="dynamics")
-def _moments(sites, transitions, states, inputs, start, *, dynamics):
+def _moments(sites, transitions, states, inputs, start, times, *, dynamics):
     sensing, step = dynamics.sensing, dynamics.bind(sites).stepper()
     process = jnp.diag(dynamics.noise.value(sites) ** 2)
     errors = input_sd(sensing, sites, inputs)
 
-    def spread(state, covariance, inputs, errors):
+    def spread(state, covariance, inputs, errors, began):
         def body(carry, at):
             x, covariance, t = carry
             x, covariance, _ = propagate(lambda x, u: step(t, x, u), x, covariance, *at)
             return (x, covariance + process, t + dynamics.dt), None
 
-        (x, covariance, _), _ = jax.lax.scan(body, (state, covariance, 0.0), (inputs, errors))
+        (x, covariance, _), _ = jax.lax.scan(body, (state, covariance, began), (inputs, errors))
         rows = jax.jacfwd(sensing.read)(x)
         return rows @ covariance @ rows.T
 
-    def end(transition, state, inputs):
+    def end(transition, state, inputs, began):
         advance = transition.stepper()
-        times = dynamics.dt * jnp.arange(len(inputs))
-        x, _ = jax.lax.scan(lambda x, at: (advance(at[0], x, at[1]), None), state, (times, inputs))
+        passed = began + dynamics.dt * jnp.arange(len(inputs))
+        x, _ = jax.lax.scan(lambda x, at: (advance(at[0], x, at[1]), None), state, (passed, inputs))
         return sensing.read(x)
 
-    noise = jax.vmap(spread)(states, start, inputs, errors)
-    ends = jax.vmap(lambda f: jax.vmap(lambda x, u: end(f, x, u))(states, inputs))(transitions)
+    noise = jax.vmap(spread)(states, start, inputs, errors, times)
+    ends = jax.vmap(lambda f: jax.vmap(lambda *window: end(f, *window))(states, inputs, times))(transitions)
     mean = jnp.mean(ends, axis=0)
     apart = jnp.einsum("kbi,kbj->bij", ends - mean, ends - mean) / (len(ends) - 1)
-    return mean, noise + apart + jnp.diag(sensing.measurement.value(sites) ** 2)
+    return mean, noise + apart + jnp.diag(sensing.variance(sites))
 
 
 def forecast(

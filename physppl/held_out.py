@@ -80,7 +80,7 @@ def predict_ahead(
     model.check(recording)
     steps = max(1, round(horizon / model.dt))
     horizon = steps * model.dt
-    times, valid = np.asarray(recording.times, float), np.asarray(recording.valid)
+    times, valid = np.asarray(recording.times, float), np.asarray(recording.seen).all(-1)
     first = max(float(since), times[0])
     starts = np.flatnonzero((times >= first) & (times <= times[-1] - (1 - 1e-6) * horizon))
     ends = times[starts] + horizon
@@ -100,9 +100,11 @@ def predict_ahead(
         late = np.asarray(lagged(data.actions, sites.get(DELAY, model.sensing.delay)))
         inputs = _held(times, late, times[starts, None] + model.dt * np.arange(steps + 1))
         states = np.asarray(course.mean)[starts]
-        constant, rate = map(np.asarray, _straight(model, sites, states, inputs[:, 0]))
+        constant, rate = map(np.asarray, _straight(model, sites, states, inputs[:, 0], times[starts]))
     spread = np.asarray(course.covariance)[starts]
-    forecast = forecast_readings(key, posterior, states, inputs, draws=draws, start_covariance=spread)
+    forecast = forecast_readings(
+        key, posterior, states, inputs, draws=draws, start_covariance=spread, times=times[starts]
+    )
     straight = constant + horizon * rate
     return Ahead(horizon, ends, readings, np.asarray(forecast.mean), forecast.sd, constant, straight)
 
@@ -120,7 +122,7 @@ def _at(times, readings, valid, when, dt: float):
 def surprises(key: PRNGKeyArray, posterior: Posterior, recording: Trajectories) -> Float[np.ndarray, "N d"]:
     """Each reading minus its expectation given all before it, in sds of that expectation; NaN where none was taken.
 
-    Of a model that is right they are independent and standard normal.
+    Of a model that is right they are independent with mean 0 and sd 1; normal, unless the sensors are Student-t.
 
     Args:
         recording: one, whether the fit saw it or not.
@@ -128,12 +130,16 @@ def surprises(key: PRNGKeyArray, posterior: Posterior, recording: Trajectories) 
     with jax.enable_x64(True):
         _, data, course = _filter(key, posterior, recording)
         errors = np.asarray((data.observations - course.expected) / course.spread)
-    return np.where(np.asarray(recording.valid)[:, None], errors, np.nan)
+    return np.where(np.asarray(recording.seen), errors, np.nan)
 
 
 def _filter(key, posterior, recording: Trajectories):
-    """The belief's mean site values, the data in double precision, and the filter's course (N, ...) over them."""
-    model = posterior.model.without_variation()
+    """The belief's mean site values, the data in double precision, and the filter's course (N, ...) over them.
+
+    Noise enters at every sample, whatever the fit's segments: within one the filter would take its state for exact.
+    """
+    model, r = posterior.model.without_variation(), recording
+    recording = Trajectories(r.observations, r.actions, r.times, valid=r.valid, start=r.start)
     samples = posterior.samples(key, 256)
     latent = [n for n in VirtualSpace.of(posterior.model, posterior.data).names if n not in (VARIATION, OFFSETS)]
     sites = {name: jnp.mean(jnp.asarray(samples[name], float), axis=0) for name in latent}
@@ -152,12 +158,12 @@ def _held(times, inputs, edges):
 
 
 @eqx.filter_jit
-def _straight(model, sites, states, inputs):
+def _straight(model, sites, states, inputs, times):
     """Expected readings (B, d) and their rates of change over one step."""
     step, read = model.bind(sites).stepper(), model.sensing.read
 
-    def one(x, u):
+    def one(x, u, t):
         now = read(x)
-        return now, (read(step(0.0, x, u)) - now) / model.dt
+        return now, (read(step(t, x, u)) - now) / model.dt
 
-    return jax.vmap(one)(states, inputs)
+    return jax.vmap(one)(states, inputs, times)

@@ -39,6 +39,8 @@ def read_csv(path) -> Table:
         table = pandas.read_csv(path, skipinitialspace=True)
     except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{where} cannot be read as a table ({error}).") from None
+    if not len(table):
+        raise ValueError(f"{where} has no rows, only the names of its columns.")
     return Table(where, {str(name): table[name].to_numpy() for name in table.columns}, {})
 
 

@@ -33,7 +33,7 @@ class Recorded(NamedTuple):
     observations: Array
     actions: Array
     times: Array
-    valid: Array
+    seen: Array
     start: tuple[Array, Array]
     segments: Array  # (N,) of how many dt the noise enters after each sample
 
@@ -72,8 +72,8 @@ def observe(dynamics, data: Trajectories) -> Any:
         return numpyro.deterministic("observation", readings)
     course = jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(recorded)
     with numpyro.plate("recording", rows.batch_shape[0], dim=-2), numpyro.plate("sample", len(rows), dim=-1):
-        likelihood = _predicted(dynamics.sensing, recorded.others, course).to_event(1)
-        return numpyro.sample("observation", likelihood.mask(recorded.valid), obs=recorded.observations)
+        likelihood = _predicted(dynamics.sensing, recorded.others, course).mask(recorded.seen).to_event(1)
+        return numpyro.sample("observation", likelihood.mask(rows.valid), obs=recorded.observations)
 
 
 def _predicted(sensing: Sensing, others: Mapping[str, Array], course: Filtered) -> dist.Distribution:
@@ -104,12 +104,20 @@ def _recorded(dynamics, record: Record, rows: Trajectories) -> Recorded:
     spread = lambda v: jnp.broadcast_to(v, (count, *jnp.shape(v)))  # noqa: E731
     program, others = jax.tree.map(spread, program), jax.tree.map(spread, others)
     if sensing.variation is not None:
+        if len(record.values[OFFSETS]) != count:
+            raise ValueError(
+                f"Dynamics({dynamics.name}): {OFFSETS} are those of {len(record.values[OFFSETS])} recordings, the data "
+                f"hold {count}. Other recordings differ in their own way: leave {OFFSETS} out of the samples, and they "
+                "are drawn anew."
+            )
         shifts = sensing.variation.value(record.values) * record.values[OFFSETS]
         program = jax.vmap(lambda shift: _shifted(record, shift))(shifts)
     real = lambda x: jnp.asarray(x, float)  # noqa: E731
-    readings = jnp.zeros((count, len(rows), len(sensing.space))) if rows.observations is None else rows.observations
-    valid = jnp.asarray(rows.valid)
-    start = _first_states(dynamics, real(readings), valid)
+    shape = (count, len(rows), len(sensing.space))
+    seen, readings = jnp.broadcast_to(jnp.asarray(rows.valid)[..., None], shape), jnp.zeros(shape)
+    if rows.observations is not None:
+        seen, readings = rows.seen, jnp.where(rows.seen, real(rows.observations), 0.0)
+    start = _first_states(dynamics, readings, seen)
     if rows.start is not None:
         start = (real(rows.start[0]), real(rows.start[1]))
     times, size, segment = real(rows.times), len(rows), min(rows.segment, len(rows))
@@ -119,7 +127,7 @@ def _recorded(dynamics, record: Record, rows: Trajectories) -> Recorded:
     elapsed = jnp.cumsum(steps, axis=1)
     own = elapsed - jnp.pad(elapsed, ((0, 0), (segment, 0)))[:, :size]
     segments = jnp.where((jnp.arange(size) + 1) % rows.segment == 0, own, 0.0)
-    return Recorded(program, others, real(readings), real(rows.actions), times, valid, start, segments)
+    return Recorded(program, others, readings, real(rows.actions), times, seen, start, segments)
 
 
 def _virtual(record: Record, name: str) -> Array:
@@ -138,12 +146,12 @@ def _shifted(record: Record, shift) -> dict[str, Array]:
     return values
 
 
-def _first_states(dynamics, readings, valid):
+def _first_states(dynamics, readings, seen):
     """What is known of the first states where nobody says: their scales, about the first reading where it is one."""
     count, sd = len(readings), jnp.asarray(dynamics.state.scale, float)
     mean = jnp.zeros((count, len(sd)))
     if dynamics.sensing.observe is None:
-        first = jnp.take_along_axis(readings, jnp.argmax(valid, axis=1)[:, None, None], axis=1)[:, 0]
+        first = jnp.take_along_axis(readings, jnp.argmax(seen, axis=1)[:, None], axis=1)[:, 0]
         mean = mean.at[:, jnp.array(dynamics.sensing.index)].set(first)
     return mean, jnp.broadcast_to(sd, mean.shape)
 
@@ -169,9 +177,9 @@ def _machine(dynamics, recorded: Recorded, regular: bool) -> tuple[Step, Samples
         lengths = jnp.concatenate([jnp.diff(recorded.times), last])
     inputs = lagged(recorded.actions, recorded.others[DELAY] if DELAY in recorded.others else sensing.delay)
     process = jnp.sqrt(recorded.segments)[:, None] * dynamics.noise.value(recorded.others)
-    alive = jnp.cumsum(recorded.valid[::-1])[::-1] > 0
+    alive = jnp.cumsum(jnp.any(recorded.seen, axis=-1)[::-1])[::-1] > 0
     samples = Samples(
-        recorded.times, lengths, recorded.observations, recorded.valid, alive, inputs,
+        recorded.times, lengths, recorded.observations, recorded.seen, alive, inputs,
         input_sd(sensing, recorded.others, inputs), process,
     )  # fmt: skip
     return step, samples

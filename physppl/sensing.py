@@ -119,6 +119,11 @@ class Sensing:
     def noises(self) -> tuple[Scale, ...]:
         return tuple(s for s in (self.measurement, self.gain, self.timing, self.variation) if s is not None)
 
+    def variance(self, sites) -> Array:
+        """Variances (d,) of the readings' own noise."""
+        tails = 1.0 if self.df is None else self.df / (self.df - 2)
+        return tails * self.measurement.value(sites) ** 2
+
     def check(self, dynamics, data: Trajectories) -> None:
         """Refuse recordings that do not fit.
 

@@ -13,7 +13,7 @@ from numpyro import handlers
 from physppl.datatree import site_units
 from physppl.dynamics import NOISE, Dynamics
 from physppl.errors import Status, unknown
-from physppl.sensing import MEASUREMENT
+from physppl.sensing import GAIN, MEASUREMENT, TIMING
 from physppl.trajectories import Trajectories
 from physppl.transitions import Transitions
 from physppl.units import pretty
@@ -170,6 +170,8 @@ def labels(model, site: str, unit: str, shape: tuple[int, ...]) -> list[tuple[st
     if site in (NOISE, MEASUREMENT) and isinstance(model, Dynamics):
         space = model.state if site == NOISE else model.sensing.space
         return [(f"{site}[{name}]", unit) for name, unit in zip(space.names, space.units, strict=True)]
+    if site in (GAIN, TIMING) and isinstance(model, Dynamics):
+        return [(f"{site}[{name}]", unit) for name in model.action.names]
     if not shape:
         return [(site, unit)]
     units = unit.split(", ")  # one for all entries, or one per entry of the last axis
@@ -224,7 +226,7 @@ def at_edge(draws: np.ndarray, prior: np.ndarray, bounds: tuple[float, float] | 
 
     Args:
         draws, prior: (S,) of the belief and of the prior.
-        bounds: of the support, where it has two.
+        bounds: of the support, where it has two. One at zero is no edge.
     """
     median = np.median(draws)
     low, high = np.quantile(prior, [TAIL, 1 - TAIL])
@@ -233,6 +235,8 @@ def at_edge(draws: np.ndarray, prior: np.ndarray, bounds: tuple[float, float] | 
     if bounds is None:
         return bool(median < low or median > high)
     margin = MARGIN * (bounds[1] - bounds[0])
+    if bounds[0] == 0:  # next to nothing, as a friction can be; nothing lies beyond
+        return bool(median > min(high, bounds[1] - margin))
     return bool(median < max(low, bounds[0] + margin) or median > min(high, bounds[1] - margin))
 
 

@@ -19,7 +19,8 @@ class Trajectories(eqx.Module):
     the likelihood filters them out.
 
     Attributes:
-        observations: (..., N, d) in the sensors' order and units, or None: inputs alone, for predictive use.
+        observations: (..., N, d) in the sensors' order and units, NaN where one saw nothing; None: inputs alone, for
+            predictive use.
         actions: (..., N, A) as recorded; an input delay belongs to the Dynamics. The last row is held by nobody.
         valid: (..., N) bool; False marks samples without a reading (dropped, or padding). Time goes on over a gap.
         times: (..., N) s, increasing.
@@ -84,8 +85,8 @@ class Trajectories(eqx.Module):
             rounding = 4 * np.finfo(times.dtype).eps * np.abs(times).max()
             regular = steps.size == 0 or bool(np.ptp(steps) <= 1e-5 * np.median(steps) + rounding)
         if observations is not None and is_concrete(observations, valid):
-            seen = np.isfinite(observations).all(-1)
-            valid = np.asarray(valid) & seen  # a sensor writes NaN where it saw nothing
+            # A sensor writes NaN where it saw nothing; those of the others count.
+            valid = np.asarray(valid) & np.isfinite(observations).any(-1)
             observations = np.where(valid[..., None], observations, 0.0)
         self.observations, self.actions, self.valid, self.times = observations, actions, valid, times
         self.start, self.segment, self.regular = start, int(segment), regular
@@ -100,6 +101,11 @@ class Trajectories(eqx.Module):
         seen = "inputs only" if self.observations is None else f"{self.observations.shape[-1]} sensors"
         segment = f", segments of {self.segment}" if self.segment > 1 else ""
         return f"Trajectories({several}{len(self)} samples{counted}, {seen}, {self.actions.shape[-1]} inputs{segment})"
+
+    @property
+    def seen(self) -> Any:
+        """(..., N, d) bool: which readings count."""
+        return jnp.isfinite(self.observations) & jnp.asarray(self.valid)[..., None]
 
     @property
     def batch_shape(self) -> tuple[int, ...]:

@@ -80,6 +80,17 @@ def test_a_linear_machine_is_one_big_gaussian(segment, options):
         np.testing.assert_allclose(covariances[i, : len(y)], covariance, rtol=0, atol=1e-12)
 
 
+def test_a_sensor_that_saw_nothing_silences_no_other():
+    data, rng = recording(30), np.random.default_rng(5)
+    readings = np.where(rng.uniform(size=(30, 3)) < 0.4, np.nan, np.asarray(data.observations))
+    partly = pp.Trajectories(readings, data.actions, data.times, valid=data.valid, start=data.start)
+    assert 0 < int(partly.seen.sum()) < 3 * int(partly.valid.sum())
+    seen = np.isfinite(readings[data.valid].ravel())
+    mean, covariance = dense(data, **values).readings()
+    expected = log_normal(readings[data.valid].ravel()[seen], mean[seen], covariance[np.ix_(seen, seen)])
+    np.testing.assert_allclose(likelihood(bind(), partly), expected, rtol=1e-11)
+
+
 @pytest.mark.parametrize("segment", [1, 4])
 def test_irregular_samples_are_steps_of_their_own_length(segment):
     """The classical Runge-Kutta step of a linear field is the exponential's series to fourth order."""

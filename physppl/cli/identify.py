@@ -50,6 +50,7 @@ def identify(
     unwrap: Annotated[bool, arg(help="count the turns of angles kept between -pi and pi")] = False,
     delay: Annotated[str | None, arg(help="samples until an input acts, or `auto`: 0 to 4 by evidence")] = None,
     exact_inputs: Annotated[bool, arg(help="take recorded inputs for exact; see above")] = False,
+    segment: Annotated[int, arg(help="samples from one process noise to the next; see above")] = 1,
     variation: Annotated[float | None, arg(help="sd by which parameters differ between recordings; see above")] = None,
     horizon: Annotated[float, arg(help="s, of the longer held-out prediction; the other is a fifth of it")] = 0.5,
     method: Annotated[Literal["laplace", "hmc"], arg(help="laplace: seconds; hmc: samples, takes longer")] = "laplace",
@@ -63,7 +64,8 @@ def identify(
 
     Unless the program says otherwise about noise, it is that of real machines: process noise of HalfNormal(0.1) scales
     on velocities and HalfNormal(1e-5) on positions, which move by their velocities alone; an input that is off by a
-    share of its size (HalfNormal(0.1)) and of its last change (HalfNormal(0.5)), unless --exact-inputs. How far
+    share of its size (HalfNormal(0.1)) and of its last change (HalfNormal(0.5)), unless --exact-inputs. With --segment
+    25 noise enters every 25 samples: parameters are fitted to predict so far ahead, and claim to be surer. How far
     parameters differ from one recording to the next, in virtual space, where a prior's sd is about 1, is --variation
     (0.04, say): one recording cannot tell, and without it the belief is about that recording alone.
     """
@@ -75,7 +77,7 @@ def identify(
         dynamics = _chosen(model, program, data)
         make_writable(out, "identify")
         recorded = _read(
-            dynamics, data, held_out, _pairs(columns, "columns"), _pairs(units, "units"), sensors, dt, unwrap
+            dynamics, data, held_out, _pairs(columns, "columns"), _pairs(units, "units"), sensors, dt, unwrap, segment
         )
         dynamics = machine.for_real_recordings(recorded.dynamics, exact_inputs)
         name = model or Path(str(program)).stem
@@ -159,7 +161,7 @@ def _chosen(model: str | None, program: Path | None, data: Sequence[Path]) -> pp
     return dynamics
 
 
-def _read(base, paths, held_out, columns, units, sensors, dt, unwrap) -> Recorded:
+def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -> Recorded:
     tables = {path: readers.read(path) for path in (*paths, *held_out)}
     first, sensing = tables[paths[0]], base.sensing
     if sensors:
@@ -169,7 +171,9 @@ def _read(base, paths, held_out, columns, units, sensors, dt, unwrap) -> Recorde
         if found:  # else reading names what is missing
             base = machine.rebound(base, sensors=found)
     read = {
-        path: pp.Trajectories(**readers.recording(table, base, columns=columns, units=units, dt=dt, unwrap=unwrap))
+        path: pp.Trajectories(
+            **readers.recording(table, base, columns=columns, units=units, dt=dt, unwrap=unwrap), segment=segment
+        )
         for path, table in tables.items()
     }
     step = float(np.median([concrete_spacing(read[path]) for path in paths]))
@@ -203,12 +207,15 @@ def _check(dynamics: pp.Dynamics, recorded: Recorded, horizon: float) -> None:
         try:
             dynamics.check(data)
         except ValueError as error:
-            hint = " (--unwrap does it.)" if "half a turn" in str(error) else ""
+            hint = " (--unwrap does it; of degrees, --units name=deg.)" if "half a turn" in str(error) else ""
             raise ValueError(f"{path}: {error}{hint}") from None
         if not np.any(data.valid):
             raise ValueError(f"{path}: not one sample has a reading of every sensor.")
     if horizon < 5 * dynamics.dt:
-        raise ValueError(f"--horizon must be at least 5 steps of {dynamics.dt:.4g} s; got {horizon:g}.")
+        raise ValueError(
+            f"--horizon must be at least 5 steps of {dynamics.dt:.4g} s; got {horizon:g}. If the file's clock counts "
+            "milliseconds: --units time=ms."
+        )
     for path, data, since in zip(recorded.test_paths, recorded.test, recorded.since, strict=True):
         left = float(data.times[-1]) - max(since, float(data.times[0]))
         if left < horizon:
@@ -229,7 +236,10 @@ def _delayed(key, dynamics, train, delay: str | None, tell) -> tuple[pp.Dynamics
     prompt, evidence = machine.rebound(dynamics, input_delay=0), {}
     for steps in DELAYS:  # late inputs are early rows: one compiled program serves all delays
         parts = [
-            pp.Trajectories(r.observations, np.asarray(lagged(r.actions, steps)), r.times, valid=r.valid) for r in train
+            pp.Trajectories(
+                r.observations, np.asarray(lagged(r.actions, steps)), r.times, valid=r.valid, segment=r.segment
+            )
+            for r in train
         ]
         with timed(f"input {steps} samples late", tell):
             posterior = _fit(key, prompt, pp.Trajectories.stack(parts), Laplace())
