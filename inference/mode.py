@@ -85,12 +85,14 @@ def _advance(evaluate, unit, point, best, candidate, damping, decrement, secant)
     floor = jnp.maximum(0.25 * unit**-2 - own, 0.0)
     damped = best.curvature + jnp.diag(floor + damping * scale)
     lower = jnp.linalg.cholesky(damped + secant)
-    secant = jnp.where(jnp.all(jnp.isfinite(lower)), secant, 0.0)
-    lower = jnp.where(jnp.all(jnp.isfinite(lower)), lower, jnp.linalg.cholesky(damped))
     step = jax.scipy.linalg.cho_solve((lower, True), best.gradient)
     failed = ~jnp.all(jnp.isfinite(step))
-    # No step: the point itself comes next, is no worse, and its acceptance divides by ten.
-    damping = jnp.where(failed, jnp.clip(damping * 80, 1e-3, 1e12), damping)
+    # No step: the point itself comes next, is no worse, and its acceptance divides by ten. What made the matrix
+    # indefinite may be the correction; then the next step is without.
+    damping = jnp.where(
+        failed, jnp.where(jnp.any(secant != 0), damping * 10, jnp.clip(damping * 80, 1e-3, 1e12)), damping
+    )
+    secant = jnp.where(failed, 0.0, secant)
     # Of the whole step: a clipped one may even point downhill, and would pass for convergence.
     decrement = jnp.where(failed | (damping > 0.1), jnp.inf, step @ best.gradient)
     step = jnp.where(failed, 0.0, jnp.clip(step, -3 * unit, 3 * unit))

@@ -133,7 +133,7 @@ def test_a_confounded_parameter_is_named_once():
 
 def test_a_prior_that_misses_the_truth_is_told():
     check = pp.check(fitted(lambda: pp.physical("gain", 0.0, 0.705), tank_data(noise=1e-3)))
-    assert found(check, "at the edge of the prior").finding.startswith("gain ")
+    assert found(check, "at the edge of the prior").finding.startswith("gain:")
 
 
 def test_no_data_is_the_prior():

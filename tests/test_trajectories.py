@@ -131,6 +131,7 @@ def test_an_unknown_delay_is_found_with_its_fraction():
     assert low < np.sum(np.square(z)) < high and np.abs(z).max() < 3, z
 
 
+@pytest.mark.science  # a fit for each delay
 def test_the_evidence_tells_whole_delays_apart():
     """Of a recording that the linear machine simulates two samples late."""
     values = {k: jnp.full(1, v) for k, v in dense.values.items()}
