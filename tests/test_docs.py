@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     "README.md",
     "docs/tutorial.md",
-    "docs/tutorial/recordings.md",
+    pytest.param("docs/tutorial/recordings.md", marks=pytest.mark.science),  # a minute of compiling
     "docs/data.md",
     "docs/models.md",
     "docs/recordings.md",

@@ -131,7 +131,7 @@ def test_an_unknown_delay_is_found_with_its_fraction():
     assert low < np.sum(np.square(z)) < high and np.abs(z).max() < 3, z
 
 
-@pytest.mark.science  # a fit for each delay
+@pytest.mark.science  # these four compile for more than ten seconds each
 def test_the_evidence_tells_whole_delays_apart():
     """Of a recording that the linear machine simulates two samples late."""
     values = {k: jnp.full(1, v) for k, v in dense.values.items()}
@@ -157,6 +157,7 @@ def machines():
         return [fit(model, data) for model in models]
 
 
+@pytest.mark.science
 def test_parameters_that_differ_between_recordings_are_less_certain(machines):
     same, varying = machines
     sd = [posterior.samples(jax.random.key(0), 2000)["stiffness"].std() for posterior in machines]
@@ -164,6 +165,7 @@ def test_parameters_that_differ_between_recordings_are_less_certain(machines):
     assert varying.log_evidence > same.log_evidence + 3
 
 
+@pytest.mark.science
 def test_arviz_has_sensors_and_the_log_likelihood_of_each_sample(machines):
     posterior = machines[1]
     tree, count = posterior.to_arviz(), 3 * 400 + 350
@@ -186,6 +188,7 @@ def test_arviz_has_sensors_and_the_log_likelihood_of_each_sample(machines):
 # The model as NumPyro sees it -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.science
 def test_numpyro_predicts_and_samples_recordings():
     """Predictions have the moments of the dense Gaussian; NUTS those of the dense posterior, integrated on a grid."""
     data, draws = dense.recording(30), 4000
