@@ -9,12 +9,9 @@ angle at 100 Hz. No velocity is used. Every repeat has its own start, excitation
 process noise, and the fits are told so.
 """
 
-import datetime
-import subprocess
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium
@@ -23,6 +20,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import numpyro.distributions as dist
+import page
 from scipy import stats
 
 import physppl as pp
@@ -281,11 +279,7 @@ def main() -> None:
     text = report()
     print(text)
     if "--write" in sys.argv:
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-        commit = git.stdout.strip()
-        head = "# Machines whose truth is known\n\n" + (__doc__ or "").split("\n\n", 2)[2].strip()
-        head += f"\n\n`python examples/known_truth.py --write`, commit {commit}, {datetime.date.today()}.\n\n"
-        (Path(__file__).parents[1] / "docs" / "results" / "known_truth.md").write_text(head + text + "\n")
+        page.write("known_truth", "Machines whose truth is known", page.introduction(__doc__), "known_truth.py", text)
 
 
 if __name__ == "__main__":

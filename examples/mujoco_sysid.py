@@ -14,12 +14,9 @@ here; intervals need some.
 import contextlib
 import io
 import os
-import subprocess
 import sys
 import time
-from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -28,6 +25,7 @@ import mujoco
 import mujoco_sysid_furuta
 import numpy as np
 import numpyro.distributions as dist
+import page
 from absl import logging
 from mujoco import sysid
 
@@ -267,11 +265,8 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if "--write" in sys.argv:
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-        commit = git.stdout.strip()
-        head = "# Against MuJoCo's system identification\n\n" + (__doc__ or "").split("\n\n", 2)[2].strip()
-        head += f"\n\n`python examples/mujoco_sysid.py --write`, commit {commit}, {date.today()}.\n\n"
-        (Path(__file__).parents[1] / "docs" / "results" / "mujoco_sysid.md").write_text(head + text + "\n")
+        title = "Against MuJoCo's system identification"
+        page.write("mujoco_sysid", title, page.introduction(__doc__), "mujoco_sysid.py", text)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ docs/results/posteriordb.md where asked.
 import datetime
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import page
 from arviz_stats.base import array_stats
 from numpyro.infer.util import log_density
 
@@ -284,16 +284,14 @@ def main() -> None:
         print(section, end="\n\n", flush=True)
         sections.append(section)
     if "--write" in sys.argv[1:]:
-        root = Path(__file__).parent.parent
-        git = ["git", "-C", str(root), "describe", "--always", "--dirty=, with changes", "--exclude=*"]
-        page = PAGE.format(
+        path = page.ROOT / "docs" / "results" / "posteriordb.md"
+        head = PAGE.format(
             date=datetime.date.today(),
-            commit=subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+            commit=page.commit(),
             python=".".join(map(str, sys.version_info[:2])),
             cores=os.cpu_count(),
         )
-        path = root / "docs" / "results" / "posteriordb.md"
-        path.write_text(page + "\n\n".join(sections) + "\n")
+        path.write_text(head + "\n\n".join(sections) + "\n")
         print(path)
 
 

@@ -10,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+import page
 
 import physppl as pp
 from physppl.inference import Laplace
@@ -31,12 +32,6 @@ def baseline(system: pp.SimulatedSystem, seed: int, planner) -> pp.Episode:
     return pp.episode(jax.random.key(1000 + seed), system, pendulum.swing_up, planner, system.transition)
 
 
-def row(name: str, returns, solved) -> str:
-    returns = np.asarray(returns)
-    cells = [f"{np.median(returns):.1f}", f"{returns.min():.1f} to {returns.max():.1f}"]
-    return f"| {name} | {' | '.join(cells)} | {int(np.sum(solved))} of {len(returns)} |"
-
-
 def table(system: pp.SimulatedSystem) -> str:
     """Markdown: median and range of the return over the seeds, and how many end upright."""
     runs = [learn(system, seed) for seed in SEEDS]
@@ -46,10 +41,10 @@ def table(system: pp.SimulatedSystem) -> str:
     for name, planner in (("random", RandomPolicy()), ("oracle", ICEM())):
         episodes = [baseline(system, seed, planner) for seed in SEEDS]
         ends = [bool(pendulum.swing_up.solved(e.states)) for e in episodes]
-        lines.append(row(name, [e.returns for e in episodes], ends))
+        lines.append(page.row(name, [e.returns for e in episodes], ends))
     for i in range(EPISODES):
         name = "psrl, episode 1 (a draw of the prior)" if i == 0 else f"psrl, episode {i + 1}"
-        lines.append(row(name, returns[:, i], solved[:, i]))
+        lines.append(page.row(name, returns[:, i], solved[:, i]))
     first = [int(np.argmax(s)) + 1 if s.any() else None for s in solved]
     lines += ["", f"First upright episode of seeds 0 to {len(SEEDS) - 1}: {', '.join(map(str, first))}."]
     return "\n".join(lines)

@@ -9,18 +9,16 @@ physics on the same recordings.
 """
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import date
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import jax
 import numpy as np
 import numpyro.distributions as dist
+import page
 from scipy import stats
 
 import physppl as pp
@@ -47,7 +45,9 @@ class Machine:
         reference: RMSE in rad of least squares, by test and horizon in s.
         quantities: what others say of it, how far an estimate may lie from that, and the unit.
         alone: the dynamics of one recording. It cannot tell how far the next one's parameters lie: so much is given.
-        segment: samples from one noise to the next; None: every sample.
+        segment: samples from one noise to the next.
+        why: what is particular about it, for its page.
+        ridge: two quantities that the data do not tell apart, and the combination that they do.
     """
 
     load: Callable
@@ -58,7 +58,7 @@ class Machine:
     why: str
     alone: pp.Dynamics | None = None
     segment: int = 1
-    ridge: tuple[str, ...] = field(default=())
+    ridge: tuple[str, ...] = ()
 
 
 QUBE = {"sensors": ("arm", "pendulum"), "input_delay": 2, **noises(2), **inexact}
@@ -229,13 +229,9 @@ def main() -> None:
         text = report(name, data)
         print(text, flush=True)
         if "--write" in sys.argv:
-            git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-            head = (
-                f"# A real machine: {name.replace('_', ' ')}\n\n{(__doc__ or '').split(chr(10) * 2, 2)[2].strip()}\n\n"
-            )
-            head += f"{MACHINES[name].why}\n\n`python examples/real_machines.py {name} --write`, "
-            head += f"commit {git.stdout.strip()}, {date.today()}.\n\n"
-            (Path(__file__).parents[1] / "docs" / "results" / f"real_{name}.md").write_text(head + text + "\n")
+            about = f"{page.introduction(__doc__)}\n\n{MACHINES[name].why}"
+            title = f"A real machine: {name.replace('_', ' ')}"
+            page.write(f"real_{name}", title, about, f"real_machines.py {name}", text)
 
 
 if __name__ == "__main__":

@@ -131,9 +131,8 @@ def _recordings(space: VirtualSpace, model: Dynamics, data: Trajectories, z) -> 
     curvature = jnp.einsum("rap,rab,rbq->pq", chain, found.curvature, chain)
     # A noise that the data have no use for costs in proportion to its variance: minus twice the slope in its log is
     # then the curvature. Its Fisher information vanishes, and the belief would reach to a noise of any size.
-    noises = [jnp.full(math.prod(shape), name in NOISES) for name, shape in zip(space.names, space.shapes, strict=True)]
     lacking = jnp.maximum(-2 * gradient - jnp.diagonal(curvature), 0.0)
-    curvature = curvature + jnp.diag(jnp.where(jnp.concatenate(noises), lacking, 0.0))
+    curvature = curvature + jnp.diag(jnp.where(space.where(NOISES.__contains__), lacking, 0.0))
     return Local(jnp.sum(found.log_joint), gradient, curvature)
 
 

@@ -1,24 +1,23 @@
 """Linearised Laplace: a Gaussian belief in virtual space at the joint mode."""
 
-import math
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl import linear
 from physppl.backend import Backend
 from physppl.errors import Status
-from physppl.inference.curvature import local, row_jacobians, scatter
+from physppl.inference.curvature import local, scatter
 from physppl.inference.mode import Mode, find
-from physppl.posterior import Posterior
+from physppl.posterior import Posterior, of_program
 from physppl.sensing import MEASUREMENT, VARIATION
 from physppl.trajectories import Trajectories
 from physppl.transition import AbstractTransition, LinearisedTransition
-from physppl.transitions import Transitions
 from physppl.virtual import VirtualSpace
 
 
@@ -73,11 +72,8 @@ def _likeliest(space: VirtualSpace, model, data, draws) -> Float[Array, " P"]:
     A density costs little beside its curvature, so one start is searched. It should trust the sensors: with the reverse
     error a search can end where noise explains the motion.
     """
-    sensors = [
-        jnp.full(math.prod(shape), name.endswith(MEASUREMENT))
-        for name, shape in zip(space.names, space.shapes, strict=True)
-    ]
-    draws = jnp.concatenate([draws, draws - 4.0 * jnp.concatenate(sensors)])
+    sensors = space.where(lambda name: name.endswith(MEASUREMENT))
+    draws = jnp.concatenate([draws, draws - 4.0 * sensors])
     density = jax.lax.map(lambda z: sum(space.log_densities(space.trace(model, z, data), z)), draws)
     return draws[jnp.argmax(jnp.where(jnp.isfinite(density), density, -jnp.inf))]
 
@@ -140,13 +136,25 @@ class LaplacePosterior(Posterior):
         return LinearisedTransition(transition.sites, transition.noise, self.model, tangent.sites)
 
     def _basis(self, states, actions, times):
-        inputs = Transitions(states, actions, times=times)
-        mean, jacobian = row_jacobians(self.space, self.model, inputs, self.mode, self.data)
-        factor = jacobian @ self.factor.T
-        if self.model.sensing.variation is None or not isinstance(self.data, Trajectories):
-            return mean, factor
-        own = scatter(self.space, self.model, self.data, self.mode)
-        return mean, jnp.concatenate([factor, jacobian * own], axis=-1)
+        """Derivatives along the factor's rows at once: half the time of a Jacobian and its product with the factor."""
+        along = self.factor
+        if self.model.sensing.variation is not None and isinstance(self.data, Trajectories):
+            along = jnp.concatenate([along, jnp.diag(scatter(self.space, self.model, self.data, self.mode))])
+        mean, push = jax.linearize(lambda z: self.model.bind(self._sites(z)), self.mode)
+        tangents = jax.vmap(push)(along)
+
+        def row(time, state, action):
+            step = lambda transition: transition.stepper()(time, state, action)  # noqa: E731
+            return step(mean), jax.vmap(lambda t: jax.jvp(step, (mean,), (t,))[1], out_axes=-1)(tangents)
+
+        return jax.vmap(row)(times, states, actions)
+
+    def _mean(self) -> AbstractTransition:
+        return self.model.bind(self._sites(self.mode))
+
+    def _entropy(self) -> Float[Array, ""]:
+        columns = self.factor[:, np.flatnonzero(of_program(self.space))]
+        return linear.entropy(columns.T @ columns)
 
     def _samples(self, key: PRNGKeyArray, draws: int):
         noise = jax.random.normal(key, (draws, len(self.mode)), self.mode.dtype)

@@ -9,6 +9,7 @@ from physppl.models import cartpole as cartpole
 from physppl.models import double_pendulum as double_pendulum
 from physppl.models import furuta as furuta
 from physppl.models import gym_pendulum as gym_pendulum
+from physppl.models import inverted_pendulum as inverted_pendulum
 from physppl.models import pendulum as pendulum
 from physppl.models import quanser_cartpole as quanser_cartpole
 from physppl.models import simple_pendulum as simple_pendulum

@@ -1,11 +1,10 @@
 """Cart-pole with viscous friction: angle 0 stands upright; the force acts on the cart."""
 
-import functools
-
 import jax.numpy as jnp
 
 from physppl.dynamics import Dynamics
-from physppl.sites import physical
+from physppl.models.priors import Between, hold, sample
+from physppl.models.truth import true_transition
 from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.systems import SimulatedSystem
 from physppl.tasks import Task
@@ -16,12 +15,12 @@ FORCE = 10.0  # N per unit action
 state = StateSpace(position=Real("m"), angle=Angle(), speed=Real("m/s", scale=2.0), rate=Real("rad/s", scale=5.0))
 action = ActionSpace(force=Bounded(-1.0, 1.0))
 truth = {"cart_mass": 1.0, "pole_mass": 0.1, "half_length": 0.5, "cart_friction": 0.05, "pole_friction": 0.05}
-_units = {
-    "cart_mass": "kg",
-    "pole_mass": "kg",
-    "half_length": "m",
-    "cart_friction": "N s/m",
-    "pole_friction": "N m s/rad",
+_priors = {
+    "cart_mass": Between(0.3, 2.0, "kg"),
+    "pole_mass": Between(0.03, 0.3, "kg"),
+    "half_length": Between(0.2, 1.0, "m"),
+    "cart_friction": Between(0.0, 0.2, "N s/m"),
+    "pole_friction": Between(0.0, 0.2, "N m s/rad"),
 }
 
 
@@ -43,15 +42,14 @@ def field(cart_mass, pole_mass, half_length, cart_friction, pole_friction):
     return field
 
 
-def program():
+def program(**held):
     """All five parameters unknown."""
-    return field(
-        cart_mass=physical("cart_mass", 0.3, 2.0, unit=_units["cart_mass"]),
-        pole_mass=physical("pole_mass", 0.03, 0.3, unit=_units["pole_mass"]),
-        half_length=physical("half_length", 0.2, 1.0, unit=_units["half_length"]),
-        cart_friction=physical("cart_friction", 0.0, 0.2, unit=_units["cart_friction"]),
-        pole_friction=physical("pole_friction", 0.0, 0.2, unit=_units["pole_friction"]),
-    )
+    return field(**sample(_priors, held))
+
+
+def program_with(**held):
+    """`program` with some arguments of `field` held: `program_with(cart_friction=0.0)`."""
+    return hold(program, field, _priors, held)
 
 
 def dynamics(program=program, dt: float = 0.05, **options) -> Dynamics:
@@ -59,19 +57,21 @@ def dynamics(program=program, dt: float = 0.05, **options) -> Dynamics:
     return Dynamics(program, state, action, dt=dt, **options)
 
 
-@functools.cache
-def _true_dynamics(dt: float) -> Dynamics:
-    return dynamics(lambda: field(**{name: physical(name, 0.0, 4.0, unit=unit) for name, unit in _units.items()}), dt)
-
-
-def system(dt: float = 0.05, noise=(1e-3, 1e-3, 1e-2, 1e-2), measurement_sd=0.0) -> SimulatedSystem:
+def system(
+    dt: float = 0.05, noise=(1e-3, 1e-3, 1e-2, 1e-2), measurement_sd=0.0, initial_sd=0.05, **changes
+) -> SimulatedSystem:
     """A simulated cart-pole at `truth`, starting at rest with the pole hanging.
 
     Args:
         noise: process-noise sd of (m, rad, m/s, rad/s) over one step.
+        initial_sd: of the state at a reset, one number or one per coordinate.
+        changes: arguments of `field` that differ: `system(pole_mass=0.2)`.
+
+    Raises:
+        KeyError: for a name that is no parameter, with close matches.
     """
-    transition = _true_dynamics(dt).transition(truth, noise)
-    return SimulatedSystem(transition, [0.0, jnp.pi, 0.0, 0.0], 0.05, measurement_sd)
+    transition = true_transition(dynamics, program, field, truth, changes, dt, noise)
+    return SimulatedSystem(transition, [0.0, jnp.pi, 0.0, 0.0], initial_sd, measurement_sd)
 
 
 def _reward(state, action):

@@ -1,13 +1,14 @@
 """Double pendulum: two point masses on massless rods; both angles count from hanging; actions are accelerations."""
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
 
 from physppl.dynamics import Dynamics
 from physppl.integrate import Step
+from physppl.models.friction import friction
 from physppl.models.priors import Between, hold, sample, up_to
+from physppl.models.truth import true_transition
 from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.systems import SimulatedSystem
 
@@ -66,8 +67,8 @@ def field(
     def field(t, state, action):
         angle_1, angle_2, v1, v2 = state
         sin, cos = jnp.sin(angle_1 - angle_2), jnp.cos(angle_1 - angle_2)
-        hinge_1 = damping_1 * v1 + coulomb_1 * jnp.tanh(v1 / width)
-        hinge_2 = damping_2 * (v2 - v1) + coulomb_2 * jnp.tanh((v2 - v1) / width)
+        hinge_1 = friction(v1, damping_1, coulomb_1, width=width)
+        hinge_2 = friction(v2 - v1, damping_2, coulomb_2, width=width)
         # Torques over lengths, and the mass matrix [[m1 + m2, m2 cos], [m2 cos, m2]] of l1 angle_1'', l2 angle_2''.
         force_1 = (hinge_2 - hinge_1) / l1 - m2 * l2 * sin * v2**2 - (m1 + m2) * gravity * jnp.sin(angle_1)
         force_2 = -hinge_2 / l2 + m2 * l1 * sin * v1**2 - m2 * gravity * jnp.sin(angle_2)
@@ -108,15 +109,16 @@ def dynamics(program=program, dt: float = 0.05, **options) -> Dynamics:
     return Dynamics(program, state, action, dt=dt, **options)
 
 
-@functools.cache
-def _true_dynamics(dt: float) -> Dynamics:
-    return dynamics(dt=dt)
-
-
-def system(dt: float = 0.05, noise=0.0, measurement_sd=0.0) -> SimulatedSystem:
+def system(dt: float = 0.05, noise=0.0, measurement_sd=0.0, initial_sd=0.1, **changes) -> SimulatedSystem:
     """A simulated double pendulum at `truth`, starting near hanging.
 
     Args:
         noise: process-noise sd of (rad, rad, rad/s, rad/s) over one step.
+        initial_sd: of the state at a reset, one number or one per coordinate.
+        changes: arguments of `field` that differ: `system(coulomb_1=0.1)`.
+
+    Raises:
+        KeyError: for a name that is no parameter, with close matches.
     """
-    return SimulatedSystem(_true_dynamics(dt).transition(truth, noise), jnp.zeros(4), 0.1, measurement_sd)
+    transition = true_transition(dynamics, program, field, truth, changes, dt, noise)
+    return SimulatedSystem(transition, jnp.zeros(4), initial_sd, measurement_sd)

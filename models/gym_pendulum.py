@@ -1,6 +1,7 @@
-"""The equations of Gymnasium's Pendulum-v1: semi-implicit stepping and a speed clip, as a `Step`; angle 0 stands."""
+"""The equations of Gymnasium's Pendulum-v1, a semi-implicit `Step` with speed and torque cut off; angle 0 stands."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from physppl.dynamics import Dynamics
 from physppl.integrate import Step
@@ -11,9 +12,10 @@ from physppl.tasks import Task
 
 DT = 0.05  # s
 MAX_SPEED = 8.0  # rad/s
+MAX_TORQUE = 2.0  # N m
 
 state = StateSpace(angle=Angle(), velocity=Real("rad/s", scale=8.0))
-action = ActionSpace(torque=Bounded(-2.0, 2.0, "N m"))
+action = ActionSpace(torque=Bounded(-MAX_TORQUE, MAX_TORQUE, "N m"))
 truth = {"mass": 1.0, "length": 1.0}  # kg, m
 
 
@@ -22,7 +24,7 @@ def step(mass, length, gravity=10.0, damping=0.0) -> Step:
 
     def step(t, state, action):
         angle, velocity = state
-        torque = action[0] - damping * velocity
+        torque = jnp.clip(action[0], -MAX_TORQUE, MAX_TORQUE) - damping * velocity
         acceleration = 1.5 * gravity / length * jnp.sin(angle) + 3.0 / (mass * length**2) * torque
         velocity = jnp.clip(velocity + DT * acceleration, -MAX_SPEED, MAX_SPEED)
         return jnp.stack([angle + DT * velocity, velocity])
@@ -50,5 +52,14 @@ def _reward(state, action):
     return -(angle**2 + 0.1 * state[1] ** 2 + 0.001 * action[0] ** 2)
 
 
+def from_observation(observation):
+    """(angle, velocity) of Gymnasium's (cosine, sine, velocity)."""
+    return np.array([np.arctan2(observation[1], observation[0]), observation[2]], float)
+
+
 swing_up = Task(_reward, steps=200)
-"""Gymnasium's cost, negative, of the state arrived in."""
+"""Gymnasium's cost, negative, of the state arrived in: a plan is then valued as Gymnasium does one step later.
+
+Gymnasium's own reward is of the state that a step leaves, with its action. Summed over a plan the two differ by the
+cost of the state it starts from, which no action changes, and by that of its last state, which counts here.
+"""

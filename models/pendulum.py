@@ -1,12 +1,14 @@
 """Torque pendulum: a point mass on a massless rod; angle 0 hangs, pi stands."""
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
 
 from physppl.dynamics import Dynamics
-from physppl.sites import physical
+from physppl.models.friction import friction
+from physppl.models.priors import Between, hold, sample
+from physppl.models.standing import held
+from physppl.models.truth import true_transition
 from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.systems import SimulatedSystem
 from physppl.tasks import Task
@@ -18,41 +20,59 @@ action = ActionSpace(torque=Bounded(-2.5, 2.5, "N m"))
 truth = {"mass": 1.0, "length": 1.0, "damping": 0.05}  # kg, m, N m s/rad
 
 
-def field(mass, length, damping, coulomb: Any = 0.0):
-    """d state/dt of m l^2 angle'' = torque - damping angle' - coulomb sign(angle') - m g l sin(angle).
+_priors = {
+    "mass": Between(0.2, 3.0, "kg"),
+    "length": Between(0.3, 1.8, "m"),
+    "damping": Between(0.0, 0.12, "N m s/rad"),
+}
+_dry = {"coulomb": Between(0.0, 0.5, "N m")}
+
+
+def field(
+    mass,
+    length,
+    damping,
+    coulomb: Any = 0.0,
+    breakaway: Any = 0.0,
+    quadratic: Any = 0.0,
+    width: Any = 0.1,
+    stribeck: Any = 0.5,
+):
+    """d state/dt of m l^2 angle'' = torque - friction - m g l sin(angle).
 
     Args:
         mass: kg.
         length: m, pivot to mass.
         damping: N m s/rad, viscous.
-        coulomb: N m, dry friction; the sign is smoothed as tanh(angle' / 0.1 rad/s).
+        coulomb: N m, dry friction; the sign is smoothed as tanh(angle' / width).
+        breakaway: N m, by how much dry friction is larger near standstill.
+        quadratic: N m s^2/rad^2, drag.
+        width, stribeck: rad/s, as of `friction`.
     """
     inertia = mass * length**2
 
     def field(t, state, action):
         angle, velocity = state
-        friction = damping * velocity + coulomb * jnp.tanh(velocity / 0.1)
-        torque = action[0] - friction - mass * GRAVITY * length * jnp.sin(angle)
+        rub = friction(velocity, damping, coulomb, breakaway, quadratic, width, stribeck)
+        torque = action[0] - rub - mass * GRAVITY * length * jnp.sin(angle)
         return jnp.stack([velocity, torque / inertia])
 
     return field
 
 
-def program():
+def program(**held):
     """Mass, length and viscous damping unknown; no dry friction."""
-    return field(*_parameters())
+    return field(**sample(_priors, held))
 
 
-def program_with_coulomb():
+def program_with_coulomb(**held):
     """As `program`, and dry friction unknown."""
-    return field(*_parameters(), coulomb=physical("coulomb", 0.0, 0.5, unit="N m"))
+    return field(**sample(_priors | _dry, held))
 
 
-def _parameters():
-    mass = physical("mass", 0.2, 3.0, unit="kg")
-    length = physical("length", 0.3, 1.8, unit="m")
-    damping = physical("damping", 0.0, 0.12, unit="N m s/rad")
-    return mass, length, damping
+def program_with(**held):
+    """`program` with some arguments of `field` held: `program_with(coulomb=0.1)`."""
+    return hold(program, field, _priors, held)
 
 
 def dynamics(program=program, dt: float = 0.05, **options) -> Dynamics:
@@ -60,24 +80,23 @@ def dynamics(program=program, dt: float = 0.05, **options) -> Dynamics:
     return Dynamics(program, state, action, dt=dt, **options)
 
 
-@functools.cache  # one function per friction, so that equal systems share compiled programs
-def _true_program(coulomb: float):
-    def true_program():
-        units = {"mass": "kg", "length": "m", "damping": "N m s/rad"}
-        return field(*(physical(name, 0.0, 4.0, unit=unit) for name, unit in units.items()), coulomb=coulomb)
-
-    return true_program
-
-
-def system(coulomb: float = 0.0, dt: float = 0.05, noise=(1e-3, 1e-2), measurement_sd=0.0) -> SimulatedSystem:
+def system(
+    coulomb: float = 0.0, dt: float = 0.05, noise=(1e-3, 1e-2), measurement_sd=0.0, initial_sd=0.05, **changes
+) -> SimulatedSystem:
     """A simulated pendulum at `truth`, starting at rest, hanging.
 
     Args:
         coulomb: dry friction, N m, that `program` does not know.
         noise: process-noise sd of (angle rad, velocity rad/s) over one step.
+        initial_sd: of the state at a reset, one number or one per coordinate.
+        changes: arguments of `field` that differ: `system(breakaway=0.1, mass=1.2)`.
+
+    Raises:
+        KeyError: for a name that is no parameter, with close matches.
     """
-    transition = dynamics(_true_program(coulomb), dt).transition(truth, noise)
-    return SimulatedSystem(transition, [0.0, 0.0], [0.05, 0.05], measurement_sd)
+    changes = {"coulomb": coulomb, **changes}
+    transition = true_transition(dynamics, program, field, truth, changes, dt, noise)
+    return SimulatedSystem(transition, [0.0, 0.0], initial_sd, measurement_sd)
 
 
 def _reward(state, action):
@@ -85,14 +104,5 @@ def _reward(state, action):
     return 0.5 * (1 - jnp.cos(angle)) - 2e-3 * velocity**2 - 1e-3 * action[0] ** 2
 
 
-def upright_error(states):
-    """|angle - pi| on the circle, rad; states (..., 2)."""
-    return jnp.abs(states[..., 0] % (2 * jnp.pi) - jnp.pi)
-
-
-def _solved(states):
-    return jnp.all(upright_error(states[-50:]) < 0.2)
-
-
-swing_up = Task(_reward, steps=200, solved=_solved)
+swing_up = Task(_reward, steps=200, solved=held(0, 50))
 """From hanging to standing, 10 s at 0.05 s; solved if within 0.2 rad of upright for the last 50 steps."""

@@ -1,7 +1,6 @@
 """Priors of a machine as one table, each of whose parameters can be held at a value instead."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpyro
 from jax import Array
 
-from physppl.errors import unknown
+from physppl.models.truth import refuse_unknown
 from physppl.program import Program, note_units
 from physppl.sites import physical
 from physppl.units import UNITLESS
@@ -55,10 +54,7 @@ def hold(program: Callable[..., Any], field: Callable, priors: Mapping[str, Any]
     Raises:
         KeyError: for a name that is neither a parameter of the field nor a site, with close matches.
     """
-    known = {**priors, **inspect.signature(field).parameters}
-    for name in held:
-        if name not in known:
-            raise unknown("parameter", name, known, program.__module__)
+    refuse_unknown(held, program, field, priors)
     return _held(program, tuple(sorted((k, v if isinstance(v, bool) else float(v)) for k, v in held.items())))
 
 

@@ -1,14 +1,17 @@
 """Quanser cart-pole (IP02, short pole): a geared motor drives the cart; angle 0 hangs, pi stands."""
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
 
 from physppl.dynamics import Dynamics
+from physppl.models.friction import friction
 from physppl.models.priors import Between, derived, hold, sample, up_to
+from physppl.models.standing import held, upright_error
+from physppl.models.truth import true_transition
 from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.systems import SimulatedSystem
+from physppl.tasks import Limits, Task
 
 GRAVITY = 9.81  # m/s2
 # Of the motor and its gear, both of efficiency 1: gear ratio, pinion radius in m, armature resistance in Ohm, torque
@@ -32,6 +35,12 @@ nominal = {
 }
 """In SI units, of the plant that the SIM2GP experiments simulate (github.com/bhahner/MC-PILCO); no dry friction."""
 
+LONG_POLE = {"pole_mgl": POLE_MASS * GRAVITY * POLE_LENGTH, "pole_length": 4 / 3 * POLE_LENGTH}
+"""The pole's length taken for half of it: a rod twice as long (github.com/JoeMWatson/input-inference-for-control)."""
+
+POINT_POLE = {"pole_length": POLE_LENGTH / 2, "driven_mass": CART_MASS + ROTOR_MASS}
+"""The pole's mass put at its middle (github.com/milutter/value_iteration)."""
+
 _priors = {
     "driven_mass": Between(0.0, 4.5, "kg", -2.0),
     "pole_mgl": Between(0.0, 1.8, "N m", -2.0),
@@ -53,6 +62,12 @@ def field(
     pole_coulomb: Any = 0.0,
     cart_width: Any = 0.05,
     pole_width: Any = 0.3,
+    cart_stribeck: Any = 0.25,
+    pole_stribeck: Any = 1.5,
+    cart_breakaway: Any = 0.0,
+    cart_quadratic: Any = 0.0,
+    pole_breakaway: Any = 0.0,
+    pole_quadratic: Any = 0.0,
     as_published: bool = False,
 ):
     """d state/dt of a pole hinged on a cart that a DC motor without inductance drives.
@@ -70,8 +85,10 @@ def field(
         cart_coulomb: N, dry; the sign is smoothed as tanh(x' / cart_width).
         pole_damping: N m s/rad.
         pole_coulomb: N m, dry, as tanh(theta' / pole_width).
-        cart_width: m/s.
-        pole_width: rad/s.
+        cart_width, cart_stribeck: m/s, as of `friction`.
+        pole_width, pole_stribeck: rad/s, likewise.
+        cart_breakaway, pole_breakaway: N and N m, by how much dry friction is larger near standstill.
+        cart_quadratic, pole_quadratic: N s^2/m^2 and N m s^2/rad^2, drag.
         as_published: with -m l sin(theta) theta'^2, as several public simulators of this machine have it. This does
             not follow from any Lagrangian: the pole's swing then makes energy from nothing.
     """
@@ -82,9 +99,12 @@ def field(
     def field(t, state, action):
         _, angle, speed, rate = state
         sin, cos = jnp.sin(angle), jnp.cos(angle)
-        push = FORCE * action[0] - (BACK_EMF + cart_damping) * speed - cart_coulomb * jnp.tanh(speed / cart_width)
+        # Viscous friction apart: the order of a sum shows in its last bit, and results were measured with this one.
+        dry = friction(speed, 0.0, cart_coulomb, cart_breakaway, cart_quadratic, cart_width, cart_stribeck)
+        push = FORCE * action[0] - (BACK_EMF + cart_damping) * speed - dry
         push = push + centrifugal * sin * rate**2
-        swing = -pole_mgl * sin - pole_damping * rate - pole_coulomb * jnp.tanh(rate / pole_width)
+        dry = friction(rate, 0.0, pole_coulomb, pole_breakaway, pole_quadratic, pole_width, pole_stribeck)
+        swing = -pole_mgl * sin - pole_damping * rate - dry
         m12 = moment * cos
         determinant = total * inertia - m12**2
         return jnp.stack(
@@ -116,17 +136,38 @@ def dynamics(program=program, dt: float = 0.01, **options) -> Dynamics:
     return Dynamics(program, state, action, dt=dt, **options)
 
 
-@functools.cache
-def _true_dynamics(dt: float, as_published: bool) -> Dynamics:
-    return dynamics(program_with(as_published=as_published), dt)
-
-
-def system(dt: float = 0.01, as_published: bool = False, noise=0.0, measurement_sd=0.0) -> SimulatedSystem:
+def system(dt: float = 0.01, noise=0.0, measurement_sd=0.0, initial_sd=0.01, **changes) -> SimulatedSystem:
     """A simulated cart-pole at `nominal`, hanging.
 
     Args:
-        as_published: as of `field`.
         noise: process-noise sd of (m, rad, m/s, rad/s) over one step.
+        initial_sd: of the state at a reset, one number or one per coordinate.
+        changes: arguments of `field` that differ: `system(cart_coulomb=1.0)`, `system(**LONG_POLE)`,
+            `system(as_published=True)`.
+
+    Raises:
+        KeyError: for a name that is no parameter, with close matches.
     """
-    transition = _true_dynamics(dt, as_published).transition(nominal, noise)
-    return SimulatedSystem(transition, jnp.zeros(4), 0.01, measurement_sd)
+    transition = true_transition(dynamics, program, field, nominal, changes, dt, noise)
+    return SimulatedSystem(transition, jnp.zeros(4), initial_sd, measurement_sd)
+
+
+TRACK = 0.407  # m, either way: half of the rail
+STEPS = {0.01: 256, 0.05: 60}  # control steps of an episode, by dt in s
+
+
+def _reward(state, action):
+    position, angle, speed, rate = state
+    value = 1 - (upright_error(angle) / jnp.pi) ** 2 - 1e-3 * (rate**2 + speed**2) - (action[0] / 25) ** 2
+    return jnp.clip(value, 0.0, 1.0) - (jnp.abs(position) > TRACK)
+
+
+def swing_up(dt: float = 0.01) -> Task:
+    """From hanging to standing on a rail of 0.814 m; solved if held upright for the last half second.
+
+    Reward (at most 1 a step), limits, and lengths of episodes of the SIM2GP experiments
+    (github.com/bhahner/MC-PILCO): 2.56 s at 0.01 s, 3 s at 0.05 s.
+    """
+    limits = Limits(state, position=(-TRACK, TRACK))
+    steps = STEPS.get(dt, round(3.0 / dt))
+    return Task(_reward, steps, solved=held(1, max(1, round(0.5 / dt))), limits=limits, penalty=1.0)

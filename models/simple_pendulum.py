@@ -3,13 +3,14 @@
 Unlike in `pendulum`, the rod weighs something, friction is dry too, and the torque sensor's scale is in doubt.
 """
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
 
 from physppl.dynamics import Dynamics
+from physppl.models.friction import friction
 from physppl.models.priors import Between, derived, hold, sample, up_to
+from physppl.models.truth import true_transition
 from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.systems import SimulatedSystem
 
@@ -63,8 +64,8 @@ def field(
 
     def field(t, state, action):
         angle, velocity = state
-        friction = damping * velocity + coulomb * jnp.tanh(velocity / width)
-        torque = action[0] + torque_offset - friction - mgl * jnp.sin(angle)
+        rub = friction(velocity, damping, coulomb, width=width)
+        torque = action[0] + torque_offset - rub - mgl * jnp.sin(angle)
         return jnp.stack([velocity, torque / inertia])
 
     return field
@@ -90,15 +91,16 @@ def dynamics(program=program, dt: float = 0.01, **options) -> Dynamics:
     return Dynamics(program, state, action, dt=dt, **options)
 
 
-@functools.cache
-def _true_dynamics(dt: float) -> Dynamics:
-    return dynamics(dt=dt)
-
-
-def system(dt: float = 0.01, noise=0.0, measurement_sd=0.0) -> SimulatedSystem:
+def system(dt: float = 0.01, noise=0.0, measurement_sd=0.0, initial_sd=0.0, **changes) -> SimulatedSystem:
     """A simulated pendulum at `nominal`, which has no friction, hanging at rest.
 
     Args:
         noise: process-noise sd of (rad, rad/s) over one step.
+        initial_sd: of the state at a reset, one number or one per coordinate.
+        changes: arguments of `field` that differ: `system(coulomb=0.05)`.
+
+    Raises:
+        KeyError: for a name that is no parameter, with close matches.
     """
-    return SimulatedSystem(_true_dynamics(dt).transition(nominal, noise), jnp.zeros(2), 0.0, measurement_sd)
+    transition = true_transition(dynamics, program, field, nominal, changes, dt, noise)
+    return SimulatedSystem(transition, jnp.zeros(2), initial_sd, measurement_sd)

@@ -1,14 +1,16 @@
 """Two-link arm with a motor in each joint, upright or flat; angle 0 hangs, the elbow's counts from link 1."""
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
 
 from physppl.dynamics import Dynamics
+from physppl.models.friction import friction
 from physppl.models.priors import Between, derived, hold, sample, up_to
+from physppl.models.truth import true_transition
 from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.systems import SimulatedSystem
+from physppl.tasks import Limits, Task
 
 GRAVITY = 9.81  # m/s2
 STRIBECK = 0.5  # rad/s, over which dry friction falls from its value at standstill
@@ -113,6 +115,9 @@ def arm(
     gravity: Any = GRAVITY,
     width: Any = 0.1,
     locked: bool = False,
+    quadratic_1: Any = 0.0,
+    quadratic_2: Any = 0.0,
+    stribeck: Any = STRIBECK,
 ):
     """d state/dt of an arm by what its motion tells; `combinations` says which bodies these are.
 
@@ -129,16 +134,17 @@ def arm(
             left out: values of the other parameters make up for them exactly.)
         damping_1, damping_2: N m s/rad, viscous, of shoulder and elbow.
         coulomb_1, coulomb_2: N m, dry; the sign is smoothed as tanh(velocity / width).
-        breakaway_1, breakaway_2: N m, by how much dry friction is larger near standstill; it falls off as
-            exp(-(velocity / STRIBECK)^2) (B. Armstrong-Helouvry, Control of Machines with Friction, 1991).
+        breakaway_1, breakaway_2: N m, by how much dry friction is larger near standstill.
         gravity: m/s^2; 0 is an arm that lies flat.
-        width: rad/s.
+        width, stribeck: rad/s, of both joints, as of `friction`.
         locked: whether the shoulder is held fast, by a torque that nobody records: it stays where it is, whatever the
             velocity in the state says.
+        quadratic_1, quadratic_2: N m s^2/rad^2, drag.
     """
     pi1, pi2 = driven_inertia + m2_r2 * length**2 / length_2, m2_r2 * length_2
-    friction = (damping_1, damping_2, coulomb_1, coulomb_2, breakaway_1, breakaway_2)
-    return _field(pi1, pi2, m2_r2 * length, m1_r1_plus_m2_l1, m2_r2, motor_inertia, *friction, gravity, width, locked)
+    rub = (damping_1, damping_2, coulomb_1, coulomb_2, breakaway_1, breakaway_2)
+    rest = (gravity, width, locked, quadratic_1, quadratic_2, stribeck)
+    return _field(pi1, pi2, m2_r2 * length, m1_r1_plus_m2_l1, m2_r2, motor_inertia, *rub, *rest)
 
 
 def _field(
@@ -157,22 +163,24 @@ def _field(
     gravity: Any = GRAVITY,
     width: Any = 0.1,
     locked: bool = False,
+    quadratic_1: Any = 0.0,
+    quadratic_2: Any = 0.0,
+    stribeck: Any = STRIBECK,
 ):
     """M = [[pi1 + pi2 + 2 pi3 cos q2 + J, pi2 + pi3 cos q2], [pi2 + pi3 cos q2, pi2 + J]], J = motor_inertia."""
     m22 = pi2 + motor_inertia
-
-    def friction(v, damping, coulomb, breakaway):
-        return damping * v + (coulomb + breakaway * jnp.exp(-((v / STRIBECK) ** 2))) * jnp.tanh(v / width)
 
     def field(t, state, action):
         q1, q2, v1, v2 = state
         sin, cos = jnp.sin(q2), jnp.cos(q2)
         v1 = jnp.zeros_like(v1) if locked else v1
         hanging = gravity * m2_r2 * jnp.sin(q1 + q2)
-        elbow = action[1] - friction(v2, damping_2, coulomb_2, breakaway_2) - hanging - pi3 * sin * v1**2
+        rub_2 = friction(v2, damping_2, coulomb_2, breakaway_2, quadratic_2, width, stribeck)
+        elbow = action[1] - rub_2 - hanging - pi3 * sin * v1**2
         if locked:
             return jnp.stack([v1, v2, jnp.zeros_like(v1), elbow / m22])
-        shoulder = action[0] - friction(v1, damping_1, coulomb_1, breakaway_1) - hanging
+        rub_1 = friction(v1, damping_1, coulomb_1, breakaway_1, quadratic_1, width, stribeck)
+        shoulder = action[0] - rub_1 - hanging
         shoulder = shoulder - gravity * m1_r1_plus_m2_l1 * jnp.sin(q1) + pi3 * sin * (2 * v1 * v2 + v2**2)
         m11, m12 = pi1 + pi2 + 2 * pi3 * cos + motor_inertia, pi2 + pi3 * cos
         determinant = m11 * m22 - m12**2
@@ -214,19 +222,40 @@ def dynamics(program=program, dt: float = 0.004, **options) -> Dynamics:
     return Dynamics(program, state, action, dt=dt, **options)
 
 
-@functools.cache
-def _true_dynamics(dt: float, gravity: float, locked: bool) -> Dynamics:
-    return dynamics(program_with(gravity=gravity, locked=locked), dt)
-
-
-def system(
-    dt: float = 0.004, gravity: float = GRAVITY, locked: bool = False, noise=0.0, measurement_sd=0.0
-) -> SimulatedSystem:
+def system(dt: float = 0.004, noise=0.0, measurement_sd=0.0, initial_sd=0.0, **changes) -> SimulatedSystem:
     """A simulated arm at `nominal`, hanging at rest.
 
     Args:
-        gravity, locked: as of `arm`.
         noise: process-noise sd of (rad, rad, rad/s, rad/s) over one step.
+        initial_sd: of the state at a reset, one number or one per coordinate.
+        changes: arguments of `arm` that differ: `system(gravity=0.0, locked=True)`, `system(quadratic_2=0.01)`.
+
+    Raises:
+        KeyError: for a name that is no parameter, with close matches.
     """
-    transition = _true_dynamics(dt, gravity, locked).transition(nominal, noise)
-    return SimulatedSystem(transition, jnp.zeros(4), 0.0, measurement_sd)
+    transition = true_transition(dynamics, program, arm, nominal, changes, dt, noise)
+    return SimulatedSystem(transition, jnp.zeros(4), initial_sd, measurement_sd)
+
+
+TARGET = (1.0, 1.0)  # rad, shoulder and elbow
+FASTEST = 20.0  # rad/s, of either joint
+
+
+def _reward(state, action):
+    error = state[:2] - jnp.asarray(TARGET, state.dtype)
+    near = jnp.exp(-jnp.sum(1 - jnp.cos(error)) / 0.1)
+    return near - 1e-3 * jnp.sum(state[2:] ** 2) - 1e-3 * jnp.sum(action**2)
+
+
+def _arrived(states):
+    return jnp.all(jnp.abs(states[-25:, :2] - jnp.asarray(TARGET, states.dtype)) < 0.1)
+
+
+def reach(dt: float = 0.02) -> Task:
+    """Both joints to 1 rad and no further, in 2 s; solved if within 0.1 rad of it for the last 25 steps.
+
+    At most 1 a step. The joints' speeds are limited to 20 rad/s. Use it with the flat arm at the same step,
+    `system(0.02, gravity=0.0)` and `dynamics(program_with(gravity=0.0), 0.02)`.
+    """
+    limits = Limits(state, shoulder_velocity=(-FASTEST, FASTEST), elbow_velocity=(-FASTEST, FASTEST))
+    return Task(_reward, round(2.0 / dt), solved=_arrived, limits=limits)

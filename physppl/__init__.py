@@ -1,10 +1,17 @@
 """Physical dynamics as NumPyro programs: from a recording to an honest posterior to a controlled machine."""
 
+from physppl.acquisition import Acquisition as Acquisition
+from physppl.acquisition import PosteriorMean as PosteriorMean
+from physppl.acquisition import Thompson as Thompson
+from physppl.actuators import Actuator as Actuator
+from physppl.agent import Actor as Actor
 from physppl.backend import Backend as Backend
 from physppl.backend import fit as fit
 from physppl.diagnostics import Check as Check
 from physppl.diagnostics import check as check
 from physppl.dynamics import Dynamics as Dynamics
+from physppl.episodes import Episode as Episode
+from physppl.episodes import episode as episode
 from physppl.errors import FitError as FitError
 from physppl.errors import PhyspplWarning as PhyspplWarning
 from physppl.errors import Status as Status
@@ -14,11 +21,13 @@ from physppl.integrate import RK4 as RK4
 from physppl.integrate import Step as Step
 from physppl.integrate import rollout as rollout
 from physppl.integrate import rollouts as rollouts
-from physppl.loops import Episode as Episode
 from physppl.loops import Run as Run
-from physppl.loops import episode as episode
+from physppl.loops import psal as psal
 from physppl.loops import psrl as psrl
-from physppl.loops import thompson as thompson
+from physppl.objectives import InformationGain as InformationGain
+from physppl.objectives import Objective as Objective
+from physppl.objectives import TaskReward as TaskReward
+from physppl.objectives import Terminal as Terminal
 from physppl.posterior import Posterior as Posterior
 from physppl.residual import residual as residual
 from physppl.residual import step_residual as step_residual
@@ -28,8 +37,11 @@ from physppl.spaces import Angle as Angle
 from physppl.spaces import Bounded as Bounded
 from physppl.spaces import Real as Real
 from physppl.spaces import StateSpace as StateSpace
+from physppl.systems import HostStep as HostStep
+from physppl.systems import HostSystem as HostSystem
 from physppl.systems import SimulatedSystem as SimulatedSystem
 from physppl.systems import System as System
+from physppl.tasks import Limits as Limits
 from physppl.tasks import Task as Task
 from physppl.trajectories import Trajectories as Trajectories
 from physppl.transition import Transition as Transition

@@ -106,10 +106,10 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
                 "pass that model."
             )
         if len(data) == 0:
+            log.warning("fit: no transitions: the prior")  # rows of which none counts ask for the prior on purpose
             data = empty(model)
-        count = int(np.sum(data.valid))
-        if count <= 1:
-            log.warning("fit: no transitions: the prior" if count == 0 else "fit: one transition: mostly the prior")
+        if int(np.sum(data.valid)) == 1:
+            log.warning("fit: one transition: mostly the prior")
         data = data.pad(bucket(len(data)))
     else:  # traced once with the data at hand, so that a Dynamics inside checks them and names row and coordinate
         jax.eval_shape(lambda k: (handlers.seed(model, k)(data), jnp.zeros(()))[1], key)

@@ -1,7 +1,5 @@
 """Dynamics: a program bound to spaces, a step and a noise; itself a NumPyro model of one data object."""
 
-import copy
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -107,14 +105,25 @@ class Dynamics:
         """Whether the process noise is given rather than inferred."""
         return self.noise.known
 
+    def rebound(self, **changes) -> "Dynamics":
+        """The same program and spaces, with some arguments changed."""
+        sensing = self.sensing
+        own = {
+            "dt": self.dt,
+            "solver": self.solver,
+            "substeps": self.substeps,
+            NOISE: self.noise.prior,
+            "sensors": sensing.space.names if sensing.observe is None else sensing.space,
+            "observe": sensing.observe,
+            "measurement_df": sensing.df,
+            "input_delay": sensing.delay,
+        }
+        own |= {noise.name: noise.prior for noise in sensing.noises}
+        return Dynamics(self.program, self.state, self.action, **(own | changes))
+
     def without_variation(self) -> "Dynamics":
         """The same for one recording, whose parameters do not vary."""
-        if self.sensing.variation is None:
-            return self
-        alone = copy.copy(self)
-        alone.sensing = dataclasses.replace(self.sensing, variation=None)
-        alone._content = (self._content, "without variation")
-        return alone
+        return self if self.sensing.variation is None else self.rebound(variation=None)
 
     def sites(self, data: Transitions | Trajectories | None = None) -> dict[str, Array]:
         """The model without outcomes: {site of the program: value}, and of each noise that is not known.

@@ -14,6 +14,7 @@ from physppl.filtering import propagate
 from physppl.integrate import rollout
 from physppl.posterior import Posterior
 from physppl.recording_likelihood import input_sd
+from physppl.sensing import OFFSETS, VARIATION
 from physppl.virtual import VirtualSpace
 
 
@@ -55,9 +56,7 @@ def forecast_readings(
     """
     with jax.enable_x64(True):
         mean_key, key = jax.random.split(key)
-        samples = posterior.samples(mean_key, 256)
-        latent = VirtualSpace.of(posterior.model, posterior.data).names
-        sites = {name: jnp.mean(jnp.asarray(samples[name], float), axis=0) for name in latent}
+        sites = mean_sites(mean_key, posterior)
         transitions = jax.vmap(posterior._draw)(jax.random.split(key, draws))
         if start_covariance is None:
             sd = jnp.broadcast_to(jnp.asarray(start_sd, float), states.shape)
@@ -67,6 +66,13 @@ def forecast_readings(
         times = jnp.broadcast_to(jnp.asarray(times, float), states.shape[:1])
         moments = _moments(sites, transitions, states, inputs, start, times, dynamics=posterior.model)
     return Forecast(*map(np.asarray, moments))
+
+
+def mean_sites(key: PRNGKeyArray, posterior: Posterior) -> dict[str, Array]:
+    """The belief's mean of each latent site that one recording has."""
+    samples = posterior.samples(key, 256)
+    latent = VirtualSpace.of(posterior.model, posterior.data).names
+    return {n: jnp.mean(jnp.asarray(samples[n], float), axis=0) for n in latent if n not in (VARIATION, OFFSETS)}
 
 
 @functools.partial(jax.jit, static_argnames="dynamics")

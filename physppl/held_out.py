@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray
 
-from physppl.forecasting import forecast_readings
+from physppl.forecasting import forecast_readings, mean_sites
 from physppl.posterior import Posterior
 from physppl.recording_likelihood import filtered
-from physppl.sensing import DELAY, OFFSETS, VARIATION
+from physppl.sensing import DELAY
 from physppl.trajectories import Trajectories, lagged
-from physppl.virtual import VirtualSpace
 
 WIDTH = 1.6448536269514722  # sds either side of the mean that hold 90 % of a Gaussian
 
@@ -140,9 +139,7 @@ def _filter(key, posterior, recording: Trajectories):
     """
     model, r = posterior.model.without_variation(), recording
     recording = Trajectories(r.observations, r.actions, r.times, valid=r.valid, start=r.start)
-    samples = posterior.samples(key, 256)
-    latent = [n for n in VirtualSpace.of(posterior.model, posterior.data).names if n not in (VARIATION, OFFSETS)]
-    sites = {name: jnp.mean(jnp.asarray(samples[name], float), axis=0) for name in latent}
+    sites = mean_sites(key, posterior)
     data = jax.tree.map(lambda x: jnp.asarray(x, float if np.asarray(x).dtype.kind == "f" else None), recording)
     return sites, data, jax.tree.map(lambda x: x[0], _filtered(model, sites, data))
 

@@ -19,8 +19,8 @@ def log_evidence(log_joint: Float[Array, ""], factor: Float[Array, "P P"]) -> Fl
         log_joint: log p(data, z) at the mode.
         factor: inverse factor of the curvature there.
     """
-    half_log_det = jnp.sum(jnp.log(jnp.diagonal(factor)))  # of the covariance
-    return log_joint + 0.5 * len(factor) * jnp.log(2 * jnp.pi) + half_log_det
+    of_covariance = jnp.sum(jnp.log(jnp.diagonal(factor)))
+    return log_joint + 0.5 * len(factor) * jnp.log(2 * jnp.pi) + of_covariance
 
 
 def information_gain(factor: Float[Array, "M R"], noise: Float[Array, " M"]) -> Float[Array, ""]:
@@ -30,8 +30,17 @@ def information_gain(factor: Float[Array, "M R"], noise: Float[Array, " M"]) -> 
     """
     scaled = factor / noise[:, None]
     gram = scaled.T @ scaled if scaled.shape[0] >= scaled.shape[1] else scaled @ scaled.T
-    lower = jnp.linalg.cholesky(jnp.eye(len(gram), dtype=gram.dtype) + gram)
-    return jnp.sum(jnp.log(jnp.diagonal(lower)))
+    return half_log_det(jnp.eye(len(gram), dtype=gram.dtype) + gram)
+
+
+def half_log_det(positive: Float[Array, "P P"]) -> Float[Array, ""]:
+    """Half the log determinant of a positive definite matrix; NaN of another."""
+    return jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(positive))))
+
+
+def entropy(covariance: Float[Array, "P P"]) -> Float[Array, ""]:
+    """Entropy, nats, of a Gaussian."""
+    return half_log_det(covariance) + 0.5 * len(covariance) * (1 + jnp.log(2 * jnp.pi))
 
 
 def outer(factor: Float[Array, "M D R"]) -> Float[Array, "M D D"]:

@@ -4,7 +4,6 @@ Every function returns a `matplotlib.figure.Figure` that belongs to no window; s
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,12 @@ from jaxtyping import PRNGKeyArray
 
 from physppl import recordings, summary
 from physppl.integrate import rollout
-from physppl.loops import Run
 from physppl.posterior import Posterior
 from physppl.transition import AbstractTransition
 from physppl.units import label
 
 # The palette of M. Okabe and K. Ito (2008), told apart with every kind of colour vision.
-BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8A8A", "#222222"
+BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A8A8A", "#222222"
 STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8.5, "legend.frameon": False,
     "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "axes.spines.top": False, "axes.spines.right": False,
@@ -50,7 +48,7 @@ def new_figure(width: float, height: float):
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
 
 
-def _legend(figure, axes, **options):
+def legend(figure, axes, **options):
     """One legend under all axes, each name once."""
     found = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
     named = {name: handle for handle, name in reversed(found)}
@@ -85,7 +83,7 @@ def parameters(posterior: Posterior, truth: dict | None = None, *, key: PRNGKeyA
         _densities(axis, entry, shown[entry.name])
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    return _legend(figure, axes)
+    return legend(figure, axes)
 
 
 def _densities(axis, entry: summary.Entry, row: dict) -> None:
@@ -195,45 +193,7 @@ def fan(
     axes[-1].set_xlim(times[0], times[-1])
     figure.align_ylabels(axes)
     axes[0].set_title(title)
-    return _legend(figure, axes[:1])
-
-
-@styled
-def returns(runs: Run | Sequence[Run], *, oracle=None, random=None):
-    """Return per episode of one or several runs; filled marks are solved episodes.
-
-    Args:
-        oracle, random: returns of an agent that knows the truth and of one that acts at random: one number, or
-            several, drawn as their mean and range.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    runs = [runs] if isinstance(runs, Run) else list(runs)
-    figure = new_figure(5.2, 3.1)
-    axis = figure.subplots()
-    longest = max(len(run.episodes.returns) for run in runs)
-    for values, colour, name in ((oracle, GREEN, "oracle"), (random, GREY, "random actions")):
-        if values is None:
-            continue
-        values = np.atleast_1d(np.asarray(values, float))
-        axis.axhline(values.mean(), color=colour, lw=1.3, ls=(0, (5, 2)))
-        axis.axhspan(values.min(), values.max(), color=colour, alpha=0.18, lw=0)
-        axis.annotate(
-            name, (1, values.mean()), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
-            color=colour, va="center", annotation_clip=False,
-        )  # fmt: skip
-    for run in runs:
-        value = np.asarray(run.episodes.returns)
-        episode = 1 + np.arange(len(value))
-        axis.plot(episode, value, color=BLUE, alpha=1.0 if len(runs) == 1 else 0.45, zorder=3)
-        solved = np.zeros(len(value), bool) if run.solved is None else run.solved
-        for mask, face, name in ((solved, BLUE, "solved"), (~solved, "white", "not solved")):
-            if mask.any():
-                shown = name if run.solved is not None else "episode"
-                axis.plot(episode[mask], value[mask], "o", ms=6, color=BLUE, mfc=face, zorder=4, label=shown)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel="episode", ylabel="return", xlim=(0.7, longest + 0.3))
-    return _legend(figure, [axis])
+    return legend(figure, axes[:1])
 
 
 @styled
@@ -281,7 +241,7 @@ def phase_portrait(
     if model.state.is_angle[0]:
         axis.set_xlim(-np.pi, np.pi)
         multiples_of_pi(axis.xaxis)
-    return _legend(figure, [axis])
+    return legend(figure, [axis])
 
 
 def _curve(axis, path, model, **style) -> None:

@@ -9,12 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Bool, Float, PRNGKeyArray
+from numpyro import handlers
 
 from physppl import linear
-from physppl.dynamics import Dynamics
+from physppl.dynamics import NOISE, Dynamics
 from physppl.errors import Status, check_key, is_concrete
-from physppl.transition import AbstractTransition
+from physppl.sensing import SITES
+from physppl.transition import AbstractTransition, AverageTransition
+from physppl.virtual import VirtualSpace, latent_part
+
+MEAN_DRAWS, ENTROPY_DRAWS = 16, 4096  # where a belief has no closed form
 
 
 class Posterior(eqx.Module):
@@ -54,6 +59,20 @@ class Posterior(eqx.Module):
     def _noise(self) -> Float[Array, " D"]:
         """Process-noise sd of the predictive distribution."""
 
+    def _mean(self) -> AbstractTransition:
+        """The predictive mean as a function; where an implementer has no closed form, the average of a few draws."""
+        members = jax.vmap(self._draw)(jax.random.split(jax.random.key(0), MEAN_DRAWS))
+        first = jax.tree.map(lambda x: x[0], members)
+        return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
+
+    def _entropy(self) -> Float[Array, ""]:
+        """Of the Gaussian with the belief's covariance in virtual space, from samples."""
+        space, (model, *args) = VirtualSpace.of(self.model, self.data), latent_part(self.model, self.data)
+        flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in self._samples(jax.random.key(0), ENTROPY_DRAWS).items()}
+        point = lambda s: space.unconstrain(handlers.trace(handlers.substitute(model, s)).get_trace(*args))  # noqa: E731
+        chosen = np.flatnonzero(of_program(space))
+        return linear.entropy(jnp.atleast_2d(jnp.cov(jax.vmap(point)(flat)[:, chosen], rowvar=False)))
+
     def sample_stats(self) -> dict[str, Array]:
         """The sampler's own diagnostics, (chains, draws) each; empty where nothing was sampled."""
         return {}
@@ -66,6 +85,17 @@ class Posterior(eqx.Module):
         """One coherent transition function of the belief; new draws never retrace."""
         check_key(key)
         return self._call(_draw, key)
+
+    def mean(self) -> AbstractTransition:
+        """The belief's mean as a transition function: what certainty-equivalent control acts on."""
+        return self._call(_mean)
+
+    def entropy(self) -> Float[Array, ""]:
+        """Entropy, nats, of the belief about the program's parameters, in virtual space and in Gaussian approximation.
+
+        Its fall from one fit to the next is what the data between have told, whatever the parameters' units.
+        """
+        return self._call(_entropy)
 
     def basis(
         self, states: Float[Array | np.ndarray, "*B D"], actions: Float[Array | np.ndarray, "*B A"], t=0.0
@@ -170,6 +200,16 @@ def _draw(posterior, key):
 
 
 @_compiled
+def _mean(posterior):
+    return posterior._mean()
+
+
+@_compiled
+def _entropy(posterior):
+    return posterior._entropy()
+
+
+@_compiled
 def _basis(posterior, states, actions, t):
     return _flat_basis(posterior, states, actions, t)
 
@@ -214,3 +254,8 @@ def _flat_basis(posterior, states, actions, t):
     times = jnp.broadcast_to(t, shape[:-1]).reshape(-1)
     mean, factor = posterior._basis(states.reshape(-1, shape[-1]), actions.reshape(-1, actions.shape[-1]), times)
     return mean.reshape(shape), factor.reshape(*shape, -1)
+
+
+def of_program(space: VirtualSpace) -> Bool[np.ndarray, " P"]:
+    """Which entries of virtual space are the program's parameters; the others are noises."""
+    return space.where(lambda name: name not in (NOISE, *SITES))

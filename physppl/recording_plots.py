@@ -6,7 +6,7 @@ import numpy as np
 
 from physppl.dynamics import Dynamics
 from physppl.held_out import WIDTH, Ahead
-from physppl.plots import BLUE, GREEN, GREY, INK, ORANGE, _legend, new_figure, styled
+from physppl.plots import BLUE, GREEN, GREY, INK, ORANGE, legend, new_figure, styled
 from physppl.trajectories import Trajectories
 from physppl.units import label
 
@@ -50,7 +50,7 @@ def prediction(ahead: Sequence[Ahead], recordings: Sequence[Trajectories], dynam
         for axis, name, unit in zip(axes, space.names, space.units, strict=True):
             axis.set_ylabel(label(name.replace("_", " "), unit))
     figure.align_ylabels(panels[:, 0])
-    return _legend(figure, [panels[0, 0]])
+    return legend(figure, [panels[0, 0]])
 
 
 @styled

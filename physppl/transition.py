@@ -73,3 +73,32 @@ class LinearisedTransition(AbstractTransition):
             return value + tangent
 
         return step
+
+
+class AverageTransition(AbstractTransition):
+    """The mean of several functions at every step: the predictive mean of a belief held as draws.
+
+    Attributes:
+        members: transitions with a leading axis; `sites` are the first one's.
+    """
+
+    members: AbstractTransition
+
+    def stepper(self) -> Callable[[Array, Array, Array], Array]:
+        return lambda t, x, u: jnp.mean(jax.vmap(lambda member: member.stepper()(t, x, u))(self.members), axis=0)
+
+
+class LaterTransition(AbstractTransition):
+    """The same function with another zero of time: planners begin at 0, wherever an episode is.
+
+    Attributes:
+        inner: the function.
+        begin: s, its time at 0.
+    """
+
+    inner: AbstractTransition
+    begin: Array
+
+    def stepper(self) -> Callable[[Array, Array, Array], Array]:
+        step = self.inner.stepper()
+        return lambda t, x, u: step(t + self.begin, x, u)

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Bool, Float, PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
@@ -80,6 +81,10 @@ class VirtualSpace(eqx.Module):
             parts[name] = z[start:stop].reshape(shape)
             start = stop
         return parts
+
+    def where(self, chosen: Callable[[str], bool]) -> Bool[np.ndarray, " P"]:
+        """Which entries belong to the sites that are chosen by name."""
+        return np.repeat([chosen(name) for name in self.names], [math.prod(shape) for shape in self.shapes])
 
     def trace(self, model: Callable, z: Float[Array, " P"], *args) -> dict[str, Any]:
         """The model's trace at z."""

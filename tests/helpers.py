@@ -1,6 +1,7 @@
 """What the tests share: the one list of backends, the one list of planners, and small problems to try them on."""
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 
 import jax
@@ -12,7 +13,18 @@ import pytest
 
 import physppl as pp
 from physppl.inference import HMC, Laplace
-from physppl.planning import ICEM, RandomPolicy, RandomShooting
+from physppl.planning import (
+    ICEM,
+    MPPI,
+    Autoregressive,
+    Coloured,
+    GradientShooting,
+    Multisine,
+    RandomPolicy,
+    RandomShooting,
+    Spline,
+    White,
+)
 
 # A new backend or planner is one line here; every contract test runs over it.
 backends = [
@@ -22,11 +34,19 @@ backends = [
 ]
 planners = [
     pytest.param(RandomShooting(horizon=12, population=256), id="RandomShooting"),
-    pytest.param(RandomShooting(horizon=12, population=256, colour=2.0), id="RandomShooting-coloured"),
+    pytest.param(RandomShooting(horizon=12, population=256, proposal=Coloured(2.0)), id="RandomShooting-coloured"),
     pytest.param(ICEM(horizon=12, population=64, elites=8, keep=3), id="ICEM"),
-    pytest.param(ICEM(horizon=12, population=64, elites=8, keep=0, colour=0.0), id="CEM"),
+    pytest.param(ICEM(horizon=12, population=64, elites=8, keep=0, proposal=White()), id="CEM"),
+    pytest.param(ICEM(horizon=12, population=128, elites=8, keep=3, proposal=Autoregressive()), id="ICEM-AR"),
+    pytest.param(MPPI(horizon=12, population=128), id="MPPI"),
+    pytest.param(MPPI(horizon=12, population=128, proposal=Spline(5)), id="MPPI-spline"),
+    pytest.param(GradientShooting(horizon=12, starts=16), id="GradientShooting"),
 ]
-blind_planners = [pytest.param(RandomPolicy(), id="RandomPolicy")]  # these look at no objective
+blind_planners = [  # these look at no objective
+    pytest.param(RandomPolicy(), id="RandomPolicy"),
+    pytest.param(RandomPolicy(amplitude=0.4), id="RandomPolicy-gentle"),
+    pytest.param(Multisine(), id="Multisine"),
+]
 
 
 # A Step that is linear in its parameters, with two outputs that share them.
@@ -116,9 +136,8 @@ def leaves(tree) -> list[np.ndarray]:
 
 
 def example(name: str):
-    """A script of examples/ as a module."""
-    path = Path(__file__).parent.parent / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"examples_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """A script of examples/ as a module, found where Python finds a script's neighbours."""
+    folder = str(Path(__file__).parent.parent / "examples")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)

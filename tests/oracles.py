@@ -184,7 +184,7 @@ oracles: dict[str, tuple[Any, Callable, Oracle]] = {
     "furuta": (furuta, furuta.program, _furuta),
     "furuta-published": (
         furuta,
-        furuta.program_with(published=True),
+        furuta.program_with(as_published=True),
         _furuta._replace(points=_published_points, inertia=_published_inertia),
     ),
     "quanser_cartpole": (quanser_cartpole, quanser_cartpole.program, _cartpole),

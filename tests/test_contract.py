@@ -160,6 +160,31 @@ def test_information_gain_counts_jointly(backend, x64):
 
 
 @parametrise
+def test_the_mean_function_is_the_basis_mean_at_every_input(backend, x64):
+    """Exactly where there is a closed form; else as an average of 16 draws."""
+    for fitted in (linear_fit, pendulum_fit):
+        posterior = fitted(backend)
+        mean, factor = posterior.basis(STATES, ACTIONS)
+        found = np.array([posterior.mean()(s, a) for s, a in zip(STATES, ACTIONS, strict=True)])
+        sd = np.sqrt(np.sum(np.asarray(factor) ** 2, axis=-1))
+        drawn = isinstance(posterior, DrawsPosterior)
+        assert np.all(np.abs(found - mean) < (4.5 / np.sqrt(16) * sd if drawn else 0) + 1e-12)
+
+
+@parametrise
+def test_entropy_is_that_of_bayesian_regression(backend, x64):
+    """Of a Gaussian with the covariance of the weights, in virtual space, where these are standard normal a priori."""
+    posterior = linear_fit(backend)
+    sd = np.asarray(linear_sd)
+    exact = Laplace().prior(jax.random.key(0), linear_dynamics())
+    gain = float(exact.information_gain(linear_data(rows=40).states, linear_data(rows=40).actions))
+    fallen = float(exact.entropy() - posterior.entropy())
+    size = len(sd) if sd.ndim else 1
+    tolerance = 4 * np.sqrt(size / (2 * 100)) if isinstance(posterior, DrawsPosterior) else 1e-9  # 100 effective draws
+    assert abs(fallen - gain) < tolerance, (fallen, gain)
+
+
+@parametrise
 def test_samples_have_names_shapes_and_supports(backend):
     posterior = pendulum_fit(backend)
     samples = posterior.samples(jax.random.key(0), 200)

@@ -84,6 +84,7 @@ def stiff_fit(dt: float, noise: float, substeps: int):
     return pp.fit(jax.random.key(0), dynamics, data, Laplace(starts=2))
 
 
+@pytest.mark.science
 def test_a_solver_that_is_too_coarse_is_told_the_step_it_needs(x64):
     check = pp.check(stiff_fit(0.1, 0.003, substeps=1))
     reason = found(check, "the solver's error moves the estimate")
@@ -95,6 +96,7 @@ def test_a_solver_that_is_too_coarse_is_told_the_step_it_needs(x64):
     assert enough <= diagnostics.SHIFT
 
 
+@pytest.mark.science
 def test_the_licence_is_the_shift_that_a_finer_fit_makes(x64):
     coarse, fine = stiff_fit(0.02, 0.01, substeps=1), stiff_fit(0.02, 0.01, substeps=4)
     licence, _ = diagnostics.licence(coarse)

@@ -8,13 +8,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [
     "README.md",
-    "docs/tutorial.md",
+    pytest.param("docs/tutorial.md", marks=pytest.mark.science),  # its blocks are the README's, and more of each
     pytest.param("docs/tutorial/recordings.md", marks=pytest.mark.science),  # a minute of compiling
+    "docs/tutorial/acting.md",
     "docs/data.md",
     "docs/models.md",
     "docs/recordings.md",
     "docs/identify.md",
     "docs/extending.md",
+    "docs/gymnasium.md",
 ]
 
 

@@ -121,6 +121,7 @@ def test_a_fit_and_a_question_at_its_mode_agree():
     np.testing.assert_allclose(after.contraction, 1 - np.diag(covariance)[keep], rtol=1e-6)  # the priors' sds are 1
 
 
+@pytest.mark.science
 def test_noise_is_integrated_out_of_recordings():
     """There the filter's spread ties noise to physics; all priors are Gaussian in virtual space."""
     truth = recording(pendulum.dynamics(), pendulum.truth, steps=80, noise=0.01)
@@ -223,6 +224,7 @@ def two_link(repeats: int) -> int:
     return sum(second["covered"] for _, second in found)
 
 
+@pytest.mark.science
 def test_two_data_sets_identify_one_and_three_combinations_of_the_arm():
     assert two_link(10) >= 8  # of a right 95 % ellipsoid: in 98.8 of 100 such tests
 

@@ -252,7 +252,7 @@ def test_what_predictions_warn_of():
 
 def test_noises_of_real_recordings_unless_the_program_says_otherwise():
     silent = pendulum.dynamics(dt=DT, sensors=("angle",))
-    assert machine.rebound(machine.for_real_recordings(silent, False), input_delay=2) == described(2)
+    assert machine.for_real_recordings(silent, False).rebound(input_delay=2) == described(2)
     exact = machine.for_real_recordings(silent, True)
     assert exact.sensing.gain is exact.sensing.timing is None
     np.testing.assert_array_equal(exact.noise.prior.scale, [1e-5, 0.1])
@@ -268,10 +268,10 @@ def test_rebinding_changes_what_it_is_told_to_and_nothing_else():
         sensors=tip, observe=lambda s: jnp.sin(s[:1]), measurement_noise=0.2, measurement_df=5.0,
         input_delay=dist.Uniform(0, 3), input_gain_error=0.1, input_timing_error=dist.HalfNormal(0.5), variation=0.05,
     )  # fmt: skip
-    assert machine.rebound(dynamics) == dynamics
-    assert machine.rebound(dynamics, dt=0.04) != dynamics and machine.rebound(dynamics, dt=0.04).dt == 0.04
+    assert dynamics.rebound() == dynamics
+    assert dynamics.rebound(dt=0.04) != dynamics and dynamics.rebound(dt=0.04).dt == 0.04
     whole = pendulum.dynamics(sensors=("velocity",))
-    assert machine.rebound(whole, sensors=("angle",)).sensing.space.names == ("angle",)
+    assert whole.rebound(sensors=("angle",)).sensing.space.names == ("angle",)
 
 
 def test_positions_are_those_that_velocities_move():

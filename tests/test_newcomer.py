@@ -96,6 +96,7 @@ def test_a_fleet_is_updated_machine_by_machine(as_user):
         Laplace().prior(jax.random.key(0), fleet)
 
 
+@pytest.mark.science
 def test_time_reaches_every_prediction():
     def program():
         push = pp.physical("push", 0.5, 4.0)

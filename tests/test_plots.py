@@ -12,9 +12,10 @@ from helpers import linear_data, linear_dynamics, recording
 from PIL import Image
 
 import physppl as pp
-from physppl import animation, plots
+from physppl import animation, loop_plots, plots
 from physppl.inference import Laplace
 from physppl.models import pendulum
+from physppl.planning import RandomPolicy
 
 TRUTH = {"mass": 0.9, "length": 1.1, "damping": 0.08}
 BOUNDS = {"mass": (0.2, 2.0), "length": (0.3, 1.8), "damping": (0.0, 0.2)}
@@ -177,16 +178,21 @@ def a_run(posterior, returns, solved):
     rewards = zeros.copy()
     rewards[:, 0] = returns
     episodes = pp.Episode(
-        *(jnp.asarray(x) for x in (np.zeros((count, 4, 2)), zeros[..., None], rewards, zeros == 0, zeros))
+        *(
+            jnp.asarray(x)
+            for x in (np.zeros((count, 4, 2)), zeros[..., None], rewards, zeros == 0, np.zeros(count, bool), zeros)
+        )
     )
     empty = pp.Transitions(np.zeros((1, 2)), np.zeros((1, 1)), np.zeros((1, 2)))
-    seconds = tuple({"fit": 0.0, "act": 0.0, "compile": 0.0} for _ in returns)
-    return pp.Run(episodes, posterior, empty, np.array(solved), seconds)
+    seconds = tuple({"fit": 0.0, "plan": 0.0, "compile": 0.0} for _ in returns)
+    task, entropy = pp.Task(lambda x, u: u[0], steps=3), np.arange(1.0 + count)
+    how = (RandomPolicy(), pp.TaskReward(), pp.Thompson())
+    return pp.Run(episodes, posterior, empty, np.array(solved), entropy, seconds, task, *how)
 
 
 def test_returns_show_episodes_and_baselines(linear):
     run = a_run(linear, [1.0, 5.0, 6.0], [False, True, True])
-    figure = plots.returns(run, oracle=[6.5, 7.5], random=0.5)
+    figure = loop_plots.returns(run, oracle=[6.5, 7.5], random=0.5)
     assert_legible(figure)
     [axis] = figure.axes
     lines = {line.get_label(): line for line in axis.get_lines()}
@@ -195,6 +201,18 @@ def test_returns_show_episodes_and_baselines(linear):
     levels = [line.get_ydata()[0] for line in axis.get_lines() if len(set(line.get_ydata())) == 1]
     assert 7.0 in levels and 0.5 in levels
     assert {t.get_text() for t in axis.texts} == {"oracle", "random actions"}
+
+
+def test_learning_curves_show_medians_and_quartiles_of_every_agent():
+    values = np.arange(20.0).reshape(5, 4)
+    figure = loop_plots.learning_curves({"one": values, "other": values + 1}, oracle=19.0)
+    assert_legible(figure)
+    [axis] = figure.axes
+    lines = {line.get_label(): line for line in axis.get_lines()}
+    np.testing.assert_allclose(lines["one"].get_ydata(), np.median(values, axis=0))
+    np.testing.assert_allclose(lines["other"].get_ydata(), 1 + np.median(values, axis=0))
+    _, low, high = bands(axis)[0]
+    np.testing.assert_allclose((low, high), np.quantile(values, (0.25, 0.75), axis=0))
 
 
 def test_phase_portrait_follows_truth_and_belief(posterior, data):

@@ -110,6 +110,7 @@ def test_the_concentrations_have_no_variance(x64):
     assert abs(slope + 3) < 0.01
 
 
+@pytest.mark.science
 def test_hmc_draws_the_reference_posterior():
     """Means and sds agree within four standard errors: 16 comparisons, one false alarm in a thousand keys."""
     problem = posteriordb.PROBLEMS["lotka_volterra"]

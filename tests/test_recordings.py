@@ -266,6 +266,7 @@ def test_forecast_is_the_belief_rolled_out():
         np.testing.assert_allclose(two[k, 0, 2], transition(transition(states[0], actions[0]), actions[1]), rtol=1e-5)
 
 
+@pytest.mark.science
 @needs_data
 def test_real_pendulum_is_predicted_nearly_as_well_as_by_a_trajectory_fit():
     script = example("real_pendulum")

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from physppl.cli.demo import demo
 from physppl.cli.identify import identify
+from physppl.cli.loop import psal, psrl
 
-COMMANDS = {"demo": demo, "identify": identify}
+COMMANDS = {"demo": demo, "identify": identify, "psal": psal, "psrl": psrl}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,15 +1,15 @@
-"""What the sub-commands share: saying things, timing them, a folder to write to."""
+"""What the sub-commands share: saying, timing, a folder to write to, numbers by name, errors in one line."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from physppl.progress import compile_clock
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
+def say(what: object) -> None:
+    print(what, flush=True)
 
 
 @contextmanager
@@ -37,3 +37,44 @@ def make_writable(out: Path, command: str) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise SystemExit(f"physppl {command}: cannot write to --out {out} ({reason}). Choose another folder.") from None
+
+
+def list_files(out: Path, files: dict[str, str]) -> None:
+    """Those of the files that are there, in the order of the dict, each with what it is."""
+    for name, what in files.items():
+        if (out / name).exists():
+            say(f"  {name:24s} {what}")
+
+
+def numbers(texts: Sequence[str], option: str) -> dict[str, float]:
+    """{name: value} of `name=value` texts; true and false are 1 and 0.
+
+    Raises:
+        ValueError: for what is not of this form, or given twice.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        value = {"true": "1", "false": "0"}.get(value.lower(), value)
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"--{option} takes name=number, e.g. {option} arm_coulomb=0.002; got {text}.") from None
+        if name in found:
+            raise ValueError(f"--{option} has {name} twice.")
+        found[name] = number
+    return found
+
+
+@contextmanager
+def mistakes(command: str) -> Iterator[None]:
+    """What a user can mend ends the command with one line.
+
+    Raises:
+        SystemExit: with that line.
+    """
+    try:
+        yield
+    except (OSError, KeyError, ValueError, RuntimeError, FloatingPointError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise SystemExit(f"physppl {command}: {' '.join(str(text).split())}") from None

@@ -82,7 +82,7 @@ def identify(
         dynamics = machine.for_real_recordings(recorded.dynamics, exact_inputs)
         name = model or Path(str(program)).stem
         if variation is not None:
-            dynamics = machine.rebound(dynamics, variation=variation)
+            dynamics = dynamics.rebound(variation=variation)
         tell(_opening(name, dynamics, recorded, held_out))
         _check(dynamics, recorded, horizon)
         dynamics, evidence = _delayed(key, dynamics, recorded.train, delay, tell)
@@ -165,11 +165,11 @@ def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -
     tables = {path: readers.read(path) for path in (*paths, *held_out)}
     first, sensing = tables[paths[0]], base.sensing
     if sensors:
-        base = machine.rebound(base, sensors=tuple(sensors), observe=None)
+        base = base.rebound(sensors=tuple(sensors), observe=None)
     elif sensing.observe is None and len(sensing.index) == len(base.state):  # it does not say what is measured
         found = tuple(n for n in base.state.names if readers.has_column(first, columns.get(n, n)))
         if found:  # else reading names what is missing
-            base = machine.rebound(base, sensors=found)
+            base = base.rebound(sensors=found)
     read = {
         path: pp.Trajectories(
             **readers.recording(table, base, columns=columns, units=units, dt=dt, unwrap=unwrap), segment=segment
@@ -232,8 +232,8 @@ def _delayed(key, dynamics, train, delay: str | None, tell) -> tuple[pp.Dynamics
     if delay != "auto":
         if not delay.isdigit():
             raise ValueError(f"--delay must be a whole number of samples or auto; got {delay}.")
-        return machine.rebound(dynamics, input_delay=int(delay)), None
-    prompt, evidence = machine.rebound(dynamics, input_delay=0), {}
+        return dynamics.rebound(input_delay=int(delay)), None
+    prompt, evidence = dynamics.rebound(input_delay=0), {}
     for steps in DELAYS:  # late inputs are early rows: one compiled program serves all delays
         parts = [
             pp.Trajectories(
@@ -247,7 +247,7 @@ def _delayed(key, dynamics, train, delay: str | None, tell) -> tuple[pp.Dynamics
         tell(f"      log evidence {evidence[str(steps)]:.1f} nats")
     best = max(evidence, key=lambda steps: evidence[steps])
     tell(f"   the input acts {best} samples late")
-    return machine.rebound(dynamics, input_delay=int(best)), evidence
+    return dynamics.rebound(input_delay=int(best)), evidence
 
 
 def _fit(key, dynamics: pp.Dynamics, data: pp.Trajectories, backend: Backend) -> Any:

@@ -62,37 +62,19 @@ def program(path: Path) -> pp.Dynamics:
     return found
 
 
-def rebound(dynamics: pp.Dynamics, **changes) -> pp.Dynamics:
-    """The same program and spaces with some arguments of Dynamics changed."""
-    sensing = dynamics.sensing
-    own = {
-        "dt": dynamics.dt,
-        "solver": dynamics.solver,
-        "substeps": dynamics.substeps,
-        "process_noise": dynamics.noise.prior,
-        "sensors": sensing.space.names if sensing.observe is None else sensing.space,
-        "observe": sensing.observe,
-        "measurement_noise": sensing.measurement.prior,
-        "measurement_df": sensing.df,
-        "input_delay": sensing.delay,
-    }
-    own |= {noise.name: noise.prior for noise in (sensing.gain, sensing.timing, sensing.variation) if noise is not None}
-    return pp.Dynamics(dynamics.program, dynamics.state, dynamics.action, **(own | changes))
-
-
 def for_real_recordings(dynamics: pp.Dynamics, exact_inputs: bool) -> pp.Dynamics:
     """With the noises that real machines need, unless the Dynamics says anything of its own about noise.
 
     Positions move by their velocities and by next to nothing else; inputs are not quite what was recorded.
     """
-    silent = dynamics == rebound(dynamics, process_noise=None) and dynamics.sensing.gain is dynamics.sensing.timing
+    silent = dynamics == dynamics.rebound(process_noise=None) and dynamics.sensing.gain is dynamics.sensing.timing
     if not silent:  # both are None where neither is given
         return dynamics
     moved = positions(dynamics)
     changes = {"process_noise": dist.HalfNormal(np.where(moved, STILL, VELOCITY))} if moved.any() else {}
     if not exact_inputs:
         changes |= {GAIN: dist.HalfNormal(0.1), TIMING: dist.HalfNormal(0.5)}
-    return rebound(dynamics, **changes)
+    return dynamics.rebound(**changes)
 
 
 def stepping(dynamics: pp.Dynamics, dt: float) -> pp.Dynamics:
@@ -100,7 +82,7 @@ def stepping(dynamics: pp.Dynamics, dt: float) -> pp.Dynamics:
     same = abs(dt / dynamics.dt - 1) < ROUNDING
     if same or isinstance(_field(dynamics), Step | StepResidual):
         return dynamics
-    return rebound(dynamics, dt=float(f"{dt:.8g}"))  # differences of decimal times are decimal again
+    return dynamics.rebound(dt=float(f"{dt:.8g}"))  # differences of decimal times are decimal again
 
 
 def positions(dynamics: pp.Dynamics) -> np.ndarray:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.planning.planner import Objective, Planner, bounds, colouring, evaluate, shifted
+from physppl.planning.planner import Objective, Planner, bounds, evaluate, shifted
+from physppl.planning.proposals import Coloured, Proposal, White, draw
 from physppl.spaces import ActionSpace
 
 
@@ -20,9 +21,8 @@ class PlanState(NamedTuple):
 
 
 class ICEM(Planner):
-    """iCEM (C. Pinneri et al., CoRL 2020). With `colour=0, keep=0` it is plain CEM with truncated normal noise.
-
-    A control step costs population x iterations x horizon model evaluations.
+    """iCEM (C. Pinneri et al., CoRL 2020). With `proposal=White(), keep=0` it is plain CEM with truncated normal
+    noise.
 
     Attributes:
         horizon: steps ahead.
@@ -30,7 +30,7 @@ class ICEM(Planner):
         iterations: refinements of a control step.
         elites: candidates that shape the next distribution.
         keep: how many elites stay, within a step and, shifted, into the next.
-        colour: exponent of the action noise's power spectrum 1/f^colour; 0 is white.
+        proposal: how the noise looks in time; `White()` truncates it at two sds.
         spread: initial sd, in units of half the action range.
         smoothing: share of the old mean and sd in the new.
     """
@@ -40,7 +40,7 @@ class ICEM(Planner):
     iterations: int = eqx.field(default=3, static=True)
     elites: int = eqx.field(default=20, static=True)
     keep: int = eqx.field(default=6, static=True)
-    colour: float = eqx.field(default=2.0, static=True)
+    proposal: Proposal = Coloured(2.0)
     spread: float = eqx.field(default=0.5, static=True)
     smoothing: float = eqx.field(default=0.1, static=True)
 
@@ -51,6 +51,12 @@ class ICEM(Planner):
             )
         if self.horizon < 1 or self.iterations < 1:
             raise ValueError(f"ICEM needs horizon and iterations >= 1; got {self.horizon}, {self.iterations}.")
+        self.proposal.matrix(self.horizon)  # refuses a horizon that does not suit it
+
+    @property
+    def evaluations(self) -> int:
+        """population x iterations x horizon."""
+        return self.population * self.iterations * self.horizon
 
     def init(self, action: ActionSpace) -> PlanState:
         low, high = bounds(action)
@@ -71,8 +77,9 @@ class ICEM(Planner):
             values = evaluate(transitions, objective, state, candidates)
             top, index = jax.lax.top_k(values, self.elites)
             chosen = candidates[..., index]
-            mean = self.smoothing * mean + (1 - self.smoothing) * chosen.mean(-1)
-            sd = self.smoothing * sd + (1 - self.smoothing) * chosen.std(-1)
+            old = jnp.where(top[0] > -jnp.inf, self.smoothing, 1.0)  # where every candidate failed, nothing is learned
+            mean = old * mean + (1 - old) * chosen.mean(-1)
+            sd = old * sd + (1 - old) * chosen.std(-1)
             best = jnp.where(top[0] > best_value, chosen[..., 0], best)
             failed = jnp.mean(values == -jnp.inf)
             return (mean, sd, chosen[..., : self.keep], best, jnp.maximum(top[0], best_value)), failed
@@ -89,7 +96,6 @@ class ICEM(Planner):
         return best, plan_state, {"value": value, "failed": jnp.mean(failed)}
 
     def _noise(self, key, shape, dtype):
-        if self.colour == 0:
+        if isinstance(self.proposal, White):
             return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
-        white = jax.random.normal(key, shape, dtype)
-        return jnp.tensordot(jnp.asarray(colouring(self.horizon, self.colour), dtype), white, axes=1)
+        return draw(key, self.proposal, shape, dtype)

@@ -7,7 +7,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
@@ -22,6 +21,11 @@ class Planner(eqx.Module):
 
     Axes: H horizon, A action, D state, N candidates, K particles.
     """
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Model evaluations of a control step, per particle: its budget."""
 
     @abstractmethod
     def init(self, action: ActionSpace) -> Any:
@@ -59,19 +63,6 @@ def evaluate(transitions, objective: Objective, state, candidates: Float[Array, 
 def shifted(sequence: Float[Array, "H ..."]) -> Float[Array, "H ..."]:
     """One control step later: the first entry dropped, the last repeated."""
     return jnp.concatenate([sequence[1:], sequence[-1:]])
-
-
-def colouring(horizon: int, exponent: float) -> np.ndarray:
-    """The matrix (H, H) that turns white noise into noise of power spectrum 1/f^exponent and unit variance.
-
-    The idea of coloured action noise: C. Pinneri et al., "Sample-efficient Cross-Entropy Method for Real-time
-    Planning", CoRL 2020.
-    """
-    frequencies = np.fft.rfftfreq(horizon)
-    frequencies[0] = frequencies[1] if horizon > 1 else 1.0
-    amplitudes = frequencies ** (-exponent / 2)
-    matrix = np.fft.irfft(amplitudes[:, None] * np.fft.rfft(np.eye(horizon), axis=0), n=horizon, axis=0)
-    return matrix / np.sqrt((matrix**2).sum(axis=1, keepdims=True))
 
 
 def bounds(action: ActionSpace) -> tuple[Array, Array]:

@@ -23,13 +23,21 @@ class RandomPolicy(Planner):
 
     Attributes:
         correlation: of successive actions, in [0, 1); 0 is white.
+        amplitude: share of the range, around its middle, that they fill, in (0, 1].
     """
 
     correlation: float = eqx.field(default=0.8, static=True)
+    amplitude: float = eqx.field(default=1.0, static=True)
 
     def __check_init__(self):
         if not 0 <= self.correlation < 1:
             raise ValueError(f"RandomPolicy: correlation must lie in [0, 1); got {self.correlation}.")
+        if not 0 < self.amplitude <= 1:
+            raise ValueError(f"RandomPolicy: amplitude must lie in (0, 1]; got {self.amplitude}.")
+
+    @property
+    def evaluations(self) -> int:
+        return 0
 
     def init(self, action: ActionSpace) -> PlanState:
         low, high = bounds(action)
@@ -39,6 +47,6 @@ class RandomPolicy(Planner):
         del transitions, objective, state
         fresh = jax.random.normal(key, plan_state.last.shape, plan_state.last.dtype)
         now = self.correlation * plan_state.last + jnp.sqrt(1 - self.correlation**2) * fresh
-        share = jax.scipy.stats.norm.cdf(now)  # uniform between the bounds
+        share = 0.5 + self.amplitude * (jax.scipy.stats.norm.cdf(now) - 0.5)  # uniform
         action = plan_state.low + (plan_state.high - plan_state.low) * share
-        return action[None], plan_state._replace(last=now), {"value": jnp.nan, "failed": jnp.zeros(())}
+        return action[None], plan_state._replace(last=now), {"value": jnp.asarray(jnp.nan), "failed": jnp.zeros(())}

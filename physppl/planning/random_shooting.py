@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.planning.planner import Objective, Planner, bounds, colouring, evaluate, shifted
+from physppl.planning.planner import Objective, Planner, bounds, evaluate, shifted
+from physppl.planning.proposals import Proposal, White, draw
 from physppl.spaces import ActionSpace
 
 
@@ -21,23 +22,27 @@ class PlanState(NamedTuple):
 class RandomShooting(Planner):
     """The best of `population` sequences: the last plan, shifted, and random ones.
 
-    A control step costs population x horizon model evaluations.
-
     Attributes:
         horizon: steps ahead.
         population: candidates.
-        colour: exponent of the noise's power spectrum 1/f^colour; 0 draws uniformly between the bounds.
+        proposal: how the sequences look in time; `White()` draws uniformly between the bounds.
     """
 
     horizon: int = eqx.field(default=30, static=True)
     population: int = eqx.field(default=600, static=True)
-    colour: float = eqx.field(default=0.0, static=True)
+    proposal: Proposal = White()
 
     def __check_init__(self):
         if self.horizon < 1 or self.population < 2:
             raise ValueError(
                 f"RandomShooting needs horizon >= 1, population >= 2; got {self.horizon}, {self.population}."
             )
+        self.proposal.matrix(self.horizon)  # refuses a horizon that does not suit it
+
+    @property
+    def evaluations(self) -> int:
+        """population x horizon."""
+        return self.population * self.horizon
 
     def init(self, action: ActionSpace) -> PlanState:
         low, high = bounds(action)
@@ -46,11 +51,10 @@ class RandomShooting(Planner):
     def plan(self, key: PRNGKeyArray, transitions, objective: Objective, state, plan_state: PlanState):
         low, high = plan_state.low[:, None], plan_state.high[:, None]
         shape = (*plan_state.best.shape, self.population - 1)
-        if self.colour == 0:
+        if isinstance(self.proposal, White):
             fresh = jax.random.uniform(key, shape, low.dtype, low, high)
         else:
-            white = jax.random.normal(key, shape, low.dtype)
-            noise = jnp.tensordot(jnp.asarray(colouring(self.horizon, self.colour), low.dtype), white, axes=1)
+            noise = draw(key, self.proposal, shape, low.dtype)
             fresh = jnp.clip((low + high) / 2 + (high - low) / 2 * noise, low, high)
         candidates = jnp.concatenate([plan_state.best[..., None], fresh], axis=-1)
         values = evaluate(transitions, objective, state, candidates)

@@ -17,7 +17,8 @@ import pytest
 import physppl as pp
 from physppl.inference import laplace
 from physppl.models import cartpole
-from physppl.planning import ICEM
+from physppl.planning import ICEM, White
+from physppl.transition import LinearisedTransition
 
 folder = os.environ.get("PHYSPPL_PERF")
 if not folder:
@@ -85,7 +86,7 @@ def test_rollouts(benchmark, rollouts, solver, parameters):
 
 
 def test_cem_control_step(benchmark):
-    planner = ICEM(horizon=25, population=400, iterations=5, elites=40, keep=0, colour=0, spread=0.5, smoothing=0.1)
+    planner = ICEM(horizon=25, population=400, iterations=5, elites=40, keep=0, proposal=White())
     task = pp.Task(lambda state, action: reference.reward(state, action[0]), steps=1)
     transition = dynamics.transition(true, 0.02).particles()
     plan_state = planner.init(cartpole.action)
@@ -98,6 +99,30 @@ def test_cem_control_step(benchmark):
         lambda: block(limit(key, mean)),
         1.2,
     )
+
+
+@pytest.mark.parametrize("parameters", ["known", "drawn"])
+@pytest.mark.parametrize("draws", ["nonlinear", "linearised"])
+def test_icem_control_step(benchmark, draws, parameters):
+    """What users run: coloured noise, elites kept, horizon 40. The reference's parameters as constants, and as
+    arguments, as a planner's draws are. Linearised draws, which cost a tangent beside the state, are shown alone."""
+    planner = ICEM(horizon=40, population=200, iterations=3)
+    task = pp.Task(lambda state, action: reference.reward(state, action[0]), steps=1)
+    transition = dynamics.transition(true, 0.02)
+    if draws == "linearised":
+        tangents = {name: 0.1 * value for name, value in transition.sites.items()}
+        transition = LinearisedTransition(transition.sites, transition.noise, transition.dynamics, tangents)
+    ours = jax.jit(lambda key, tr, state: planner.plan(key, tr, task, start, state)[0])
+    cem = jax.tree_util.Partial(reference.cem, population=200, iterations=3, elites=20)
+    key, mean, particles = jax.random.key(0), jnp.zeros(40), transition.particles()
+    plan_state = planner.init(cartpole.action)
+    if parameters == "known":
+        limit = jax.jit(lambda key, mean: cem(physics, key, start, mean))
+    else:
+        drawn, compiled = reference.Cartpole(*map(jnp.float32, physics)), jax.jit(cem)
+        limit = lambda key, mean: compiled(drawn, key, start, mean)  # noqa: E731
+    bound = 1.3 if draws == "nonlinear" else float("inf")
+    ratio(benchmark, lambda: block(ours(key, particles, plan_state)), lambda: block(limit(key, mean)), bound)
 
 
 def rows(count):

@@ -1,0 +1,74 @@
+"""What a simulated machine does: its published values, some of them changed."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpyro
+
+from physppl.dynamics import Dynamics
+from physppl.errors import unknown
+from physppl.program import Program
+from physppl.transition import Transition
+
+
+def refuse_unknown(names, program: Callable[..., Any], field: Callable, sites) -> None:
+    """Refuse names that are neither a parameter of the field nor a site.
+
+    Raises:
+        KeyError: with close matches.
+    """
+    known = {**dict.fromkeys(sites), **inspect.signature(field).parameters}
+    for name in names:
+        if name not in known:
+            raise unknown("parameter", name, known, program.__module__)
+
+
+def true_transition(
+    dynamics: Callable[..., Dynamics],
+    program: Callable[..., Any],
+    field: Callable,
+    values: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    dt: float,
+    noise: Any,
+) -> Transition:
+    """The transition of a machine at `values`, with some arguments of `field` changed.
+
+    Numbers are leaves of the transition: truths that change the same parameters share what is compiled. Whether a
+    variant of the equations holds, an argument that is True or False, is part of the program.
+
+    Args:
+        dynamics: (program, dt) -> Dynamics, of the machine.
+        program: (**held) -> field.
+        field: whose arguments can be changed.
+        values: {site of the program: value}.
+        changes: {argument of the field, or site: value}.
+        dt: step, s.
+        noise: process-noise sd of each coordinate over one step.
+
+    Raises:
+        KeyError: for a change that is no parameter, with close matches.
+    """
+    refuse_unknown(changes, program, field, values)
+    usual = {name: parameter.default for name, parameter in inspect.signature(field).parameters.items()}
+    variants = {k: bool(v) for k, v in changes.items() if isinstance(usual.get(k), bool)}
+    numbers = {k: v for k, v in changes.items() if k not in variants}
+    # What the equations are anyway is no change: a program of its own would be compiled for nothing.
+    variants = tuple(sorted((k, v) for k, v in variants.items() if v is not usual[k]))
+    added = tuple(sorted((k, usual[k]) for k in set(numbers) - set(values)))
+    return dynamics(_true_program(program, added, variants), dt).transition({**values, **numbers}, noise)
+
+
+@functools.cache  # equal programs are one, so that equal systems share what is compiled
+def _true_program(program: Callable[..., Any], added: tuple, variants: tuple) -> Program:
+    """The program with parameters that have no prior added to its sites, and some variants of its equations."""
+    if not (added or variants):
+        return program
+
+    @functools.wraps(program)
+    def true_program():
+        return program(**{name: numpyro.param(name, usual) for name, usual in added}, **dict(variants))
+
+    return true_program

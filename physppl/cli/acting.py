@@ -1,0 +1,143 @@
+"""The simulated machines that a command acts on: task, truth, program, and how each is drawn."""
+
+import functools
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+
+import physppl as pp
+from physppl import animation
+from physppl.cli.machine import MODELS
+from physppl.errors import closest, unknown
+from physppl.models import furuta, quanser_cartpole, two_link
+
+TASKS = ("swing_up", "reach")
+MACHINES = {n: m for n, m in MODELS.items() if hasattr(m, "system") and any(hasattr(m, task) for task in TASKS)}
+FLAT = {"two_link": {"gravity": 0.0}}  # known of a machine by its task: the arm that reaches lies flat
+NOISE = 0.01  # sd of readings of the SIM2GP experiments (github.com/bhahner/MC-PILCO)
+ANIMATIONS = {
+    "cartpole": functools.partial(animation.animate_cartpole, pole=1.0, upright=0.0),
+    "furuta": functools.partial(animation.animate_furuta, arm_range=furuta.ARM_RANGE),
+    "gym_pendulum": functools.partial(animation.animate_pendulum, upright=0.0),
+    "pendulum": animation.animate_pendulum,
+    "quanser_cartpole": functools.partial(animation.animate_cartpole, track=quanser_cartpole.TRACK),
+    "two_link": functools.partial(animation.animate_two_link, target=two_link.TARGET),
+}
+
+
+class Machine(NamedTuple):
+    """A simulated machine, its task, and the program that is to learn it.
+
+    Attributes:
+        truth: {site or derived quantity of the program: true value}.
+        unknown: {parameter: (true value, what the program takes it for)} of those that it has no site for and wrong.
+    """
+
+    name: str
+    task: pp.Task
+    dynamics: pp.Dynamics
+    system: pp.SimulatedSystem
+    truth: dict[str, float]
+    unknown: dict[str, tuple[float, float]]
+
+
+def machine(
+    name: str,
+    dt: float | None = None,
+    *,
+    truth: Mapping[str, float] = {},
+    hold: Mapping[str, float] = {},
+    measurement_noise: float | None = None,
+    actuator: Mapping[str, Any] | None = None,
+) -> Machine:
+    """A machine of `physppl.models` as a command's options want it.
+
+    Args:
+        dt: s; None: the task's own.
+        truth: what differs from the published values.
+        hold: what the program takes for known.
+        measurement_noise: sd of every reading, in the coordinates' units; None: 0.01 where the machine has no noise of
+            its own. A machine without any is known to many digits after one episode.
+        actuator: arguments of `Actuator`; None: what is commanded acts.
+
+    Raises:
+        ValueError: for an unknown machine, a step that its task cannot have, options that it does not take.
+        KeyError: for an unknown parameter, with close matches.
+    """
+    if name not in MACHINES:
+        raise ValueError(f"there is no machine {name!r} with a task.{closest(name, MACHINES)}")
+    module, known = MACHINES[name], FLAT.get(name, {})
+    task, dt = _task(name, module, dt)
+    step = {"dt": dt} if "dt" in inspect.signature(module.system).parameters else {}
+    system = module.system(**step, **_changes(name, module, {**known, **truth}, "truth"))
+    held = {**known, **hold}
+    if held and not hasattr(module, "program_with"):
+        raise ValueError(f"--hold: the program of {name} has no parameters that can be held.")
+    program = {"program": module.program_with(**held)} if held else {}
+    dynamics = module.dynamics(**program, **step)
+    if measurement_noise is None and not (np.any(system.transition.noise) or np.any(system.measurement_sd)):
+        measurement_noise = NOISE
+    if measurement_noise is not None:
+        sd = jnp.full(len(dynamics.state), measurement_noise)
+        system = eqx.tree_at(lambda s: s.measurement_sd, system, sd)
+    if actuator is not None:
+        system = system.with_actuator(**actuator)
+    true, believed = _values(system.transition.dynamics, system.transition.sites), _values(dynamics, {})
+    field = inspect.signature(getattr(module, "field", lambda: None)).parameters
+    usual = {k: p.default for k, p in field.items() if isinstance(p.default, float)} | held
+    wrong = {
+        k: (v, usual[k])
+        for k, v in true.items()
+        if k not in believed and k in usual and not np.isclose(v, usual[k], rtol=1e-6, atol=0.0)
+    }
+    return Machine(name, task, dynamics, system, {k: v for k, v in true.items() if k in believed}, wrong)
+
+
+def _task(name: str, module: ModuleType, dt: float | None) -> tuple[pp.Task, float]:
+    """The task, and its control step in s."""
+    task = next(getattr(module, task) for task in TASKS if hasattr(module, task))
+    if isinstance(task, pp.Task):
+        own = module.dynamics().dt
+        if dt is not None and dt != own:
+            raise ValueError(f"--dt: the task of {name} is in steps of {own:g} s; got {dt:g}.")
+        return task, own
+    step = float(inspect.signature(task).parameters["dt"].default if dt is None else dt)
+    if not 0 < step < 1:
+        raise ValueError(f"--dt must be seconds, more than 0 and less than 1; got {step:g}.")
+    return task(step), step
+
+
+def _changes(name: str, module: ModuleType, changes: Mapping[str, float], option: str) -> Mapping[str, float]:
+    """The same, none of which is an argument of `system` that is no parameter of the machine."""
+    takes = inspect.signature(module.system).parameters
+    if changes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        raise ValueError(f"--{option}: {name} has no parameters that can be changed.")
+    for key in changes:
+        if key in ("dt", "noise", "measurement_sd", "initial_sd"):
+            raise unknown("parameter", key, inspect.signature(module.field).parameters, name)
+    return changes
+
+
+def _values(dynamics: pp.Dynamics, sites: Mapping[str, Any]) -> dict[str, float]:
+    """{site or derived quantity: value} of a program at some site values; others are drawn."""
+    program = handlers.substitute(handlers.seed(dynamics.program, jax.random.key(0)), dict(sites))
+    trace = handlers.trace(program).get_trace()
+    return {k: float(site["value"]) for k, site in trace.items() if np.size(site.get("value", ())) == 1}
+
+
+def animate(machine: str, path: Path, episode: pp.Episode, dynamics: pp.Dynamics, title: str) -> bool:
+    """Writes the moving picture of an episode, unless nobody has drawn this machine; whether it did."""
+    if machine not in ANIMATIONS:
+        return False
+    steps = int(np.asarray(episode.valid).sum())
+    states, actions = np.asarray(episode.states)[: steps + 1], np.asarray(episode.actions)[:steps]
+    ANIMATIONS[machine](path, states, actions, dynamics, title=title)
+    return True

@@ -1,0 +1,76 @@
+"""What the demo does with every machine: learn it by acting, beside an agent that knows it and one that does not."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import physppl as pp
+from physppl import loop_plots, plots
+from physppl.cli.acting import Machine, animate
+from physppl.cli.console import say, timed
+from physppl.episodes import judged
+from physppl.inference import Laplace
+from physppl.loops import HEAD
+from physppl.planning import Planner, RandomPolicy
+from physppl.summary import summarise
+
+BASELINES = 3  # episodes of the oracle and of random actions
+FILES = {
+    "swing_up.nc": "posterior after the last episode",
+    "swing_up_parameters.png": "its parameters, posterior over prior, with the true values",
+    "returns.png": "return per episode",
+    "swing_up.gif": "the last episode",
+}
+
+
+class Learning(NamedTuple):
+    """A machine that the demo masters.
+
+    Attributes:
+        opening: what is told of it, in lines.
+        figure: (key, run, system, an episode of the oracle) -> one more figure.
+        figure_name: its file.
+    """
+
+    machine: Machine
+    opening: Sequence[str]
+    planner: Planner
+    figure: Callable[..., Any]
+    figure_name: str
+
+
+def learn(key, number: int, learning: Learning, episodes: int, out: Path) -> pp.Run:
+    """Swing up by posterior sampling, print the table, save the figures and the animation."""
+    (name, task, dynamics, system, truth, _), planner = learning.machine, learning.planner
+    say(f"{number}. " + "\n   ".join(learning.opening))
+    run_key, oracle_key, random_key, plot_key, draw_key = jax.random.split(key, 5)
+    say(f"\n{HEAD}")
+    with timed("learned, and acted: oracle and random"):
+        run = pp.psrl(run_key, system, task, dynamics, Laplace(), planner, episodes, report=say, progress=False)
+        oracle, random = (
+            [pp.episode(k, system, task, who, system.transition) for k in jax.random.split(acting_key, BASELINES)]
+            for acting_key, who in ((oracle_key, planner), (random_key, RandomPolicy()))
+        )
+        say(f"{_mean('oracle', task, oracle)}\n{_mean('random', task, random)}\n")
+    say(f"\n{summarise(draw_key, run.posterior, truth=truth)}\n")
+    say("   Where a program lacks a friction, the parameters it has make up for it: compare truth and 'in 90 %'.")
+    with timed(f"drawn: swing_up_parameters.png, returns.png, {learning.figure_name}, swing_up.gif"):
+        plots.parameters(run.posterior, truth).savefig(out / "swing_up_parameters.png")
+        figure = loop_plots.returns(run, oracle=[e.returns for e in oracle], random=[e.returns for e in random])
+        figure.savefig(out / "returns.png")
+        learning.figure(plot_key, run, system, oracle[0]).savefig(out / learning.figure_name)
+        last = jax.tree.map(lambda x: x[-1], run.episodes)
+        animate(name, out / "swing_up.gif", last, dynamics, f"episode {episodes}")
+    return run
+
+
+def _mean(name: str, task: pp.Task, episodes: list[pp.Episode]) -> str:
+    """A row under the loop's own: mean and best return, and how many episodes were solved."""
+    values = [float(e.returns) for e in episodes]
+    solved = judged(task, jax.tree.map(lambda *xs: jnp.stack(xs), *episodes))
+    count = "-" if solved is None else f"{int(solved.sum())}/{len(solved)}"
+    return f"{name:>7s}{np.mean(values):10.2f}{max(values):10.2f}{count:>8s}{'-':>8s}{'-':>9s}{'-':>9s}{'-':>21s}"

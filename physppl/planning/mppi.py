@@ -1,0 +1,98 @@
+"""Model predictive path integral control: candidates averaged by their value."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl.planning.planner import Objective, Planner, bounds, evaluate, shifted
+from physppl.planning.proposals import Coloured, Proposal, draw
+from physppl.spaces import ActionSpace
+
+
+class PlanState(NamedTuple):
+    mean: Float[Array, "H A"]
+    low: Float[Array, " A"]
+    high: Float[Array, " A"]
+
+
+class MPPI(Planner):
+    """Information-theoretic MPC (G. Williams et al., ICRA 2017): the plan is the mean of candidates around the last
+    plan, shifted, each weighted by exp(value / temperature).
+
+    The temperature is relative to how far the best candidate stands above the median one: a reward in other units,
+    or with a constant added, leaves the plans as they are, and a few disastrous candidates do not move it. The
+    published control cost is left to the objective. A mean that itself diverges gives way to the best candidate.
+
+    Attributes:
+        horizon: steps ahead.
+        population: candidates of an iteration.
+        iterations: means of a control step, each around the one before.
+        temperature: in units of best minus median value; small follows the best, large averages all.
+        proposal: how perturbations look in time; `White()` as published.
+        spread: their sd, in units of half the action range.
+    """
+
+    horizon: int = eqx.field(default=30, static=True)
+    population: int = eqx.field(default=200, static=True)
+    iterations: int = eqx.field(default=3, static=True)
+    temperature: float = eqx.field(default=0.1, static=True)
+    proposal: Proposal = Coloured(2.0)
+    spread: float = eqx.field(default=0.5, static=True)
+
+    def __check_init__(self):
+        if self.horizon < 1 or self.population < 2 or self.iterations < 1:
+            raise ValueError(
+                "MPPI needs horizon >= 1, population >= 2, iterations >= 1; "
+                f"got {self.horizon}, {self.population}, {self.iterations}."
+            )
+        if not (self.temperature > 0 and self.spread > 0):
+            raise ValueError(f"MPPI needs temperature > 0 and spread > 0; got {self.temperature}, {self.spread}.")
+        self.proposal.matrix(self.horizon)  # refuses a horizon that does not suit it
+
+    @property
+    def evaluations(self) -> int:
+        """(population x iterations + 1) x horizon: the mean is valued too."""
+        return (self.population * self.iterations + 1) * self.horizon
+
+    def init(self, action: ActionSpace) -> PlanState:
+        low, high = bounds(action)
+        return PlanState(jnp.broadcast_to((low + high) / 2, (self.horizon, len(action))), low, high)
+
+    def plan(self, key: PRNGKeyArray, transitions, objective: Objective, state, plan_state: PlanState):
+        low, high = plan_state.low, plan_state.high
+        sd = (self.spread * (high - low) / 2)[:, None]
+
+        def iteration(carry, key):
+            mean, best, best_value = carry
+            noise = draw(key, self.proposal, (*mean.shape, self.population), mean.dtype)
+            candidates = jnp.clip(mean[..., None] + sd * noise, low[:, None], high[:, None])
+            values = evaluate(transitions, objective, state, candidates)
+            winner = jnp.argmax(values)
+            best = jnp.where(values[winner] > best_value, candidates[..., winner], best)
+            step = jnp.sum(weights(values, self.temperature) * (candidates - mean[..., None]), axis=-1)
+            mean = jnp.clip(mean + step, low, high)
+            return (mean, best, jnp.maximum(values[winner], best_value)), jnp.mean(values == -jnp.inf)
+
+        start = (plan_state.mean, plan_state.mean, jnp.asarray(-jnp.inf, state.dtype))
+        (mean, best, best_value), failed = jax.lax.scan(iteration, start, jax.random.split(key, self.iterations))
+        value = evaluate(transitions, objective, state, mean[..., None])[0]
+        whole = jnp.isfinite(value)
+        mean, value = jnp.where(whole, mean, best), jnp.where(whole, value, best_value)
+        return mean, plan_state._replace(mean=shifted(mean)), {"value": value, "failed": jnp.mean(failed)}
+
+
+def weights(values: Float[Array, " N"], temperature: float) -> Float[Array, " N"]:
+    """exp((value - best) / (temperature (best - median))) as shares of one; -inf weighs nothing.
+
+    The median is of the finite values. All weights are zero where no value is finite.
+    """
+    finite = jnp.isfinite(values)
+    best = jnp.max(values)
+    gap = best - jnp.nanmedian(jnp.where(finite, values, jnp.nan))
+    scale = jnp.maximum(temperature * gap, jnp.finfo(values.dtype).tiny)  # equal values weigh the same
+    shares = jnp.where(finite, jnp.exp((values - best) / scale), 0.0)
+    return shares / jnp.maximum(jnp.sum(shares), 1.0)  # the best one's share is 1, where there is one
