@@ -1,9 +1,7 @@
 """Hamiltonian Monte Carlo: BlackJAX NUTS, warm-up and all chains in one compiled program."""
 
 from collections.abc import Callable
-from typing import Any
 
-import blackjax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,6 +14,8 @@ from physppl.errors import Status
 from physppl.inference.curvature import local
 from physppl.inference.draws import DrawsPosterior
 from physppl.inference.mode import find
+from physppl.inference.nuts import Engine, Plan, blackjax_nuts
+from physppl.parallel import spread
 from physppl.virtual import VirtualSpace
 
 R_HAT = 1.1  # above it the chains tell different stories; ArviZ's rank version tells more, draw by draw
@@ -35,13 +35,16 @@ class HMC(Backend[DrawsPosterior]):
         chains: run side by side.
         target_acceptance: of the step-size adaptation.
         dense: adapt a dense metric; choose False beyond a few hundred latent dimensions.
+        engine: `blackjax_nuts`, or `numpyro_nuts` of `physppl.inference.nuts`: the same density and start, another
+            implementation of the sampler and of its warm-up.
     """
 
     draws: int = eqx.field(default=1000, static=True)
-    warmup: int = eqx.field(default=500, static=True)
+    warmup: int = eqx.field(default=300, static=True)
     chains: int = eqx.field(default=4, static=True)
     target_acceptance: float = eqx.field(default=0.8, static=True)
     dense: bool = eqx.field(default=True, static=True)
+    engine: Engine = eqx.field(default=blackjax_nuts, static=True)
 
     def __check_init__(self):
         if self.draws < 4 or self.warmup < 1 or self.chains < 1:
@@ -58,50 +61,29 @@ class HMC(Backend[DrawsPosterior]):
 
         start_key, chain_key = jax.random.split(key)
         centres, factors = _starts(start_key, space, model, data, self.chains)
-        run = lambda key, centre, factor: self._chain(key, centre, factor, log_joint)  # noqa: E731
-        points, stats = jax.vmap(run)(jax.random.split(chain_key, self.chains), centres, factors)
+        plan = Plan(self.draws, self.warmup, self.target_acceptance, self.dense)
+
+        def chain(key, centre, factor):
+            """One chain in coordinates in which its start's Laplace belief is a standard normal."""
+
+            def density(x):
+                # A gradient so steep that the momentum overflows would pass for an energy of minus infinity: a step is
+                # then accepted that never should be. Beyond any density of interest it is zero, and so is its gradient.
+                value = log_joint(centre + factor.T @ x)
+                return jnp.where(value > -1e30, value, -jnp.inf)
+
+            start_key, key = jax.random.split(key)
+            start = jax.random.normal(start_key, centre.shape, centre.dtype)
+            start = jnp.where(jnp.isfinite(density(start)), start, 0.0)
+            positions, stats = self.engine(key, density, start, plan)
+            return centre + positions @ factor, stats
+
+        points, stats = spread(chain, jax.random.split(chain_key, self.chains), centres, factors)
         divergent = jnp.mean(stats["diverging"]) > 0.01
         status = jnp.where(divergent, Status.DIVERGENCES, Status.OK)
         status = jnp.where(jnp.max(split_r_hat(points)) > R_HAT, Status.NOT_MIXED, status)
         status = jnp.where(jnp.all(jnp.isfinite(stats["lp"])), status, Status.NONFINITE)
         return DrawsPosterior(model, data, space, points, stats, status, "HMC")
-
-    def _chain(self, key, centre, factor, log_joint):
-        """One chain in coordinates in which its start's Laplace belief is a standard normal."""
-        start_key, warm_key, key = jax.random.split(key, 3)
-
-        def density(x):
-            # A gradient so steep that the momentum overflows would pass for an energy of minus infinity: a step is
-            # then accepted that never should be. Beyond any density of interest it is zero, and so is its gradient.
-            value = log_joint(centre + factor.T @ x)
-            return jnp.where(value > -1e30, value, -jnp.inf)
-
-        start = jax.random.normal(start_key, centre.shape, centre.dtype)
-        start = jnp.where(jnp.isfinite(density(start)), start, 0.0)
-        nuts: Any = blackjax.nuts  # typed by BlackJAX as its widest protocol
-        adaptation: Any = blackjax.window_adaptation(
-            nuts,
-            density,
-            is_mass_matrix_diagonal=not self.dense,
-            target_acceptance_rate=self.target_acceptance,
-        )
-        (state, parameters), _ = adaptation.run(warm_key, start, num_steps=self.warmup)
-        kernel = nuts(density, **parameters)
-
-        def body(state, key):
-            state, info = kernel.step(key, state)
-            stats = {
-                "lp": state.logdensity,
-                "diverging": info.is_divergent,
-                "acceptance_rate": info.acceptance_rate,
-                "n_steps": info.num_integration_steps,
-                "energy": info.energy,
-            }
-            return state, (centre + factor.T @ state.position, stats)
-
-        _, (points, stats) = jax.lax.scan(body, state, jax.random.split(key, self.draws))
-        stats["step_size"] = jnp.full(self.draws, parameters["step_size"])
-        return points, stats
 
 
 def split_r_hat(points: Float[Array, "C S P"]) -> Float[Array, " P"]:

@@ -117,6 +117,10 @@ class Trajectories(eqx.Module):
         """The same without readings, for `numpyro.infer.Predictive`."""
         return self._with(None)
 
+    def with_outcomes(self, observations) -> "Trajectories":
+        """The same inputs with these readings (..., N, d)."""
+        return self._with(observations)
+
     def pad(self, length: int, step: float = 1.0) -> "Trajectories":
         """Padded to `length` samples; padding repeats the last input, goes on in time and is not valid.
 

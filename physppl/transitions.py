@@ -90,6 +90,10 @@ class Transitions(eqx.Module):
         """The same rows without outcomes, for `numpyro.infer.Predictive`."""
         return Transitions(self.states, self.actions, valid=self.valid, times=self.times)
 
+    def with_outcomes(self, next_states) -> "Transitions":
+        """The same inputs with these next states (..., N, D)."""
+        return Transitions(self.states, self.actions, next_states, valid=self.valid, times=self.times)
+
     def pad(self, length: int) -> "Transitions":
         """Padded to `length` rows; padding repeats the last row and is not valid.
 
