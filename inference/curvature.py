@@ -16,6 +16,7 @@ from jax import Array
 from jax.scipy.special import polygamma
 from jaxtyping import Float
 
+from physppl import linear
 from physppl.dynamics import Dynamics
 from physppl.noise import FLOOR, PROCESS
 from physppl.sensing import GAIN, MEASUREMENT, OFFSETS, SITES, TIMING
@@ -40,11 +41,26 @@ def local(space: VirtualSpace, model: Callable, data, z: Float[Array, " P"]) -> 
     _, hessian = jax.vmap(push)(jnp.eye(len(z), dtype=z.dtype))
     total = Local(rest, slope, -hessian)
     for site, *jacobians in _observed(space, model, data, z):
-        total = jax.tree.map(jnp.add, total, _gaussian(site, *jacobians))
-    if isinstance(model, Dynamics):
-        part = _recordings if isinstance(data, Trajectories) else _rows
-        total = jax.tree.map(jnp.add, total, part(space, model, data, z))
-    return total
+        total = added(total, _gaussian(site, *jacobians))
+    return added(total, likelihood(space, model, data, z)) if isinstance(model, Dynamics) else total
+
+
+def likelihood(space: VirtualSpace, model: Dynamics, data, z: Float[Array, " P"]) -> Local:
+    """Of the data alone: the outcomes that a Dynamics observes, without what its program says."""
+    return (_recordings if isinstance(data, Trajectories) else _rows)(space, model, data, z)
+
+
+def believed(mode: Float[Array, " P"], factor: Float[Array, "P P"], z: Float[Array, " P"]) -> Local:
+    """A belief N(mode, W' W), W the inverse factor of its precision, in the place of the prior."""
+    lower = linear.lower_inverse(factor)
+    white = lower.T @ (z - mode)
+    log_density = -0.5 * (white @ white + len(z) * jnp.log(2 * jnp.pi)) + jnp.sum(jnp.log(jnp.diagonal(lower)))
+    return Local(log_density, -lower @ white, lower @ lower.T)
+
+
+def added(one: Local, other: Local) -> Local:
+    """The product of two densities."""
+    return Local(*(a + b for a, b in zip(one, other, strict=True)))
 
 
 def _gaussian(site: Gaussian, of_mean: Float[Array, "*N P"], of_scale: Float[Array, "*S P"], of_df=None) -> Local:

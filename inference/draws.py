@@ -2,15 +2,21 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
+from numpyro import handlers
 
-from physppl.errors import Status
+from physppl.backend import prepared
+from physppl.dynamics import Dynamics
+from physppl.errors import Status, closest
 from physppl.inference.curvature import scatter
 from physppl.posterior import Posterior
 from physppl.transition import Transition
-from physppl.virtual import VirtualSpace
+from physppl.virtual import VirtualSpace, latent_part
 
+# {NumPyro's name of a per-draw diagnostic: ArviZ's}
+STATS = {"diverging": "diverging", "num_steps": "n_steps", "accept_prob": "acceptance_rate", "energy": "energy"}
 BASIS_DRAWS = 256  # draws from which mean and factor of the belief's functions are built
 
 
@@ -73,3 +79,82 @@ class DrawsPosterior(Posterior):
     def _noise(self) -> Array:
         noise = jax.vmap(lambda z: self._transition(z).noise)(self._thinned())
         return jnp.sqrt(jnp.mean(noise**2, axis=0))
+
+
+def from_numpyro(mcmc, model=None, data=None) -> DrawsPosterior:
+    """The belief of a run of NumPyro's `MCMC`: as if a backend had returned it.
+
+    Args:
+        mcmc: after `mcmc.run(key, data)`. Its `extra_fields`, such as "num_steps" and "energy", become sample_stats.
+        model: a Dynamics whose sites have the names and units of the run's; by default the model that was run. Sites
+            that the run has besides are integrated out.
+        data: Transitions or Trajectories; by default what the run was given, where that was one object.
+
+    Raises:
+        TypeError: for anything but an `MCMC`.
+        ValueError: for one that has not run; for draws that do not fit the model's sites; where `data` are missing.
+        KeyError: for sites of the model that the run has not, with close matches.
+    """
+    if not hasattr(mcmc, "get_samples") or not hasattr(mcmc, "sampler"):
+        raise TypeError(f"from_numpyro takes a numpyro.infer.MCMC that has run; got {type(mcmc).__name__}.")
+    if mcmc.last_state is None:
+        raise ValueError("from_numpyro: this MCMC has no draws yet; call mcmc.run(key, data) first.")
+    if model is None:
+        model = getattr(mcmc.sampler, "model", None)
+        if model is None:
+            raise ValueError("from_numpyro: the sampler was built from a potential_fn; pass the model it samples.")
+    if data is None:
+        given = getattr(mcmc, "_args", ())
+        if len(given) != 1:
+            raise ValueError(f"from_numpyro: the run had {len(given)} arguments; pass the data= that the model takes.")
+        data = given[0]
+    if isinstance(model, Dynamics):
+        data = prepared(model, data)
+    samples = mcmc.get_samples(group_by_chain=True)
+    with jax.enable_x64(True):
+        double = lambda x: jnp.asarray(x, float) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.asarray(x)  # noqa: E731
+        samples, data = jax.tree.map(double, (dict(samples), data))
+        space = VirtualSpace.of(model, data)
+        points = _unconstrained(space, model, data, samples)
+        found = mcmc.get_extra_fields(group_by_chain=True)
+        stats = {ours: jnp.asarray(found[name]) for name, ours in STATS.items() if name in found}
+        if "potential_energy" in found:
+            stats["lp"] = -jnp.asarray(found["potential_energy"], float)
+        diverging = jnp.mean(stats["diverging"]) if "diverging" in stats else 0.0
+        status = jnp.where(diverging > 0.01, Status.DIVERGENCES, Status.OK)
+        return DrawsPosterior(model, data, space, points, stats, status, f"NumPyro {type(mcmc.sampler).__name__}")
+
+
+def _unconstrained(space: VirtualSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
+    """Draws of the model's sites as points of its virtual space."""
+    if missing := [name for name in space.names if name not in samples]:
+        raise KeyError(
+            f"from_numpyro: the run has no draws of {', '.join(map(repr, missing))}.{closest(missing[0], samples)}"
+        )
+    model, *args = latent_part(model, data)
+    samples = {name: samples[name] for name in space.names}
+
+    def point(sites):
+        return space.unconstrain(handlers.trace(handlers.substitute(model, sites)).get_trace(*args))
+
+    shapes = jax.eval_shape(lambda k: _values(handlers.seed(model, k), args, space.names), jax.random.key(0))
+    for name, values in samples.items():
+        if values.shape[2:] != shapes[name].shape:
+            raise ValueError(
+                f"from_numpyro: {name!r} has shape {shapes[name].shape} in the model; a draw of the run has "
+                f"{values.shape[2:]}."
+            )
+    points = jax.jit(jax.vmap(jax.vmap(point)))(samples)
+    if not np.isfinite(points).all():
+        wrong = space.where(lambda name: True) & ~np.isfinite(points).all(axis=(0, 1))
+        names = [name for name in space.names if np.any(wrong & space.where(name.__eq__))]
+        raise ValueError(
+            f"from_numpyro: draws of {', '.join(names)} are not finite, or lie outside the support of the model's "
+            "priors."
+        )
+    return points
+
+
+def _values(model, args, names) -> dict[str, Array]:
+    trace = handlers.trace(model).get_trace(*args)
+    return {name: trace[name]["value"] for name in names}

@@ -7,6 +7,10 @@ from physppl.actuators import Actuator as Actuator
 from physppl.agent import Actor as Actor
 from physppl.backend import Backend as Backend
 from physppl.backend import fit as fit
+from physppl.calibration import Calibration as Calibration
+from physppl.calibration import calibrate as calibrate
+from physppl.compare import Comparison as Comparison
+from physppl.compare import compare as compare
 from physppl.diagnostics import Check as Check
 from physppl.diagnostics import check as check
 from physppl.dynamics import Dynamics as Dynamics
@@ -21,6 +25,7 @@ from physppl.integrate import RK4 as RK4
 from physppl.integrate import Step as Step
 from physppl.integrate import rollout as rollout
 from physppl.integrate import rollouts as rollouts
+from physppl.leave_out import leave_one_recording_out as leave_one_recording_out
 from physppl.loops import Run as Run
 from physppl.loops import psal as psal
 from physppl.loops import psrl as psrl
@@ -31,6 +36,7 @@ from physppl.objectives import Terminal as Terminal
 from physppl.posterior import Posterior as Posterior
 from physppl.residual import residual as residual
 from physppl.residual import step_residual as step_residual
+from physppl.saved import load as load
 from physppl.sites import physical as physical
 from physppl.spaces import ActionSpace as ActionSpace
 from physppl.spaces import Angle as Angle

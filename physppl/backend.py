@@ -16,7 +16,7 @@ from numpyro import handlers
 
 from physppl.dynamics import Dynamics
 from physppl.errors import FitError, PhyspplWarning, Status, check_key, log
-from physppl.posterior import Posterior
+from physppl.posterior import Posterior, Timing
 from physppl.progress import compile_clock
 from physppl.trajectories import Trajectories, fine_bucket
 from physppl.transitions import Transitions, bucket
@@ -41,16 +41,34 @@ class Backend(eqx.Module, Generic[P]):
             raise TypeError("prior needs a Dynamics; of another model, fit data whose rows are all valid=False.")
         return fit(key, model, empty(model), self)
 
-    def update(self, key: PRNGKeyArray, posterior: Posterior, data: Transitions) -> P:
-        """The belief after more data: a refit on the union."""
-        known = posterior.data
-        if isinstance(known, Trajectories):
-            if not isinstance(data, Trajectories):
-                raise TypeError(f"update: the belief is about Trajectories; got {type(data).__name__}.")
-            return fit(key, posterior.model, Trajectories.stack([known.rows(), data.rows()]), self)
+    def update(self, key: PRNGKeyArray, posterior: Posterior, data: Transitions | Trajectories) -> P:
+        """The belief after more data: a refit on the union.
+
+        Raises:
+            TypeError: for data of another kind than the belief's, naming both.
+        """
+        return fit(key, posterior.model, union(posterior.data, data), self)
+
+
+def union(known, data) -> Transitions | Trajectories:
+    """What a belief knows and new data of the same kind, as one.
+
+    Raises:
+        TypeError: for data of another kind, naming both.
+    """
+    known = jax.tree.map(np.asarray, known)  # which picks and joins rows without compiling
+    if isinstance(known, Trajectories) and isinstance(data, Trajectories):
+        return Trajectories.stack([known.rows(), data.rows()])
+    if isinstance(known, Transitions) and isinstance(data, Transitions):
         if not known.batch_shape:  # padding of a fleet stays, so that its machines keep one length
-            known = known[np.flatnonzero(np.asarray(known.valid))]
-        return fit(key, posterior.model, Transitions.concatenate([known, data]), self)
+            known = known[np.flatnonzero(known.valid)]
+        return Transitions.concatenate([known, data])
+    if isinstance(known, Transitions | Trajectories):
+        raise TypeError(f"update: the belief is about {type(known).__name__}; got {type(data).__name__}.")
+    raise TypeError(
+        f"update joins Transitions or Trajectories; the belief is about {type(known).__name__}. Fit all data at once: "
+        "fit(key, posterior.model, data, backend)."
+    )
 
 
 def empty(dynamics: Dynamics) -> Transitions:
@@ -89,28 +107,15 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
     if not callable(model) or isinstance(data, Dynamics):
         got = f"{type(model).__name__}, {type(data).__name__}"
         raise TypeError(f"fit(key, model, data, backend): model must be a Dynamics or a NumPyro model; got {got}.")
-    if isinstance(model, Dynamics) and isinstance(data, Trajectories):
-        model.check(data)
-        if data.observations is None:
-            raise ValueError("fit needs observations; got inputs alone.")
-        if not np.any(data.valid):
-            log.warning("fit: no readings: the prior")
-        data = data.rows().pad(fine_bucket(len(data)), model.dt)
-    elif isinstance(model, Dynamics):
-        model.check(data)
-        if data.next_states is None:
-            raise ValueError("fit needs next_states; got inputs alone.")
-        if data.batch_shape:
-            raise ValueError(
-                f"fit: data of a fleet {data.batch_shape} need a model with a plate around dynamics(data); "
-                "pass that model."
-            )
-        if len(data) == 0:
+    if isinstance(model, Dynamics):
+        given, data = data, prepared(model, data)
+        if isinstance(given, Trajectories):
+            if not np.any(given.valid):
+                log.warning("fit: no readings: the prior")
+        elif len(given) == 0:
             log.warning("fit: no transitions: the prior")  # rows of which none counts ask for the prior on purpose
-            data = empty(model)
-        if int(np.sum(data.valid)) == 1:
+        elif int(np.sum(given.valid)) == 1:
             log.warning("fit: one transition: mostly the prior")
-        data = data.pad(bucket(len(data)))
     else:  # traced once with the data at hand, so that a Dynamics inside checks them and names row and coordinate
         jax.eval_shape(lambda k: (handlers.seed(model, k)(data), jnp.zeros(()))[1], key)
     start = time.perf_counter()
@@ -120,7 +125,24 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
     if seconds > 2.0:
         log.info("%s: %.1f s, of it %.1f s compiling", type(backend).__name__, seconds, clock.seconds)
     judge(posterior, type(backend).__name__)
+    object.__setattr__(posterior, "_timing", Timing(seconds, clock.seconds))
     return posterior
+
+
+def prepared(model: Dynamics, data: Transitions | Trajectories) -> Transitions | Trajectories:
+    """Data as a fit takes them: checked, and padded so that growing data rarely compile anew."""
+    model.check(data)
+    if isinstance(data, Trajectories):
+        if data.observations is None:
+            raise ValueError("fit needs observations; got inputs alone.")
+        return data.rows().pad(fine_bucket(len(data)), model.dt)
+    if data.next_states is None:
+        raise ValueError("fit needs next_states; got inputs alone.")
+    if data.batch_shape:
+        raise ValueError(
+            f"fit: data of a fleet {data.batch_shape} need a model with a plate around dynamics(data); pass that model."
+        )
+    return (data if len(data) else empty(model)).pad(bucket(len(data)))
 
 
 def judge(posterior: Posterior, who: str) -> None:

@@ -1,9 +1,12 @@
 """Episodes on disk, each written whole or not at all, so that a loop killed at any moment goes on where it was."""
 
+import contextlib
+import glob
 import hashlib
 import io
 import json
 import os
+import time
 import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +23,7 @@ except ImportError:  # no such locks on Windows: two loops in one folder are the
     fcntl = None
 
 FORMAT = 1
+STALE = 3600.0  # s after which a draft is nobody's
 FIELDS = ("states", "actions", "rewards", "valid", "terminated", "failed")
 
 
@@ -131,9 +135,17 @@ class Checkpoints:
 
 def write(path: Path, content: bytes) -> None:
     """The file with this content, or the one that was there: never a part of it, whenever the process dies."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.draft"):  # by a process that was killed
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE:
+                left.unlink()
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        with open(draft, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

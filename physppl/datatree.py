@@ -23,14 +23,13 @@ def datatree(key, posterior, draws: int):
     with jax.enable_x64(True):
         samples = posterior.samples(draw_key, draws, group_by_chain=True)
         flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in samples.items()}
-        chains = next(iter(samples.values())).shape[:2]
-        likelihood = jax.jit(lambda s: log_likelihood(posterior.model, s, posterior.data, parallel=True))(flat)
         prior = _prior(prior_key, posterior, list(flat), draws)
         observed = _observed(posterior)
+        likelihood = _pointwise(posterior, samples, observed)
     groups = {
         "posterior": samples,
         "prior": {k: v[None] for k, v in prior.items()},
-        "log_likelihood": {k: _rows(v, observed[k], 1).reshape(*chains, -1) for k, v in likelihood.items()},
+        "log_likelihood": likelihood,
         "observed_data": {k: _rows(site["value"], site, 0) for k, site in observed.items()},
     }
     if stats := posterior.sample_stats():
@@ -52,10 +51,25 @@ def datatree(key, posterior, draws: int):
         "model": str(posterior.model),
     }
     tree.attrs |= {"status": Status(int(posterior.status)).name} | posterior.facts()
+    if posterior.timing is not None:
+        tree.attrs |= {"fit_seconds": posterior.timing.seconds, "compile_seconds": posterior.timing.compiling}
     verdict = posterior.check(key)
     tree.attrs |= {"check": verdict.verdict, "check_reasons": "\n".join(map(str, verdict.reasons))}
     tree.attrs |= {f"check_{name}": value for name, value in verdict.figures.items()}
     return tree
+
+
+def pointwise(posterior, samples) -> dict[str, np.ndarray]:
+    """{observed site: log likelihoods (chains, draws, rows that count)} at samples that are grouped by chain."""
+    with jax.enable_x64(True):
+        return _pointwise(posterior, samples, _observed(posterior))
+
+
+def _pointwise(posterior, samples, observed) -> dict[str, np.ndarray]:
+    chains = next(iter(samples.values())).shape[:2]
+    flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in samples.items()}
+    values = jax.jit(lambda s: log_likelihood(posterior.model, s, posterior.data, parallel=True))(flat)
+    return {k: _rows(v, observed[k], 1).reshape(*chains, -1) for k, v in values.items()}
 
 
 def site_units(posterior) -> dict[str, str]:

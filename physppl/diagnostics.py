@@ -117,7 +117,10 @@ def _mode(posterior) -> tuple[list[Reason], Figures]:
     if not distance <= GRADIENT:
         finding = f"the search ended {distance:.2g} posterior sds from the mode"
         verdict = DOUBTFUL if distance < 1 else UNUSABLE
-        reasons.append(Reason(verdict, finding, "raise `steps` or `starts` of the backend"))
+        remedy = "raise `steps` or `starts` of the backend"
+        if getattr(posterior, "decrement", 1.0) <= GRADIENT**2:  # its search converged, on new data alone
+            remedy = "fit all of `posterior.data` at once, or update without `recursive`"
+        reasons.append(Reason(verdict, finding, remedy))
     elif len(z) <= DIMENSIONS and not getattr(posterior, "linearised", False):
         noise = jax.random.normal(jax.random.key(0), (WEIGHED, len(z)), z.dtype)
         logs = log_joint(posterior.space, posterior.model, posterior.data, z + noise @ factor)

@@ -8,8 +8,12 @@ from jaxtyping import Float
 
 def inverse_factor(precision: Float[Array, "P P"]) -> Float[Array, "P P"]:
     """W with covariance = W' W: the inverse of the precision's Cholesky factor; NaN where not positive definite."""
-    lower = jnp.linalg.cholesky(precision)
-    return solve_triangular(lower, jnp.eye(len(precision), dtype=precision.dtype), lower=True)
+    return lower_inverse(jnp.linalg.cholesky(precision))
+
+
+def lower_inverse(lower: Float[Array, "P P"]) -> Float[Array, "P P"]:
+    """The inverse of a lower triangular matrix."""
+    return solve_triangular(lower, jnp.eye(len(lower), dtype=lower.dtype), lower=True)
 
 
 def log_evidence(log_joint: Float[Array, ""], factor: Float[Array, "P P"]) -> Float[Array, ""]:

@@ -102,7 +102,7 @@ def _densities(axis, entry: summary.Entry, row: dict) -> None:
         axis.axvline(row["truth"], color=ORANGE, lw=1.4, ls=(0, (4, 2)), zorder=3, label="truth")
     if logarithmic:
         axis.set_xscale("log")
-    axis.set(xlim=(low, high), yticks=[], xlabel=label(_words(entry.name), entry.unit), ylim=(0, 1.12))
+    axis.set(xlim=(low, high), yticks=[], xlabel=label(words(entry.name), entry.unit), ylim=(0, 1.12))
     axis.spines.left.set_visible(False)
     axis.set_title(_plus_minus(row["mean"], row["sd"]), fontsize=8.5, loc="right", pad=3, color=BLUE)
 
@@ -128,7 +128,7 @@ def _density(draws, low, high, limits):
     return points, density / density.max()
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
     """A site's name as a person reads it."""
     return name.replace("_", " ").replace("[", ", ").replace("]", "")
 

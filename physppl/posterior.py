@@ -1,7 +1,8 @@
 """The posterior predictive transition object: what every backend returns and every consumer takes."""
 
 from abc import abstractmethod
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,6 +21,16 @@ from physppl.transition import AbstractTransition, AverageTransition
 from physppl.virtual import VirtualSpace, latent_part
 
 MEAN_DRAWS, ENTROPY_DRAWS = 16, 4096  # where a belief has no closed form
+
+
+class Timing(NamedTuple):
+    """Seconds that a fit took, and how many of them went into compiling."""
+
+    seconds: float
+    compiling: float
+
+    def __str__(self) -> str:
+        return f"fitted in {self.seconds:.2f} s, {self.compiling:.2f} s of it compiling"
 
 
 class Posterior(eqx.Module):
@@ -158,6 +169,15 @@ class Posterior(eqx.Module):
 
         return summarise(jax.random.key(0) if key is None else key, self, truth=truth)
 
+    def save(self, path: str | Path) -> None:
+        """Writes the belief to one file, which `physppl.load(path, model)` reads; its program is not in it.
+
+        The file is written whole or not at all, holds every array bit by bit, and runs no code when it is read.
+        """
+        from physppl.saved import save  # it reads posteriors
+
+        save(path, self)
+
     def check(self, key: PRNGKeyArray | None = None):
         """One verdict on the fit, with its reasons and their remedies; print it."""
         from physppl.diagnostics import check  # it reads posteriors
@@ -176,9 +196,19 @@ class Posterior(eqx.Module):
             args = [jnp.asarray(a, float) if isinstance(a, float | list) else a for a in args]
             return function(self, *args, dtype)
 
+    @property
+    def timing(self) -> "Timing | None":
+        """How long `physppl.fit` took; None of a belief that did not come from it as it is.
+
+        It belongs to the object that `fit` returned, not to the belief: no leaf, and no part of the tree's structure,
+        so that equal fits stay equal and share compiled programs.
+        """
+        return self.__dict__.get("_timing")
+
     def __repr__(self) -> str:
         status = Status(int(self.status)).name if is_concrete(self.status) else "not known yet"
-        return f"{self.method} posterior of {self.model}; status {status}"
+        took = "" if self.timing is None else f"; {self.timing}"
+        return f"{self.method} posterior of {self.model}; status {status}{took}"
 
 
 def _compiled(function):

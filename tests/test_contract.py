@@ -292,6 +292,24 @@ def test_an_update_is_the_fit_of_all_data(backend):
 
 
 @parametrise
+def test_a_belief_survives_a_file_bit_by_bit(backend, tmp_path):
+    posterior = linear_fit(backend)
+    posterior.save(tmp_path / "belief")
+    again = pp.load(tmp_path / "belief", linear_dynamics())
+    assert jax.tree.structure(again) == jax.tree.structure(posterior) and again.timing == posterior.timing
+    for ours, saved in zip(jax.tree.leaves(again), jax.tree.leaves(posterior), strict=True):
+        assert type(ours) is type(saved) and ours.dtype == saved.dtype and np.array_equal(ours, saved)
+    for use in (
+        lambda p: p.draw(jax.random.key(1)).sites,
+        lambda p: p.basis(STATES, ACTIONS),
+        lambda p: p.samples(jax.random.key(1), 20),
+        lambda p: p.sample_stats(),
+    ):
+        pairs = zip(jax.tree.leaves(use(again)), jax.tree.leaves(use(posterior)), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+@parametrise
 @pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
 def test_results_have_the_callers_precision_and_the_belief_double(backend, double):
     posterior, expected = linear_fit(backend), np.float64 if double else np.float32

@@ -15,6 +15,9 @@ PAGES = [
     "docs/models.md",
     "docs/recordings.md",
     "docs/identify.md",
+    pytest.param("docs/comparing.md", marks=pytest.mark.science),  # NumPyro compiles for long
+    "docs/saving.md",
+    pytest.param("docs/calibration.md", marks=pytest.mark.science),  # two calibrations
     "docs/extending.md",
     "docs/gymnasium.md",
 ]

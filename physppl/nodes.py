@@ -1,0 +1,148 @@
+"""Values as JSON and bytes: the tree of a belief, without code.
+
+Numbers, text and None are themselves; all else is a list that begins with its kind. Arrays go by dtype, shape and where
+their bytes begin. Classes go by name, and are found among the imported equinox modules and NamedTuples alone.
+"""
+
+import dataclasses
+import importlib
+import math
+import sys
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from physppl.dynamics import Dynamics
+
+
+class Writer:
+    """Makes nodes of values. What equals `model` is written as a mark.
+
+    Attributes:
+        arrays: bytes of the arrays met so far.
+    """
+
+    def __init__(self, model: Any):
+        self.model, self.arrays, self.size = model, [], 0
+
+    def node(self, value: Any, name: str) -> Any:
+        """The node of a value; `name` says where it stands.
+
+        Raises:
+            TypeError: for what a file cannot hold.
+        """
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if value is self.model or (isinstance(self.model, Dynamics) and self.model == value):
+            return ["model"]
+        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return ["key", str(jax.random.key_impl(value)), self.node(jax.random.key_data(value), name)]
+        if isinstance(value, jax.Array | np.ndarray | np.generic):
+            return self._array(value, name)
+        kind: Any = type(value)
+        if kind in (tuple, list):
+            return [kind.__name__, [self.node(v, f"{name}[{i}]") for i, v in enumerate(value)]]
+        if kind is dict:
+            items = [[self.node(k, f"a key of {name}"), self.node(v, f"{name}[{k!r}]")] for k, v in value.items()]
+            return ["dict", items]
+        if isinstance(value, eqx.Module):
+            fields = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
+        elif isinstance(value, tuple) and hasattr(kind, "_fields"):
+            fields = kind._fields
+        else:
+            raise TypeError(
+                f"save: {name} is a {kind.__name__}, which a file cannot hold. It holds arrays, numbers, text, tuples, "
+                "lists, dictionaries, random keys, NamedTuples and equinox modules of these, and the model itself."
+            )
+        if _imported(kind.__module__, kind.__qualname__) is not kind:
+            raise TypeError(
+                f"save: {name} is a {kind.__qualname__}, which could not be found again: define the class at the top "
+                "level of a module."
+            )
+        parts = {field: self.node(getattr(value, field), f"{name}.{field}") for field in fields}
+        return ["object", kind.__module__, kind.__qualname__, parts]
+
+    def _array(self, value, name: str) -> list:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biufcV" or array.dtype.hasobject or array.dtype.names:
+            raise TypeError(f"save: {name} is an array of {array.dtype}; a file holds arrays of numbers.")
+        kind = "jax" if isinstance(value, jax.Array) else "array" if isinstance(value, np.ndarray) else "scalar"
+        content = array.astype(_little(array.dtype.name)).tobytes()
+        self.arrays.append(content)
+        self.size += len(content)
+        return [kind, array.dtype.name, list(array.shape), self.size - len(content)]
+
+
+class Reader:
+    """Makes values of nodes; `model` stands where one was marked, `where` begins its messages."""
+
+    def __init__(self, arrays: bytes, model: Any, where: str):
+        self.arrays, self.model, self.where = arrays, model, where
+
+    def value(self, node: Any) -> Any:
+        """The value of a node.
+
+        Raises:
+            ValueError: for a class that is not imported, or has other fields.
+        """
+        if not isinstance(node, list):
+            return node
+        kind, *rest = node
+        if kind == "model":
+            return self.model
+        if kind == "key":
+            return jax.random.wrap_key_data(self.value(rest[1]), impl=rest[0])
+        if kind in ("tuple", "list"):
+            values = [self.value(v) for v in rest[0]]
+            return tuple(values) if kind == "tuple" else values
+        if kind == "dict":
+            return {self.value(k): self.value(v) for k, v in rest[0]}
+        return self._object(*rest) if kind == "object" else self._array(kind, *rest)
+
+    def _array(self, kind: str, dtype: str, shape: list[int], start: int):
+        flat = np.frombuffer(self.arrays, _little(dtype), math.prod(shape), start)
+        array = flat.astype(np.dtype(dtype)).reshape(shape)
+        return {"jax": jnp.asarray, "array": np.asarray, "scalar": lambda x: x[()]}[kind](array)
+
+    def _object(self, module: str, name: str, parts: dict[str, Any]):
+        kind: Any = _imported(module, name)
+        if kind is None:
+            raise ValueError(
+                f"{self.where} holds a {module}.{name}, which is not imported. Import {module}, if you trust it, and "
+                "load again."
+            )
+        values = {field: self.value(node) for field, node in parts.items()}
+        fields = {f.name: f for f in dataclasses.fields(kind)} if issubclass(kind, eqx.Module) else kind._fields
+        if other := sorted(values.keys() - set(fields)):
+            raise ValueError(f"{self.where} was saved with another {name}: this one has no {', '.join(other)}.")
+        if not isinstance(fields, dict):
+            return tuple.__new__(cast(Any, kind), [values[field] for field in fields])
+        made = object.__new__(kind)
+        for field, declared in fields.items():
+            default = (
+                declared.default if declared.default_factory is dataclasses.MISSING else declared.default_factory()
+            )
+            if (value := values.get(field, default)) is dataclasses.MISSING:
+                raise ValueError(f"{self.where} was saved with another {name}: it knows no {field}.")
+            object.__setattr__(made, field, value)
+        return made
+
+
+def _little(dtype: str) -> np.dtype:
+    return np.dtype(dtype).newbyteorder("<")
+
+
+def _imported(module: str, name: str) -> Any:
+    """An equinox module or NamedTuple at the top level of a module that is imported; this library's backends always."""
+    if module.startswith("physppl.inference."):
+        importlib.import_module("physppl.inference")
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = vars(found).get(part) if hasattr(found, "__dict__") else None
+    known = isinstance(found, type) and (
+        issubclass(found, eqx.Module) or (issubclass(found, tuple) and hasattr(found, "_fields"))
+    )
+    return found if known else None
