@@ -3,6 +3,9 @@
 import gc
 import itertools
 import logging
+import os
+import shutil
+import tempfile
 
 import hypothesis
 import jax
@@ -12,6 +15,21 @@ import pytest
 matplotlib.use("Agg")
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("fixed")
+
+
+def pytest_configure(config):
+    """What several tests compile is compiled once: a folder for this run, shared by its workers and subprocesses.
+
+    Runs that measure times, where pytest-benchmark is loaded, compile everything themselves.
+    """
+    if config.pluginmanager.hasplugin("benchmark") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = tempfile.mkdtemp(prefix="physppl-compiled-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    settings = {"compilation_cache_dir": folder, "persistent_cache_min_compile_time_secs": 0}
+    for name, value in settings.items():
+        os.environ[f"JAX_{name.upper()}"] = str(value)
+        jax.config.update(f"jax_{name}", value)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 import physppl as pp
-from physppl.inference import HMC, Laplace
+from physppl.inference import HMC, DrawsPosterior, Laplace
 from physppl.planning import (
     ICEM,
     MPPI,
@@ -128,6 +128,14 @@ def recording(
 
         states = np.asarray(simulate(actions, jax.random.split(jax.random.key(seed), steps)))
     return pp.Transitions.from_trajectory(np.concatenate([x0[None], states]), actions)
+
+
+def drawn(posterior, chains: int = 4, draws: int = 400, seed: int = 0) -> DrawsPosterior:
+    """A Gaussian belief held as independent draws in virtual space, as a perfect sampler would hand it on."""
+    noise = np.random.default_rng(seed).normal(size=(chains, draws, len(posterior.mode)))
+    with jax.enable_x64(True):
+        points = jnp.asarray(np.asarray(posterior.mode) + noise @ np.asarray(posterior.factor))
+        return DrawsPosterior(posterior.model, posterior.data, posterior.space, points, {}, method="Drawn")
 
 
 def leaves(tree) -> list[np.ndarray]:

@@ -18,15 +18,13 @@ from physppl.models import cartpole, pendulum
 
 agreement = example("agreement")
 CASES = [
-    pytest.param(pendulum, 0, id="pendulum-0"),
-    pytest.param(pendulum, 1, id="pendulum-1", marks=pytest.mark.science),
-    pytest.param(pendulum, 2, id="pendulum-2", marks=pytest.mark.science),
-    pytest.param(cartpole, 0, id="cartpole-0", marks=pytest.mark.science),
-    pytest.param(cartpole, 1, id="cartpole-1", marks=pytest.mark.science),
-    pytest.param(cartpole, 2, id="cartpole-2", marks=pytest.mark.science),
+    pytest.param(model, seed, id=f"{name}-{seed}")
+    for name, model in (("pendulum", pendulum), ("cartpole", cartpole))
+    for seed in range(3)
 ]
 
 
+@pytest.mark.science
 @pytest.mark.parametrize("model, recording", CASES)
 def test_laplace_and_hmc_agree_with_plain_numpyro(model, recording):
     rows = agreement.compare(model, recording)

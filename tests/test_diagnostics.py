@@ -1,5 +1,6 @@
 """The check: a healthy fit is ok, and each planted defect is named with its remedy."""
 
+import functools
 import re
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from helpers import linear_data, linear_dynamics, recording
+from helpers import drawn, linear_data, linear_dynamics, recording
 from numpyro import handlers
 from test_identifiability import product, tank, tank_data
 
@@ -25,8 +26,10 @@ def found(check: pp.Check, text: str) -> diagnostics.Reason:
     return reason
 
 
-def fitted(rate, data=None, backend=None):
-    return pp.fit(jax.random.key(0), tank(rate), tank_data() if data is None else data, backend or Laplace(starts=2))
+@functools.cache
+def fitted(rate, gain=0.7, noise=0.05, linearised=False):
+    backend = Laplace(starts=2, linearised=linearised)
+    return pp.fit(jax.random.key(0), tank(rate), tank_data(gain=gain, noise=noise), backend)
 
 
 def gain():
@@ -34,8 +37,12 @@ def gain():
 
 
 @pytest.fixture(scope="module")
-def healthy():
-    data = recording(pendulum.dynamics(), TRUTH, steps=300, noise=0.005)
+def data():
+    return recording(pendulum.dynamics(), TRUTH, steps=300, noise=0.005)
+
+
+@pytest.fixture(scope="module")
+def healthy(data):
     return pp.fit(jax.random.key(0), pendulum.dynamics(), data, Laplace())
 
 
@@ -58,8 +65,7 @@ def test_a_healthy_sampler_is_ok():
     assert check.figures["solver_shift_sds"] == 0.0  # a Step has no solver
 
 
-def test_an_early_stop_is_a_distance_to_the_mode():
-    data = recording(pendulum.dynamics(), TRUTH, steps=100, noise=0.005)
+def test_an_early_stop_is_a_distance_to_the_mode(data):
     with pytest.warns(pp.PhyspplWarning, match="not converged"):
         posterior = pp.fit(jax.random.key(0), pendulum.dynamics(), data, Laplace(starts=1, steps=4))
     check = pp.check(posterior)
@@ -82,6 +88,29 @@ def stiff_fit(dt: float, noise: float, substeps: int):
     data = recording(pendulum.dynamics(stiff, dt=dt, substeps=64), STIFF, steps=100, noise=noise)
     dynamics = pendulum.dynamics(stiff, dt=dt, substeps=substeps)
     return pp.fit(jax.random.key(0), dynamics, data, Laplace(starts=2))
+
+
+@functools.cache
+def swung(substeps: int, backend) -> pp.Posterior:
+    """A pendulum with noise of 0.01 rad and rad/s, 0.2 s a transition, simulated with 64 sub-steps."""
+    exact = pendulum.dynamics(dt=0.2, substeps=64)
+    data = recording(exact, pendulum.truth, steps=60, noise=0.01 / pendulum.state.scale)
+    dynamics = pendulum.dynamics(dt=0.2, substeps=substeps, process_noise=0.01)
+    return pp.fit(jax.random.key(0), dynamics, data, backend)
+
+
+@pytest.mark.parametrize(
+    "backend", [Laplace(starts=2), pytest.param(HMC(), marks=pytest.mark.science)], ids=["Laplace", "HMC"]
+)
+def test_one_coarse_step_is_told_and_four_are_not(backend, x64):
+    """One step of fourth order in 0.2 s; of the same belief, and of it held as draws."""
+    coarse, fine = (swung(n, backend) for n in (1, 4))
+    for belief in (lambda p: p, drawn)[: 1 + hasattr(coarse, "mode")]:
+        [reason], figures = diagnostics._solver(belief(coarse))
+        assert figures["solver_shift_sds"] > 3 * diagnostics.SHIFT
+        assert re.fullmatch(r"fit with substeps=[23], steps of .* s, or a solver of higher order", reason.remedy)
+        silent, figures = diagnostics._solver(belief(fine))
+        assert not silent and figures["solver_shift_sds"] < 0.02 * diagnostics.SHIFT
 
 
 @pytest.mark.science
@@ -113,9 +142,9 @@ def test_a_sum_that_nothing_splits_is_named():
 
 def test_a_bent_ridge_is_no_gaussian():
     rate = lambda: pp.physical("a", dist.LogNormal(0, 1)) + pp.physical("b", dist.LogNormal(0, 1))  # noqa: E731
-    check = pp.check(fitted(rate, tank_data(gain=3.0, noise=0.01)))
+    check = pp.check(fitted(rate, gain=3.0, noise=0.01))
     assert "no Gaussian in virtual space" in str(check) and check.figures["draws_that_count"] < 0.1
-    straight = pp.check(fitted(rate, tank_data(gain=3.0, noise=0.01), Laplace(starts=2, linearised=True)))
+    straight = pp.check(fitted(rate, gain=3.0, noise=0.01, linearised=True))
     assert "draws_that_count" not in straight.figures  # its draws are of the linearised function, which is one
 
 
@@ -134,7 +163,7 @@ def test_a_confounded_parameter_is_named_once():
 
 
 def test_a_prior_that_misses_the_truth_is_told():
-    check = pp.check(fitted(lambda: pp.physical("gain", 0.0, 0.705), tank_data(noise=1e-3)))
+    check = pp.check(fitted(lambda: pp.physical("gain", 0.0, 0.705), noise=1e-3))
     assert found(check, "at the edge of the prior").finding.startswith("gain:")
 
 
@@ -145,22 +174,20 @@ def test_no_data_is_the_prior():
     ]
 
 
-def test_chains_that_are_too_short_are_told():
-    posterior = pp.fit(jax.random.key(0), linear_dynamics(), linear_data(), HMC(draws=30, warmup=100))
-    reason = found(pp.check(posterior), "where 4 chains should give 400")
-    assert reason.verdict == "doubtful" and re.search(r"raise `draws` \d+ times", reason.remedy)
-
-
 def sampled(change=lambda points, stats: None, chains=4, draws=500):
-    """A belief as four chains of independent draws of the right posterior, after a change to them."""
+    """A belief as chains of independent draws of the right posterior, after a change to them."""
     laplace = fitted(gain)
-    rng = np.random.default_rng(0)
-    points = np.asarray(laplace.mode) + np.asarray(laplace.factor)[0, 0] * rng.normal(size=(chains, draws, 1))
+    rng, points = np.random.default_rng(0), np.array(drawn(laplace, chains, draws).points)
     stats = {"diverging": np.zeros((chains, draws), bool), "energy": rng.normal(size=(chains, draws))}
     change(points, stats)
     with jax.enable_x64(True):
         stats = {k: jnp.asarray(v) for k, v in stats.items()}
         return DrawsPosterior(laplace.model, laplace.data, laplace.space, jnp.asarray(points), stats, method="Sampled")
+
+
+def test_chains_that_are_too_short_are_told():
+    reason = found(pp.check(sampled(draws=40)), "where 4 chains should give 400")
+    assert reason.verdict == "doubtful" and re.search(r"raise `draws` \d+ times", reason.remedy)
 
 
 def test_chains_that_disagree_are_told():

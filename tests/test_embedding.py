@@ -1,5 +1,6 @@
 """Dynamics inside larger models: a fleet of unequal machines, renamed, reparametrised, conditioned, predicted."""
 
+import functools
 import warnings
 
 import jax
@@ -366,6 +367,13 @@ def sampled():
     return pp.fit(jax.random.key(3), fleet, data, HMC(draws=300, warmup=300, chains=2, target_acceptance=0.95))
 
 
+@functools.cache
+def fitted(dim):
+    """By Laplace, with the plate at `dim`."""
+    model = handlers.reparam(lambda data: machines(data, dim=dim), config=fleet.config)
+    return pp.fit(jax.random.key(4), model, data, Laplace(starts=4))
+
+
 def test_the_fleet_is_fitted_by_both_backends_and_they_agree(sampled):
     """The machines' masses, which the data determine: the Laplace mode within 0.5 sd of the sampler's mean.
 
@@ -373,18 +381,18 @@ def test_the_fleet_is_fitted_by_both_backends_and_they_agree(sampled):
     and machine are bound along a curved ridge that a Gaussian does not follow.)
     """
     arviz_stats = pytest.importorskip("arviz_stats")
-    laplace = pp.fit(jax.random.key(4), fleet, data, Laplace(starts=4))
+    laplace = fitted(-2)
     draws = laplace.samples(jax.random.key(5), 50)
-    assert draws["mass_base_decentered"].shape == (50, 3) and draws["residual"].shape == (50, 3, 2 * WIDTH)
+    assert draws["mass_base_decentered"].shape == (50, 3, 1) and draws["residual"].shape == (50, 3, 1, 2 * WIDTH)
     for posterior in (laplace, sampled):
         with pytest.raises(TypeError, match=r"not a Dynamics: it has samples\(\) and to_arviz\(\)"):
             posterior.draw(jax.random.key(0))
 
     def mass(site):
-        return 0.2 + 1.8 * jax.nn.sigmoid(site["centre"] + site["spread"] * site["mass_base_decentered"])
+        return 0.2 + 1.8 * jax.nn.sigmoid(site["centre"] + site["spread"] * site["mass_base_decentered"].ravel())
 
     with jax.enable_x64(True):
-        at = lambda z: mass(laplace.space.sites(fleet, z, data))  # noqa: E731
+        at = lambda z: mass(laplace.space.sites(laplace.model, z, data))  # noqa: E731
         mode, slope = np.asarray(at(laplace.mode)), np.asarray(jax.jacfwd(at)(laplace.mode))
         sd = np.linalg.norm(np.asarray(laplace.factor) @ slope.T, axis=0)
     exact = sampled.samples(jax.random.key(6), group_by_chain=True)
@@ -401,9 +409,7 @@ def test_the_fleet_is_fitted_by_both_backends_and_they_agree(sampled):
 def test_leave_one_out_counts_the_real_transitions_and_no_padding(dim):
     """79 real rows of 120; the pointwise numbers belong to the observed rows beside them."""
     arviz_stats = pytest.importorskip("arviz_stats")
-    model = lambda d: machines(d, dim=dim)  # noqa: E731
-    posterior = pp.fit(jax.random.key(4), handlers.reparam(model, config=fleet.config), data, Laplace(starts=2))
-    tree = posterior.to_arviz(jax.random.key(0), draws=300)
+    tree = fitted(dim).to_arviz(jax.random.key(0), draws=300)
     assert tree.log_likelihood["next_state"].shape == (1, 300, sum(ROWS))
     observed = np.concatenate([after for _, _, after in recorded])
     np.testing.assert_allclose(tree.observed_data["next_state"], observed, rtol=1e-12)

@@ -1,5 +1,7 @@
 """Identifiability: against closed forms, exact where the data touch nothing, in words that name it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,7 @@ space = pp.StateSpace(level=pp.Real("m"))
 action = pp.ActionSpace(valve=pp.Bounded(-1.0, 1.0))
 
 
+@functools.cache
 def tank(rate, noise=0.05) -> pp.Dynamics:
     """level' = level + rate() u; `rate` samples the sites."""
 

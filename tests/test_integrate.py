@@ -162,6 +162,28 @@ def test_a_rollout_over_given_times_equals_a_loop_and_needs_no_actions(x64):
     np.testing.assert_allclose(free, expected, atol=1e-9)
 
 
+def test_a_rollout_is_the_adaptive_solution_of_diffrax(x64):
+    """To 1e-6 over 40 held inputs, where the steps are fine enough."""
+    actions = np.random.default_rng(3).uniform(-2, 2, (40, 1))
+    times = 0.05 * np.arange(41)
+    ours = pp.rollout(pendulum, start, actions, dt=0.05, solver=diffrax.Tsit5(), substeps=2)
+    held = lambda t, x, a: pendulum(t, x, a[jnp.clip(jnp.searchsorted(times, t, side="right") - 1, 0, 39)])  # noqa: E731
+    theirs = diffrax.diffeqsolve(
+        diffrax.ODETerm(held),
+        diffrax.Dopri8(),
+        t0=0.0,
+        t1=2.0,
+        dt0=None,
+        y0=jnp.asarray(start),
+        args=jnp.asarray(actions),
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=diffrax.ClipStepSizeController(
+            diffrax.PIDController(rtol=1e-10, atol=1e-12), jump_ts=times[1:-1]
+        ),
+    )
+    np.testing.assert_allclose(ours, theirs.ys, rtol=1e-6, atol=1e-7)
+
+
 def test_many_rollouts_are_one_rollout_each(x64):
     """Candidates last: the same numbers as a vmap over single rollouts."""
     rng = np.random.default_rng(2)

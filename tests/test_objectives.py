@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import linear_data, linear_dynamics
+from helpers import drawn, linear_data, linear_dynamics
 
 import physppl as pp
 from physppl.agent import Agent
 from physppl.episodes import play
-from physppl.inference import HMC, Laplace
+from physppl.inference import Laplace
 from physppl.models import pendulum
 from physppl.objectives import Constrained
 from physppl.planning import ICEM, RandomPolicy, RandomShooting
@@ -77,18 +77,15 @@ def test_sums_weights_and_terminal_terms(posterior):
     )
 
 
-def test_a_sample_based_belief_has_a_gain_too():
+def test_a_sample_based_belief_has_a_gain_too(posterior):
     """Its factor comes from draws, so that it holds to their number: the gain is half a log determinant of sums."""
-    dynamics, data = linear_dynamics(), linear_data()[:12]
-    exact = pp.fit(jax.random.key(0), dynamics, data, Laplace())
-    drawn = pp.fit(jax.random.key(0), dynamics, data, HMC(chains=4, warmup=400, draws=400))
-    states, actions = plan(exact, 6)
-    gains = [float(pp.InformationGain().bind(TASK, p)(states, actions)) for p in (exact, drawn)]
-    rank = int(exact.factor.shape[0])
+    states, actions = plan(posterior, 6)
+    both = (posterior, drawn(posterior))
+    gains = [float(pp.InformationGain().bind(TASK, p)(states, actions)) for p in both]
+    rank = int(posterior.factor.shape[0])
     assert abs(gains[0] - gains[1]) < 4 * np.sqrt(rank / (2 * 256)), gains  # sd of half a log determinant, 256 draws
-    entropies = [float(p.entropy()) for p in (exact, drawn)]
-    effective = 400  # of 1,600 draws, at least
-    assert abs(entropies[0] - entropies[1]) < 4 * np.sqrt(rank / (2 * effective)), entropies
+    entropies = [float(p.entropy()) for p in both]
+    assert abs(entropies[0] - entropies[1]) < 4 * np.sqrt(rank / (2 * 1600)), entropies
 
 
 def test_limits_cost_for_every_planned_state_outside():
@@ -137,12 +134,12 @@ def test_thompson_redraws_and_averages_and_the_mean_does_neither(posterior):
         pp.Thompson(draws=0)
 
 
-def test_the_mean_of_a_belief_held_as_draws_is_the_mean_of_their_functions():
-    drawn = pp.fit(jax.random.key(0), linear_dynamics(), linear_data()[:12], HMC(chains=2, warmup=300, draws=300))
-    states, actions = plan(drawn, 5)
-    mean, spread = drawn.basis(states[0], actions[0])
+def test_the_mean_of_a_belief_held_as_draws_is_the_mean_of_their_functions(posterior):
+    sampled = drawn(posterior)
+    states, actions = plan(sampled, 5)
+    mean, spread = sampled.basis(states[0], actions[0])
     sd = np.sqrt(np.sum(np.asarray(spread) ** 2, axis=-1))
-    found = drawn.mean()(states[0], actions[0])
+    found = sampled.mean()(states[0], actions[0])
     assert np.all(np.abs(found - mean) < 4 * sd / np.sqrt(16) + 1e-6)  # of 16 draws
 
 

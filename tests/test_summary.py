@@ -155,7 +155,7 @@ def test_weights_share_one_row():
 
 
 def test_vector_sites_and_sampled_beliefs():
-    posterior = pp.fit(jax.random.key(0), linear_dynamics(), linear_data(), HMC(draws=200, warmup=200, chains=2))
+    posterior = pp.fit(jax.random.key(0), linear_dynamics(), linear_data(), HMC(draws=250, warmup=250, chains=2))
     table = summary.summarise(jax.random.key(0), posterior, truth=linear_truth)
     assert table["weights[0]"]["truth"] == linear_truth["weights"][0]
     assert table["weights[1]"]["truth"] == linear_truth["weights"][1]

@@ -133,9 +133,9 @@ def test_the_time_of_an_episode_reaches_the_machine():
 
 
 def test_a_machine_and_an_agent_of_different_steps_are_refused():
-    task, planner = furuta.swing_up(), RandomPolicy()
-    with pytest.raises(ValueError, match=r"the machine's dt, s, and those of the dynamics .* differ: 0.01 and 0.004"):
-        pp.psrl(jax.random.key(0), furuta.system(0.01), task, furuta.dynamics(dt=0.004), Laplace(), planner, 1)
+    task, planner, backend = pendulum.swing_up, RandomPolicy(), Laplace(starts=1)
+    with pytest.raises(ValueError, match=r"the machine's dt, s, and those of the dynamics .* differ: 0.05 and 0.02"):
+        pp.psrl(jax.random.key(0), pendulum.system(), task, pendulum.dynamics(dt=0.02), backend, planner, 1)
     with pytest.raises(ValueError, match="state coordinates .* differ"):
         pp.episode(jax.random.key(0), pendulum.system(), task, planner, furuta.system(0.05).transition)
 
