@@ -19,7 +19,7 @@ from jaxtyping import Float
 from physppl import linear
 from physppl.dynamics import Dynamics
 from physppl.noise import FLOOR, PROCESS
-from physppl.sensing import GAIN, MEASUREMENT, OFFSETS, SITES, TIMING
+from physppl.sensing import GAIN, MEASUREMENT, OFFSETS, TIMING, of_program
 from physppl.trajectories import Trajectories
 from physppl.transitions import Transitions
 from physppl.virtual import Gaussian, VirtualSpace, gaussians, latent_part
@@ -169,7 +169,7 @@ def varying(own: VirtualSpace, offsets: Float[Array, "... V"]) -> Float[Array, "
     columns, at = [], 0
     for name, shape in zip(own.names, own.shapes, strict=True):
         size = math.prod(shape)
-        if name in (PROCESS, *SITES):
+        if not of_program(name):
             columns.append(jnp.zeros((*offsets.shape[:-1], size), offsets.dtype))
         else:
             columns.append(offsets[..., at : at + size])

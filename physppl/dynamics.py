@@ -20,7 +20,7 @@ from physppl.noise import PROCESS as NOISE
 from physppl.noise import Scale
 from physppl.plates import PlateLayout
 from physppl.program import Program, Record, note_units, rebuild, refuse_unknown
-from physppl.sensing import SITES, Sensing
+from physppl.sensing import Sensing, of_program
 from physppl.spaces import ActionSpace, StateSpace
 from physppl.trajectories import Trajectories
 from physppl.transition import Transition
@@ -200,7 +200,7 @@ class Dynamics:
 
     def bind(self, sites: Mapping[str, Array]) -> Transition:
         """The transition function at the values that `sites` gave: pure, unchecked, for backends."""
-        own = {k: v for k, v in sites.items() if k not in (NOISE, *SITES)}
+        own = {k: v for k, v in sites.items() if of_program(k)}
         return Transition(own, self.noise.value(sites), self)
 
     def transition(self, sites: Mapping[str, Any], noise: Any = None) -> Transition:

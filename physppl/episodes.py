@@ -69,7 +69,7 @@ def play(key: PRNGKeyArray, system: System | HostSystem, task: Task, agent: Agen
         FloatingPointError: where the system's state diverges or a reading is not finite, naming step and coordinate.
         ValueError: where step or coordinates of machine and agent differ.
     """
-    _check_match(system, agent.transitions.dynamics)
+    check_match(system, agent.transitions.dynamics)
     if isinstance(system, HostSystem):
         record = _hosted(key, system, task, agent)
     else:
@@ -199,7 +199,7 @@ def judged(task: Task, episodes: Episode) -> np.ndarray | None:
     return np.asarray(np.reshape(found, states.shape[:-2]) & ~np.asarray(episodes.terminated))
 
 
-def _check_match(system, dynamics: Dynamics) -> None:
+def check_match(system, dynamics: Dynamics) -> None:
     """Refuse an agent whose step or coordinates are not the machine's.
 
     Raises:

@@ -17,7 +17,7 @@ from physppl.agent import Actor, Agent
 from physppl.backend import Backend, fit
 from physppl.checkpoints import Checkpoints, Record
 from physppl.dynamics import Dynamics
-from physppl.episodes import Episode, judged, play
+from physppl.episodes import Episode, check_match, judged, play
 from physppl.errors import check_key
 from physppl.memory import Memory
 from physppl.objectives import Constrained, InformationGain, Objective, TaskReward
@@ -166,6 +166,7 @@ def psrl(
             raise ValueError(
                 "psrl: data must be transitions of one machine with next_states; got recordings, inputs or a fleet."
             )
+    check_match(system, dynamics)
     acquisition = _rule(acquisition)
     settings = {
         "key": key, "system": system, "task": task, "dynamics": dynamics, "backend": backend, "planner": planner,

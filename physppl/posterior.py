@@ -13,10 +13,9 @@ from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
 from numpyro import handlers
 
-from physppl import linear
-from physppl.dynamics import NOISE, Dynamics
+from physppl import linear, sensing
+from physppl.dynamics import Dynamics
 from physppl.errors import Status, check_key, is_concrete
-from physppl.sensing import SITES
 from physppl.transition import AbstractTransition, AverageTransition
 from physppl.virtual import VirtualSpace, latent_part
 
@@ -288,4 +287,4 @@ def _flat_basis(posterior, states, actions, t):
 
 def of_program(space: VirtualSpace) -> Bool[np.ndarray, " P"]:
     """Which entries of virtual space are the program's parameters; the others are noises."""
-    return space.where(lambda name: name not in (NOISE, *SITES))
+    return space.where(sensing.of_program)

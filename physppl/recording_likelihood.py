@@ -19,9 +19,8 @@ from numpyro.primitives import _PYRO_STACK
 from physppl.filtering import Filtered, Samples, Step, kalman_filter
 from physppl.integrate import Step as DiscreteStep
 from physppl.integrate import StepResidual, stepper
-from physppl.noise import PROCESS
 from physppl.program import Record, rebuild, refuse_unknown
-from physppl.sensing import DELAY, OFFSETS, SITES, Sensing
+from physppl.sensing import DELAY, OFFSETS, Sensing, of_program
 from physppl.trajectories import Trajectories, lagged
 
 
@@ -46,7 +45,7 @@ def sample(sensing: Sensing, record: Record, data: Trajectories) -> None:
     if isinstance(sensing.delay, dist.Distribution):
         numpyro.sample(DELAY, sensing.delay)
     if sensing.variation is not None:
-        size = sum(_virtual(record, name).size for name in record.supports if name not in (PROCESS, *SITES))
+        size = sum(_virtual(record, name).size for name in record.supports if of_program(name))
         count = data.rows().batch_shape[0]
         sensing.variation.sample(size)
         numpyro.sample(OFFSETS, dist.Normal(0.0, 1.0).expand((count, size)).to_event(2))
@@ -99,8 +98,8 @@ def filtered(dynamics, sites: Mapping[str, Array], data: Trajectories) -> Filter
 
 def _recorded(dynamics, record: Record, rows: Trajectories) -> Recorded:
     sensing, count = dynamics.sensing, rows.batch_shape[0]
-    program = {k: v for k, v in record.values.items() if k not in (PROCESS, *SITES)}
-    others = {k: v for k, v in record.values.items() if k in (PROCESS, *SITES) and k != OFFSETS}
+    program = {k: v for k, v in record.values.items() if of_program(k)}
+    others = {k: v for k, v in record.values.items() if not of_program(k) and k != OFFSETS}
     spread = lambda v: jnp.broadcast_to(v, (count, *jnp.shape(v)))  # noqa: E731
     program, others = jax.tree.map(spread, program), jax.tree.map(spread, others)
     if sensing.variation is not None:
@@ -136,7 +135,7 @@ def _virtual(record: Record, name: str) -> Array:
 
 def _shifted(record: Record, shift) -> dict[str, Array]:
     """The program's values moved by `shift` in virtual space."""
-    values, at = {k: v for k, v in record.values.items() if k not in (PROCESS, *SITES)}, 0
+    values, at = {k: v for k, v in record.values.items() if of_program(k)}, 0
     for name in values:
         if name in record.supports:
             virtual = _virtual(record, name)

@@ -11,7 +11,7 @@ from jax import Array
 
 from physppl.checks import check_trajectories
 from physppl.errors import closest
-from physppl.noise import Scale
+from physppl.noise import PROCESS, Scale
 from physppl.spaces import StateSpace
 from physppl.trajectories import Trajectories
 
@@ -22,6 +22,11 @@ ARGUMENTS = (  # of Dynamics, by name
     MEASUREMENT, "measurement_df", DELAY, GAIN, TIMING, VARIATION,
 )  # fmt: skip
 SITES = (MEASUREMENT, DELAY, GAIN, TIMING, VARIATION, OFFSETS)  # every site of a recording that is not the program's
+
+
+def of_program(name: str) -> bool:
+    """Whether a site of a Dynamics is its program's, not a noise or an error of a recording."""
+    return name not in (PROCESS, *SITES)
 
 
 @dataclass(frozen=True)
