@@ -38,12 +38,31 @@ def run(model: str, backend: pp.Backend, key: int, datasets: int = 200) -> Calib
 
 def row(name: str, found: Calibration) -> str:
     """A calibration as a row of the page's table."""
-    table, verdict = found.table, "not rejected" if found.passed else "rejected"
+    table, verdict = found.table, "rejected" if found.rejected else "not rejected"
     worst = {test: min(table, key=lambda row, test=test: row[test]) for test in ("ks", "coverage")}
     p = [f"{worst[test][test]:.2g} ({worst[test]['name']})" for test in ("ks", "coverage")]
     shares = [row["covered"][0.9] for row in table]
-    failed = f", {found.failed} fits failed" if found.failed else ""
+    failed = f", {found.failed} fit{'s' * (found.failed > 1)} failed" if found.failed else ""
     return f"| {name} | {verdict}{failed} | {p[0]} | {p[1]} | {min(shares):.3f} to {max(shares):.3f} |"
+
+
+def section(model: str, backend: pp.Backend, figures: bool) -> str:
+    """What the page says of one model and backend; draws its figure beside the page."""
+    start, parts = time.perf_counter(), []
+    for key in range(KEYS):
+        parts.append(run(model, backend, key))
+        print(parts[-1], flush=True)
+    pooled = Calibration.pool(parts)
+    seconds = time.perf_counter() - start
+    defects = {"sd x 0.7": pooled.planted(scale=0.7), "mean off by 0.3 sd": pooled.planted(bias=0.3)}
+    rows = [row(f"key {key}", part) for key, part in enumerate(parts)] + [row("pooled", pooled)]
+    rows += [row(f"pooled, planted {name}", found) for name, found in defects.items()]
+    figure = f"calibration_{model}_{type(backend).__name__.lower()}.png"
+    if figures:
+        pooled.plot().savefig(ROOT / "docs" / "results" / figure)
+    title = f"## {TITLES[model]}, `{backend!r}`"
+    took = f"Each test at {pooled.each:.2g}; {len(pooled.status)} fits in {seconds:.0f} s, compiling included."
+    return "\n".join([title, "", took, "", HEADER, 5 * "|---" + "|", *rows, "", f"![]({figure})"])
 
 
 def main() -> None:
@@ -53,21 +72,7 @@ def main() -> None:
     sections = []
     for model in MODELS:
         for backend in BACKENDS:
-            start, parts = time.perf_counter(), []
-            for key in range(KEYS):
-                parts.append(run(model, backend, key))
-                print(parts[-1], flush=True)
-            pooled = Calibration.pool(parts)
-            seconds = time.perf_counter() - start
-            defects = {"sd x 0.7": pooled.planted(scale=0.7), "mean off by 0.3 sd": pooled.planted(bias=0.3)}
-            rows = [row(f"key {key}", part) for key, part in enumerate(parts)] + [row("pooled", pooled)]
-            rows += [row(f"pooled, planted {name}", found) for name, found in defects.items()]
-            figure = f"calibration_{model}_{type(backend).__name__.lower()}.png"
-            if arguments.write:
-                pooled.plot().savefig(ROOT / "docs" / "results" / figure)
-            title = f"## {TITLES[model]}, `{backend!r}`"
-            took = f"Each test at {pooled.each:.2g}; {len(pooled.status)} fits in {seconds:.0f} s, compiling included."
-            sections.append("\n".join([title, "", took, "", HEADER, 5 * "|---" + "|", *rows, "", f"![]({figure})"]))
+            sections.append(section(model, backend, arguments.write))
             print(sections[-1], flush=True)
     if arguments.write:
         write("calibration", "Calibration", introduction(__doc__), "calibration.py", "\n\n".join(sections))

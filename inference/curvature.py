@@ -25,6 +25,7 @@ from physppl.transitions import Transitions
 from physppl.virtual import Gaussian, VirtualSpace, gaussians, latent_part
 
 NOISES = (PROCESS, MEASUREMENT, GAIN, TIMING)
+MANY = 16  # inputs for each output from which reverse mode is the faster
 
 
 class Local(NamedTuple):
@@ -206,12 +207,19 @@ def row_jacobians(
     space: VirtualSpace, model: Dynamics, rows: Transitions, z, data=None
 ) -> tuple[Float[Array, "N D"], Float[Array, "N D P"]]:
     """Predicted next states of each row and their derivatives in virtual space, which is that of a fit to `data`."""
-    basis = jnp.eye(len(z), dtype=z.dtype)
     sites = lambda z: space.sites(model, z, rows if data is None else data)  # noqa: E731
 
     def row(time, state, action):
-        step = lambda z: model.bind(sites(z)).stepper()(time, state, action)  # noqa: E731
-        mean, push = jax.linearize(step, z)
-        return mean, jax.vmap(push, out_axes=-1)(basis)
+        return value_and_jacobian(lambda z: model.bind(sites(z)).stepper()(time, state, action), z)
 
     return jax.vmap(row)(rows.times, rows.states, rows.actions)
+
+
+def value_and_jacobian(function: Callable[[Array], Array], z: Float[Array, " P"]) -> tuple[Array, Float[Array, "D P"]]:
+    """Of a function to D numbers: along the inputs where they are few, back from the outputs where weights are many."""
+    size = jax.eval_shape(function, z).shape[0]
+    if len(z) > MANY * size:
+        value, pull = jax.vjp(function, z)
+        return value, jax.vmap(pull)(jnp.eye(size, dtype=value.dtype))[0]
+    value, push = jax.linearize(function, z)
+    return value, jax.vmap(push, out_axes=-1)(jnp.eye(len(z), dtype=z.dtype))

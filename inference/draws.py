@@ -7,11 +7,12 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 from numpyro import handlers
 
-from physppl.backend import prepared
+from physppl.backend import judge, prepared
 from physppl.dynamics import Dynamics
-from physppl.errors import Status, closest
+from physppl.errors import APART, Status, closest
 from physppl.inference.curvature import scatter
 from physppl.posterior import Posterior
+from physppl.precision import doubles
 from physppl.transition import Transition
 from physppl.virtual import VirtualSpace, latent_part
 
@@ -81,8 +82,28 @@ class DrawsPosterior(Posterior):
         return jnp.sqrt(jnp.mean(noise**2, axis=0))
 
 
+def ended(points: Float[Array, "C S P"], stats: dict[str, Array]) -> Array:
+    """The status of chains: that they mixed, and how many of their transitions diverged."""
+    divergent = jnp.mean(stats.get("diverging", jnp.zeros(()))) > 0.01
+    status = jnp.where(divergent, Status.DIVERGENCES, Status.OK)
+    moved = jnp.all(jnp.ptp(points, axis=1) > 0)  # else R-hat is not a number, or rounding
+    return jnp.where(moved & (jnp.max(split_r_hat(points)) <= APART), status, Status.NOT_MIXED)
+
+
+def split_r_hat(points: Float[Array, "C S P"]) -> Float[Array, " P"]:
+    """Potential scale reduction of half chains (A. Gelman et al., Bayesian Data Analysis, 3rd ed., section 11.4).
+
+    ArviZ's rank version tells more, draw by draw.
+    """
+    chains, draws, size = points.shape
+    halves = points[:, : draws // 2 * 2].reshape(2 * chains, draws // 2, size)
+    within = jnp.mean(jnp.var(halves, axis=1, ddof=1), axis=0)
+    between = jnp.var(jnp.mean(halves, axis=1), axis=0, ddof=1)
+    return jnp.sqrt(1.0 - 2.0 / draws + between / within)
+
+
 def from_numpyro(mcmc, model=None, data=None) -> DrawsPosterior:
-    """The belief of a run of NumPyro's `MCMC`: as if a backend had returned it.
+    """The belief of a run of NumPyro's `MCMC`: as if a backend had returned it, with the warnings that `HMC` gives.
 
     Args:
         mcmc: after `mcmc.run(key, data)`. Its `extra_fields`, such as "num_steps" and "energy", become sample_stats.
@@ -112,17 +133,17 @@ def from_numpyro(mcmc, model=None, data=None) -> DrawsPosterior:
         data = prepared(model, data)
     samples = mcmc.get_samples(group_by_chain=True)
     with jax.enable_x64(True):
-        double = lambda x: jnp.asarray(x, float) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.asarray(x)  # noqa: E731
-        samples, data = jax.tree.map(double, (dict(samples), data))
+        samples, data = doubles((dict(samples), data))
         space = VirtualSpace.of(model, data)
         points = _unconstrained(space, model, data, samples)
         found = mcmc.get_extra_fields(group_by_chain=True)
         stats = {ours: jnp.asarray(found[name]) for name, ours in STATS.items() if name in found}
         if "potential_energy" in found:
             stats["lp"] = -jnp.asarray(found["potential_energy"], float)
-        diverging = jnp.mean(stats["diverging"]) if "diverging" in stats else 0.0
-        status = jnp.where(diverging > 0.01, Status.DIVERGENCES, Status.OK)
-        return DrawsPosterior(model, data, space, points, stats, status, f"NumPyro {type(mcmc.sampler).__name__}")
+        name = f"NumPyro {type(mcmc.sampler).__name__}"
+        posterior = DrawsPosterior(model, data, space, points, stats, ended(points, stats), name)
+    judge(posterior, name)
+    return posterior
 
 
 def _unconstrained(space: VirtualSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:

@@ -5,20 +5,17 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from physppl import linear
 from physppl.backend import Backend
 from physppl.errors import Status
 from physppl.inference.curvature import local
-from physppl.inference.draws import DrawsPosterior
+from physppl.inference.draws import DrawsPosterior, ended
 from physppl.inference.mode import find
 from physppl.inference.nuts import Engine, Plan, blackjax_nuts
 from physppl.parallel import spread
 from physppl.virtual import VirtualSpace
-
-R_HAT = 1.1  # above it the chains tell different stories; ArviZ's rank version tells more, draw by draw
 
 
 class HMC(Backend[DrawsPosterior]):
@@ -79,20 +76,8 @@ class HMC(Backend[DrawsPosterior]):
             return centre + positions @ factor, stats
 
         points, stats = spread(chain, jax.random.split(chain_key, self.chains), centres, factors)
-        divergent = jnp.mean(stats["diverging"]) > 0.01
-        status = jnp.where(divergent, Status.DIVERGENCES, Status.OK)
-        status = jnp.where(jnp.max(split_r_hat(points)) > R_HAT, Status.NOT_MIXED, status)
-        status = jnp.where(jnp.all(jnp.isfinite(stats["lp"])), status, Status.NONFINITE)
+        status = jnp.where(jnp.all(jnp.isfinite(stats["lp"])), ended(points, stats), Status.NONFINITE)
         return DrawsPosterior(model, data, space, points, stats, status, "HMC")
-
-
-def split_r_hat(points: Float[Array, "C S P"]) -> Float[Array, " P"]:
-    """Potential scale reduction of half chains (A. Gelman et al., Bayesian Data Analysis, 3rd ed., section 11.4)."""
-    chains, draws, size = points.shape
-    halves = points[:, : draws // 2 * 2].reshape(2 * chains, draws // 2, size)
-    within = jnp.mean(jnp.var(halves, axis=1, ddof=1), axis=0)
-    between = jnp.var(jnp.mean(halves, axis=1), axis=0, ddof=1)
-    return jnp.sqrt(1.0 - 2.0 / draws + between / within)
 
 
 def _starts(key, space: VirtualSpace, model, data, chains: int, searches: int = 4, tries: int = 5, steps: int = 40):

@@ -13,12 +13,14 @@ from physppl import linear
 from physppl.backend import Backend, judge, prepared, union
 from physppl.dynamics import Dynamics
 from physppl.errors import Status, check_key
-from physppl.inference.curvature import added, believed, likelihood, local, scatter
+from physppl.inference.curvature import MANY, added, believed, likelihood, local, row_jacobians, scatter
 from physppl.inference.mode import Mode, find
 from physppl.posterior import Posterior, of_program
+from physppl.precision import doubles
 from physppl.sensing import MEASUREMENT, OFFSETS, VARIATION
 from physppl.trajectories import Trajectories
 from physppl.transition import AbstractTransition, LinearisedTransition
+from physppl.transitions import Transitions
 from physppl.virtual import VirtualSpace
 
 TOLERANCE = 0.01  # posterior sds from the mode where a search of recordings ends: each evaluation filters all samples
@@ -101,16 +103,11 @@ class Laplace(Backend["LaplacePosterior"]):
             return posterior
         belief = (posterior.mode, posterior.factor, posterior.log_evidence)
         with jax.enable_x64(True):
-            whole, new = map(_doubles, (prepared(model, whole), new))
+            whole, new = (doubles(x, np) for x in (prepared(model, whole), new))  # compiles nothing as data grow
             later = _after(self, model, posterior.space, belief, new if self.recursive else whole)
             later = eqx.tree_at(lambda p: p.data, later, jax.tree.map(jnp.asarray, whole))
         judge(later, type(self).__name__)
         return later
-
-
-def _doubles(data):
-    """Data as a fit keeps them, on the host: nothing is compiled for data that grow."""
-    return jax.tree.map(lambda x: np.asarray(x, float if np.asarray(x).dtype.kind == "f" else None), data)
 
 
 @eqx.filter_jit
@@ -164,9 +161,9 @@ class LaplacePosterior(Posterior):
     steps: Array
     linearised: bool = eqx.field(static=True)
 
-    def __init__(self, model, data, space: VirtualSpace, found: Mode, linearised: bool):
+    def __init__(self, model, data, space: VirtualSpace, found: Mode, linearised: bool, method: str = "Laplace"):
         self.model, self.data, self.space, self.linearised = model, data, space, linearised
-        self.method = "Laplace"
+        self.method = method
         self.mode, self.decrement, self.steps = found.point, found.decrement, found.steps
         self.factor = linear.inverse_factor(found.local.curvature)
         self.log_evidence = linear.log_evidence(found.local.log_joint, self.factor)
@@ -201,6 +198,10 @@ class LaplacePosterior(Posterior):
         along = self.factor
         if self.model.sensing.variation is not None and isinstance(self.data, Trajectories):
             along = jnp.concatenate([along, jnp.diag(scatter(self.space, self.model, self.data, self.mode))])
+        if len(self.mode) > MANY * len(self.model.state):  # fewer derivatives back from the outputs
+            rows = Transitions(states, actions, times=times)
+            means, jacobians = row_jacobians(self.space, self.model, rows, self.mode, self.data)
+            return means, jacobians @ along.T
         mean, push = jax.linearize(lambda z: self.model.bind(self._sites(z)), self.mode)
         tangents = jax.vmap(push)(along)
 

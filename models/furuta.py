@@ -81,7 +81,7 @@ def field(
     """d state/dt of a rigid Furuta pendulum driven by a DC motor without inductance.
 
     With m, l, J the pendulum's mass, centre of mass and inertia about its pivot, L the arm's length:
-    [[c0 + c3 sin^2 alpha, c2 cos alpha], [c2 cos alpha, c3]] [theta''; alpha''] = torques, c2 = m l L, c3 = J.
+    `[[c0 + c3 sin^2 alpha, c2 cos alpha], [c2 cos alpha, c3]] [theta''; alpha''] = torques`, c2 = m l L, c3 = J.
     Motion tells m l, J and c0 but not m. The three arguments below are positive for every body and give a positive
     definite mass matrix whenever they are.
 

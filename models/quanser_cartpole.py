@@ -73,7 +73,7 @@ def field(
     """d state/dt of a pole hinged on a cart that a DC motor without inductance drives.
 
     With m, l, J the pole's mass, centre of mass and inertia about the hinge, M the mass of cart, rotor and pole:
-    [[M, m l cos theta], [m l cos theta, J]] [x''; theta''] = [F + m l sin(theta) theta'^2; -m g l sin(theta)] less
+    `[[M, m l cos theta], [m l cos theta, J]] [x''; theta''] = [F + m l sin(theta) theta'^2; -m g l sin(theta)]` less
     friction, F = FORCE voltage - BACK_EMF x'. Motion tells m l, J and M but not m. The three arguments below are
     positive for every body and give a positive definite mass matrix whenever they are.
 

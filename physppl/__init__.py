@@ -3,6 +3,7 @@
 from physppl.acquisition import Acquisition as Acquisition
 from physppl.acquisition import PosteriorMean as PosteriorMean
 from physppl.acquisition import Thompson as Thompson
+from physppl.acquisition import TrajectorySampling as TrajectorySampling
 from physppl.actuators import Actuator as Actuator
 from physppl.agent import Actor as Actor
 from physppl.backend import Backend as Backend
@@ -29,6 +30,11 @@ from physppl.leave_out import leave_one_recording_out as leave_one_recording_out
 from physppl.loops import Run as Run
 from physppl.loops import psal as psal
 from physppl.loops import psrl as psrl
+from physppl.measures import Box as Box
+from physppl.measures import JitteredData as JitteredData
+from physppl.measures import Measure as Measure
+from physppl.measures import Mixture as Mixture
+from physppl.measures import Visited as Visited
 from physppl.objectives import InformationGain as InformationGain
 from physppl.objectives import Objective as Objective
 from physppl.objectives import TaskReward as TaskReward

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from physppl.posterior import Posterior
-from physppl.transition import AbstractTransition
+from physppl.transition import AbstractTransition, SwitchingTransition
 
 
 class Acquisition(eqx.Module):
@@ -58,6 +58,36 @@ class Thompson(Acquisition):
         if self.draws == 1:
             return self(key, posterior).particles()
         return _stacked([self(k, posterior) for k in jax.random.split(key, self.draws)])
+
+
+class TrajectorySampling(Acquisition):
+    """Particles that each follow a function of the belief, averaged over by the planner (K. Chua et al., "PETS",
+    NeurIPS 2018): of an ensemble its members, each as often as any other.
+
+    Attributes:
+        draws: how many.
+        switch: False, each holds its function for the whole rollout (TS-infinity), so that what the belief does not
+            know stays the same along it. True, each meets another one at every step (TS1), as if it were noise.
+    """
+
+    draws: int = eqx.field(default=8, static=True)
+    switch: bool = eqx.field(default=False, static=True)
+    every: int | None = eqx.field(default=None, static=True)
+
+    def __check_init__(self):
+        _check_every(self.every)
+        if self.draws < 1:
+            raise ValueError(f"TrajectorySampling: draws must be at least 1; got {self.draws}.")
+
+    def __call__(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
+        return posterior.draw(key)
+
+    def particles(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
+        draw_key, switch_key = jax.random.split(key)
+        members = posterior.draws(draw_key, self.draws)
+        if not self.switch:
+            return members
+        return jax.vmap(lambda k: SwitchingTransition.of(members, k))(jax.random.split(switch_key, self.draws))
 
 
 class PosteriorMean(Acquisition):

@@ -17,7 +17,9 @@ from numpyro import handlers
 from physppl.dynamics import Dynamics
 from physppl.errors import FitError, PhyspplWarning, Status, check_key, log
 from physppl.posterior import Posterior, Timing
+from physppl.precision import doubles
 from physppl.progress import compile_clock
+from physppl.repeats import repeats
 from physppl.trajectories import Trajectories, fine_bucket
 from physppl.transitions import Transitions, bucket
 
@@ -51,12 +53,18 @@ class Backend(eqx.Module, Generic[P]):
 
 
 def union(known, data) -> Transitions | Trajectories:
-    """What a belief knows and new data of the same kind, as one.
+    """What a belief knows and new data of the same kind, as one; a warning where some of them are not new.
 
     Raises:
         TypeError: for data of another kind, naming both.
     """
     known = jax.tree.map(np.asarray, known)  # which picks and joins rows without compiling
+    if isinstance(known, Transitions | Trajectories) and (count := repeats(known, data)):
+        what = "recordings" if isinstance(known, Trajectories) else "transitions"
+        warnings.warn(
+            f"update: {count} of the new {what} are already in the belief, and now count twice. Pass only what is new.",
+            PhyspplWarning, stacklevel=3,
+        )  # fmt: skip
     if isinstance(known, Trajectories) and isinstance(data, Trajectories):
         return Trajectories.stack([known.rows(), data.rows()])
     if isinstance(known, Transitions) and isinstance(data, Transitions):
@@ -81,8 +89,7 @@ def empty(dynamics: Dynamics) -> Transitions:
 
 @eqx.filter_jit
 def _fit(key, backend: Backend[P], model, data) -> P:
-    data = jax.tree.map(lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x), data)
-    return backend.fit(key, model, data)
+    return backend.fit(key, model, doubles(data))
 
 
 def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P], *, x64: bool = True) -> P:

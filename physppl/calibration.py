@@ -17,15 +17,19 @@ from numpyro import handlers
 
 from physppl import uniformity
 from physppl.backend import Backend
+from physppl.calibration_checks import check_arguments
 from physppl.dynamics import Dynamics
-from physppl.errors import FitError, Status, check_key
+from physppl.errors import FitError, Status
 from physppl.parallel import spread
+from physppl.precision import doubles
 from physppl.progress import bar
+from physppl.scores import LEVELS
 from physppl.trajectories import Trajectories
 from physppl.transitions import Transitions
 from physppl.virtual import VirtualSpace
 
-LEVELS = (0.5, 0.8, 0.9, 0.95)
+SAME = 1e-12  # of their size: what a draw and a truth that are equal may differ by
+INDEPENDENT = 0.5  # share of the draws that should count
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +59,12 @@ class Calibration:
 
     @property
     def ranks(self) -> Int[np.ndarray, "M Q"]:
-        """Of each truth among its L draws, 0 to L, for the M fits that did not fail."""
+        """Of each truth among its L draws, 0 to L, for the M fits that did not fail; among equals by lot."""
         usable = self._usable()
-        return np.sum(self.draws[usable] < self.truths[usable, None], axis=1)
+        draws, truths = self.draws[usable], self.truths[usable, None]
+        tied = np.abs(draws - truths) <= SAME * np.maximum(np.abs(draws), np.abs(truths))
+        below, ties = np.sum((draws < truths) & ~tied, axis=1), np.sum(tied, axis=1)
+        return below + np.random.default_rng(1).integers(0, ties + 1)
 
     @property
     def values(self) -> Float[np.ndarray, "M Q"]:
@@ -71,23 +78,30 @@ class Calibration:
 
     @property
     def table(self) -> list[dict]:
-        """One row a quantity: name, ks and coverage (p of the two tests), covered ({level: share}), rejected."""
+        """One row a quantity: name, ks and coverage (p of the two tests), covered ({level: share}), rejected, and the
+        share of the draws that count, `effective`."""
         rows = []
-        for name, values in zip(self.names, self.values.T, strict=True):
+        for name, values, share in zip(self.names, self.values.T, self._effective(), strict=True):
             p = {"ks": uniformity.ks(values), "coverage": uniformity.coverage(values)}
             covered = {level: uniformity.inside(values, level) / len(values) for level in LEVELS}
-            rows.append({"name": name, **p, "covered": covered, "rejected": min(p.values()) < self.each})
+            rejected = min(p.values()) < self.each
+            rows.append({"name": name, **p, "covered": covered, "rejected": rejected, "effective": float(share)})
         return rows
 
     @property
+    def rejected(self) -> bool:
+        """A test of some quantity rejects the fits that did not fail."""
+        return any(row["rejected"] for row in self.table)
+
+    @property
     def passed(self) -> bool:
-        """No test of any quantity rejects, and no fit failed."""
-        return self.failed == 0 and not any(row["rejected"] for row in self.table)
+        """No test rejects, and no fit failed."""
+        return self.failed == 0 and not self.rejected
 
     def planted(self, *, scale: float = 1.0, bias: float = 0.0) -> "Calibration":
         """The same fits with a defect: every belief's sd times `scale`, its mean off by `bias` sds.
 
-        What passes must fail with a defect that matters, or there were too few data sets to tell.
+        With a defect that matters it must be `rejected`, or there were too few data sets to tell.
         """
         mean, sd = self.draws.mean(axis=1, keepdims=True), self.draws.std(axis=1, keepdims=True)
         moved = mean + scale * (self.draws - mean) + bias * sd
@@ -124,14 +138,24 @@ class Calibration:
         finite = np.isfinite(self.draws).all(axis=(1, 2)) & np.isfinite(self.truths).all(axis=1)
         return finite & ~np.isin(self.status, (Status.NONFINITE, Status.NOT_POSITIVE_DEFINITE))
 
+    def _effective(self) -> Float[np.ndarray, " Q"]:
+        """Share of the draws that count, by their autocorrelation of order one: the median over fits."""
+        draws = self.draws[self._usable()]
+        apart = draws - draws.mean(axis=1, keepdims=True)
+        square, lagged = np.sum(apart**2, axis=1), np.sum(apart[:, 1:] * apart[:, :-1], axis=1)
+        moves = square > SAME**2 * np.sum(draws**2, axis=1)
+        correlation = np.divide(lagged, square, out=np.zeros_like(square), where=moves)
+        return np.median((1 - correlation) / (1 + correlation), axis=0)
+
     def __str__(self) -> str:
-        count, width = len(self.ranks), max(len(name) for name in (*self.names, "quantity"))
+        table, count, width = self.table, len(self.ranks), max(len(name) for name in (*self.names, "quantity"))
         low, high = uniformity.coverage_band(count, uniformity.COVERED, self.each)
-        verdict = "not rejected" if self.passed else "rejected"
+        verdict = "rejected" if self.rejected else "not rejected"
         head = f"{self.method}: {verdict} at the family-wise level {self.level:g} | {count} data sets, "
         lines = [head + f"{self.draws.shape[1]} draws each"]
         if self.failed:
-            lines.append(f"{self.failed} fits failed and have no rank")
+            failed = "1 fit failed and has no rank" if self.failed == 1 else f"{self.failed} fits failed, without ranks"
+            lines.append(f"not passed: {failed}")
         others = {
             Status(s).name.lower().replace("_", " "): int(n)
             for s, n in zip(*np.unique(self.status, return_counts=True), strict=True)
@@ -141,10 +165,16 @@ class Calibration:
             lines.append("fits that ended otherwise than ok: " + ", ".join(f"{n} {name}" for name, n in others.items()))
         lines.append(f"each test at {self.each:.2g}; accepted coverage of the 90 % interval: {low:.3f} to {high:.3f}")
         lines.append(f"{'quantity':{width}}  {'KS p':>8}  {'cover p':>8}  " + "  ".join(f"{x:>5.0%}" for x in LEVELS))
-        for row in self.table:
+        for row in table:
             shares = "  ".join(f"{share:5.3f}" for share in row["covered"].values())
             mark = "  rejected" if row["rejected"] else ""
             lines.append(f"{row['name']:{width}}  {row['ks']:8.2g}  {row['coverage']:8.2g}  {shares}{mark}")
+        if few := [row for row in table if row["effective"] < INDEPENDENT]:
+            names, share = ", ".join(row["name"] for row in few), min(row["effective"] for row in few)
+            lines.append(
+                f"note: draws of {names} depend on each other and count for {share:.0%} of their number: ranks of"
+            )
+            lines.append("a right belief are then not uniform either. Give the backend more `draws`.")
         return "\n".join(lines)
 
 
@@ -166,34 +196,28 @@ def calibrate(
     Fits run `batch` at a time in one compiled program, shared out among the devices.
 
     Args:
-        design: what every data set has in common: states and actions, or the inputs of recordings. Outcomes are
-            simulated; those in it are not looked at.
+        design: what every data set has in common: states and actions, or the inputs of recordings and their `start`,
+            from which first states are drawn. Outcomes are simulated; those in it are not looked at.
         datasets: N; more of them begin with the same ones. `uniformity.power` tells what so many can see.
-        draws: L of each belief; of a sampler's draws so many evenly spaced ones.
+        draws: L of each belief; of a sampler's draws so many evenly spaced ones, which should be independent.
         at: rank the next state at these inputs, process noise excluded, in place of the sites: the one way for beliefs
             about functions that are no longer tied to sites.
         level: family-wise.
         progress: a bar; by default on a terminal.
 
     Raises:
-        TypeError: for a model that is not a Dynamics, or a backend that is none.
-        ValueError: for counts that are not positive, or a design that does not fit the spaces.
+        TypeError: for a model that is not a Dynamics, a backend that is none, or other data.
+        ValueError: for counts that are not positive, a level outside (0, 1), a design that does not fit the spaces, is
+            of a fleet or without the recordings' start; for a program that observes something itself, or a backend that
+            gives fewer draws.
         FitError: where no fit ends in a belief.
     """
-    check_key(key)
-    if not isinstance(model, Dynamics) or not isinstance(backend, Backend):
-        got = f"{type(model).__name__}, {type(backend).__name__}"
-        raise TypeError(f"calibrate(key, model, design, backend) takes a Dynamics and a backend object; got {got}.")
-    if min(datasets, draws, batch) < 1:
-        raise ValueError(f"calibrate needs datasets, draws and batch >= 1; got {datasets}, {draws} and {batch}.")
-    model.check(design.inputs)
-    if at is not None:
-        model.check(at.inputs)
+    check_arguments(key, model, design, backend, at, level, datasets=datasets, draws=draws, batch=batch)
     design = design.rows() if isinstance(design, Trajectories) else design
     found = []
     with jax.enable_x64(True):
-        design = jax.tree.map(_double, design.inputs)
-        at = None if at is None else jax.tree.map(_double, at.inputs)
+        design = doubles(design.inputs)
+        at = None if at is None else doubles(at.inputs)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(datasets))
         batch = min(batch, datasets)
         starts = range(0, datasets, batch)
@@ -224,6 +248,11 @@ def _batch(keys, model, design, backend, at, draws: int):
             drawn = jax.vmap(lambda key: values(posterior._draw(key)))(jax.random.split(draw_key, draws))
             return values(model.bind(truth)), drawn, posterior.status
         samples = {k: v.reshape(-1, *v.shape[2:]) for k, v in posterior._samples(draw_key, draws).items()}
+        if (count := len(next(iter(samples.values())))) < draws:
+            raise ValueError(
+                f"calibrate: {type(backend).__name__} gives {count} draws of each belief, and ranks need {draws}. Give "
+                f"the backend more `draws`, or calibrate with draws={count}."
+            )
         pick = lambda x: x[jnp.linspace(0, len(x) - 1, draws).round().astype(int)]  # noqa: E731
         return truth, {name: pick(samples[name]) for name in truth}, posterior.status
 
@@ -232,11 +261,6 @@ def _batch(keys, model, design, backend, at, draws: int):
 
 def _outcome(design) -> str:
     return "observation" if isinstance(design, Trajectories) else "next_state"
-
-
-def _double(x):
-    x = jnp.asarray(x)
-    return x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _columns(tree, lead: int) -> np.ndarray:

@@ -126,14 +126,16 @@ def compare(
 
     On `test_data`: root mean squared error, CRPS and coverage of central intervals, per coordinate and horizon, and
     the log density of one step, joint over coordinates. Predictive distributions are mixtures over draws of the
-    belief, process noise included. From each fit itself: leave-one-out, time, and the distance to a reference. A
+    belief, process noise included; only those of readings several steps ahead are Gaussians with two moments
+    (`physppl.held_out.predict_ahead`). From each fit itself: leave-one-out, time, and the distance to a reference. A
     figure that a belief cannot give is a dash.
 
     Args:
         posteriors: {name: Posterior}, of any backend; a NumPyro run by `physppl.inference.from_numpyro`. Those of
             models that are not a Dynamics have no predictions.
         test_data: that no fit saw. Transitions: rows that follow each other are forecast open loop. Trajectories: one
-            step is each reading given all before it, more are forecasts from the filter's state.
+            step is each reading given all before it, under each draw; more are forecasts from the state of a filter at
+            the belief's mean parameters, of the readings at which no sensor is missing.
         reference: name of the belief to which the others' sites are compared, e.g. a long run of HMC.
         horizons: steps ahead; 1 is always among them.
         draws: of each belief's functions, the same keys for all.

@@ -49,6 +49,7 @@ def _error(axis, data, looks) -> None:
 
 
 def _coverage(axis, data, looks) -> None:
+    """The band is of one interval, and counts coordinates as independent outcomes: where they are not, it is wider."""
     inside = data.coverage.isel(horizon=0).mean("coordinate", skipna=False)
     levels = data.level.values
     count = float(data.outcomes[0]) * data.sizes["coordinate"]

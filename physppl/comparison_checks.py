@@ -10,6 +10,8 @@ import numpy as np
 from physppl.dynamics import Dynamics
 from physppl.errors import PhyspplWarning, unknown
 from physppl.posterior import Posterior
+from physppl.predictions import forecastable
+from physppl.repeats import parts, repeats
 from physppl.trajectories import Trajectories
 from physppl.transitions import Transitions
 
@@ -91,11 +93,7 @@ def notes(posteriors, test_data, dataset) -> tuple[str, ...]:
     if len({_content(p.data) for p in posteriors.values()}) > 1:
         found.append("the fits are of different data: their ELPD-LOO do not compare.")
     if test_data is not None:
-        if empty := [str(h) for h in dataset.horizon.values[dataset.outcomes.values == 0]]:
-            found.append(
-                f"the test data hold no window of {', '.join(empty)} steps: in Transitions, each row's next state is "
-                "the next row's state."
-            )
+        found += _windowless(posteriors, test_data, dataset)
         lost = (~np.isfinite(dataset.rmse)).any("coordinate") & (dataset.outcomes > 0)
         for name in dataset.posterior.values[lost.any("horizon").values]:
             predicts = isinstance(posteriors[name].model, Dynamics)
@@ -104,31 +102,20 @@ def notes(posteriors, test_data, dataset) -> tuple[str, ...]:
     return tuple(found)
 
 
-def repeats(known, data) -> int:
-    """Transitions, or recordings, that both hold."""
-    if data is None or type(known) is not type(data):
-        return 0
-    known = set(_parts(known))
-    return sum(part in known for part in _parts(data))
-
-
-def _parts(data) -> list[bytes]:
-    """Each transition, or each recording's readings and inputs, at single precision."""
-    plain = lambda x: np.asarray(x, np.float32)  # noqa: E731
-    if (data.next_states if isinstance(data, Transitions) else data.observations) is None:
-        return []
-    if isinstance(data, Transitions):
-        rows = np.concatenate([plain(data.states), plain(data.actions), plain(data.next_states)], axis=-1)
-        return [row.tobytes() for row in rows[np.asarray(data.valid)]]
-    rows = data.rows()
-    return [
-        plain(y)[valid].tobytes() + plain(u)[valid].tobytes()
-        for y, u, valid in zip(rows.observations, rows.actions, np.asarray(rows.valid), strict=True)
-        if valid.any()
-    ]
+def _windowless(posteriors, test_data, dataset) -> list[str]:
+    """Over which horizons some of the test data, or all, cannot be forecast."""
+    if isinstance(test_data, Transitions):
+        empty = ", ".join(str(h) for h in dataset.horizon.values[dataset.outcomes.values == 0])
+        why = "in Transitions, each row's next state is the next row's state."
+        return [f"the test data hold no window of {empty} steps: {why}"] if empty else []
+    dt = next(p.model.dt for p in posteriors.values() if isinstance(p.model, Dynamics))
+    count = test_data.rows().batch_shape[0]
+    short = {h: count - len(forecastable(test_data, int(h), dt)) for h in dataset.horizon.values if h > 1}
+    where = ", ".join(f"of {h} steps in {n} of {count} recordings" for h, n in short.items() if n)
+    return [f"there is no window {where}: it ends where all sensors were read."] if where else []
 
 
 def _content(data) -> tuple[bytes, ...]:
     if isinstance(data, Transitions | Trajectories):
-        return tuple(_parts(data))
+        return tuple(parts(data))
     return tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(data))

@@ -68,7 +68,8 @@ def pointwise(posterior, samples) -> dict[str, np.ndarray]:
 def _pointwise(posterior, samples, observed) -> dict[str, np.ndarray]:
     chains = next(iter(samples.values())).shape[:2]
     flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in samples.items()}
-    values = jax.jit(lambda s: log_likelihood(posterior.model, s, posterior.data, parallel=True))(flat)
+    model = handlers.substitute(posterior.model, data=posterior.params)
+    values = jax.jit(lambda s: log_likelihood(model, s, posterior.data, parallel=True))(flat)
     return {k: _rows(v, observed[k], 1).reshape(*chains, -1) for k, v in values.items()}
 
 
@@ -94,7 +95,8 @@ def _prior(key, posterior, names, draws: int):
     model, *args = latent_part(posterior.model, posterior.data)
 
     def one(key):
-        trace = handlers.trace(handlers.seed(model, key)).get_trace(*args)
+        held = handlers.substitute(handlers.seed(model, key), data=posterior.params)
+        trace = handlers.trace(held).get_trace(*args)
         return {name: trace[name]["value"] for name in names}
 
     return jax.jit(jax.vmap(one))(jax.random.split(key, draws))

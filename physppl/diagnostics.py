@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from physppl.dynamics import Dynamics
-from physppl.errors import Status
+from physppl.errors import APART, Status
 from physppl.identifiability import UNDETERMINED, identifiability, parameters
 from physppl.moments import belief, local, log_joint
 from physppl.posterior import Posterior
@@ -27,7 +27,6 @@ FINEST = 256  # times as many sub-steps: beyond, the field rather than the step 
 # Rank-normalised split R-hat and effective draws per chain: A. Vehtari, A. Gelman, D. Simpson, B. Carpenter,
 # P. Buerkner, Bayesian Analysis 16, 2021.
 R_HAT, EFFECTIVE = 1.01, 100
-APART = 1.1  # R-hat of chains that stand in different places
 # Of the draws of a Gaussian belief, weighted by the posterior itself, so many must count; in many dimensions the
 # weights tell nothing.
 COUNTING, WEIGHED, DIMENSIONS = 0.1, 200, 20

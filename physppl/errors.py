@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 log = logging.getLogger("physppl")
+APART = 1.1  # split R-hat above which chains tell different stories
 
 
 class PhyspplWarning(UserWarning):
@@ -46,8 +47,8 @@ _REMEDIES = {
     "there and the data do not make up for it; give a proper prior in virtual space, e.g. physical(name, low, high)",
     Status.DIVERGENCES: "more than one transition in a hundred of the sampler diverged: "
     "raise `target_acceptance` or `warmup`",
-    Status.NOT_MIXED: "the chains disagree (R-hat above 1.1): raise `warmup` and `draws`; if it stays, the posterior "
-    "has several modes or a ridge, which a tighter prior or other data must settle",
+    Status.NOT_MIXED: f"the chains disagree (R-hat above {APART}) or do not move: raise `warmup` and `draws`; if it "
+    "stays, the posterior has several modes or a ridge, which a tighter prior or other data must settle",
 }
 
 

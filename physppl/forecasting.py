@@ -71,8 +71,9 @@ def forecast_readings(
 def mean_sites(key: PRNGKeyArray, posterior: Posterior) -> dict[str, Array]:
     """The belief's mean of each latent site that one recording has."""
     samples = posterior.samples(key, 256)
-    latent = VirtualSpace.of(posterior.model, posterior.data).names
-    return {n: jnp.mean(jnp.asarray(samples[n], float), axis=0) for n in latent if n not in (VARIATION, OFFSETS)}
+    latent = VirtualSpace.of(posterior.model, posterior.data, params=posterior.params).names
+    means = {n: jnp.mean(jnp.asarray(samples[n], float), axis=0) for n in latent if n not in (VARIATION, OFFSETS)}
+    return means | posterior.params
 
 
 @functools.partial(jax.jit, static_argnames="dynamics")

@@ -71,7 +71,7 @@ def predict_ahead(
         draws: of the belief.
 
     Raises:
-        ValueError: for several recordings at once; for one that is not longer than the horizon.
+        ValueError: for several recordings at once; for one without a reading of all sensors a horizon after its start.
     """
     model = posterior.model.without_variation()
     if recording.batch_shape:
@@ -79,17 +79,13 @@ def predict_ahead(
     model.check(recording)
     steps = max(1, round(horizon / model.dt))
     horizon = steps * model.dt
-    times, valid = np.asarray(recording.times, float), np.asarray(recording.seen).all(-1)
-    first = max(float(since), times[0])
-    starts = np.flatnonzero((times >= first) & (times <= times[-1] - (1 - 1e-6) * horizon))
-    ends = times[starts] + horizon
-    readings, seen = _at(times, np.asarray(recording.observations), valid, ends, model.dt)
-    starts, ends, readings = starts[seen], ends[seen], readings[seen]
+    times = np.asarray(recording.times, float)
+    starts, ends, readings = windows(recording, steps, model.dt, since)
     if not len(starts):
-        left = times[-1] - first
+        left = times[-1] - max(float(since), times[0])
         raise ValueError(
-            f"nothing to predict: {left:.3g} s of readings do not hold one prediction of {horizon:.3g} s. Choose a "
-            "shorter horizon."
+            f"nothing to predict: {left:.3g} s of readings do not hold one prediction of {horizon:.3g} s, at whose end "
+            "all sensors were read. Choose a shorter horizon."
         )
     pick = np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int))
     starts, ends, readings = starts[pick], ends[pick], readings[pick]
@@ -106,6 +102,19 @@ def predict_ahead(
     )
     straight = constant + horizon * rate
     return Ahead(horizon, ends, readings, np.asarray(forecast.mean), forecast.sd, constant, straight)
+
+
+def windows(recording: Trajectories, steps: int, dt: float, since: float = -np.inf):
+    """First samples (B,) of all windows of so many steps, when they end (B,), and what was read then (B, d).
+
+    A reading counts where all sensors were read.
+    """
+    times, valid = np.asarray(recording.times, float), np.asarray(recording.seen).all(-1)
+    horizon = steps * dt
+    starts = np.flatnonzero((times >= since) & (times <= times[-1] - (1 - 1e-6) * horizon))
+    ends = times[starts] + horizon
+    readings, seen = _at(times, np.asarray(recording.observations), valid, ends, dt)
+    return starts[seen], ends[seen], readings[seen]
 
 
 def _at(times, readings, valid, when, dt: float):

@@ -57,7 +57,12 @@ class Writer:
                 f"save: {name} is a {kind.__name__}, which a file cannot hold. It holds arrays, numbers, text, tuples, "
                 "lists, dictionaries, random keys, NamedTuples and equinox modules of these, and the model itself."
             )
-        if _imported(kind.__module__, kind.__qualname__) is not kind:
+        if kind.__module__ == "__main__":
+            raise TypeError(
+                f"save: {name} is a {kind.__qualname__}, which is defined in the script itself and could not be found "
+                "again from another: define the class in a module, and import it."
+            )
+        if _found(kind.__module__, kind.__qualname__) is not kind:
             raise TypeError(
                 f"save: {name} is a {kind.__qualname__}, which could not be found again: define the class at the top "
                 "level of a module."
@@ -86,7 +91,7 @@ class Reader:
         """The value of a node.
 
         Raises:
-            ValueError: for a class that is not imported, or has other fields.
+            ValueError: for a class that is not imported, is not there, is of another kind, or has other fields.
         """
         if not isinstance(node, list):
             return node
@@ -108,12 +113,15 @@ class Reader:
         return {"jax": jnp.asarray, "array": np.asarray, "scalar": lambda x: x[()]}[kind](array)
 
     def _object(self, module: str, name: str, parts: dict[str, Any]):
-        kind: Any = _imported(module, name)
-        if kind is None:
-            raise ValueError(
-                f"{self.where} holds a {module}.{name}, which is not imported. Import {module}, if you trust it, and "
-                "load again."
-            )
+        kind: Any = _found(module, name)
+        if not _known(kind):
+            if module not in sys.modules:
+                why = f"which is not imported. Import {module}, if you trust it, and load again."
+            elif kind is None:
+                why = f"but {module} has no {name}. Give it its name back, and load again."
+            else:
+                why = "which is no equinox module and no NamedTuple: such a thing is not made from a file."
+            raise ValueError(f"{self.where} holds a {module}.{name}, {why}")
         values = {field: self.value(node) for field, node in parts.items()}
         fields = {f.name: f for f in dataclasses.fields(kind)} if issubclass(kind, eqx.Module) else kind._fields
         if other := sorted(values.keys() - set(fields)):
@@ -135,14 +143,19 @@ def _little(dtype: str) -> np.dtype:
     return np.dtype(dtype).newbyteorder("<")
 
 
-def _imported(module: str, name: str) -> Any:
-    """An equinox module or NamedTuple at the top level of a module that is imported; this library's backends always."""
+def _found(module: str, name: str) -> Any:
+    """What stands at the top level of a module that is imported, or in a class there; this library's backends always
+    are."""
     if module.startswith("physppl.inference."):
         importlib.import_module("physppl.inference")
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = vars(found).get(part) if hasattr(found, "__dict__") else None
-    known = isinstance(found, type) and (
-        issubclass(found, eqx.Module) or (issubclass(found, tuple) and hasattr(found, "_fields"))
-    )
-    return found if known else None
+    return found
+
+
+def _known(kind: Any) -> bool:
+    """Whether a file may hold such a thing: an equinox module or a NamedTuple."""
+    if not isinstance(kind, type):
+        return False
+    return issubclass(kind, eqx.Module) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))

@@ -83,6 +83,14 @@ class Posterior(eqx.Module):
         chosen = np.flatnonzero(of_program(space))
         return linear.entropy(jnp.atleast_2d(jnp.cov(jax.vmap(point)(flat)[:, chosen], rowvar=False)))
 
+    def _several(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
+        return jax.vmap(self._draw)(jax.random.split(key, count))
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """{`param` site: value}: what the fit chose and holds to be known, such as learned features."""
+        return getattr(getattr(self, "space", None), "params", {})
+
     def sample_stats(self) -> dict[str, Array]:
         """The sampler's own diagnostics, (chains, draws) each; empty where nothing was sampled."""
         return {}
@@ -95,6 +103,11 @@ class Posterior(eqx.Module):
         """One coherent transition function of the belief; new draws never retrace."""
         check_key(key)
         return self._call(_draw, key)
+
+    def draws(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
+        """Several functions, with a leading particle axis; of an ensemble its members, each as often as any other."""
+        check_key(key)
+        return self._call(_several, key, count)
 
     def mean(self) -> AbstractTransition:
         """The belief's mean as a transition function: what certainty-equivalent control acts on."""
@@ -226,6 +239,11 @@ def _compiled(function):
 @_compiled
 def _draw(posterior, key):
     return posterior._draw(key)
+
+
+@_compiled
+def _several(posterior, key, count):
+    return posterior._several(key, count)
 
 
 @_compiled

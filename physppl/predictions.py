@@ -10,10 +10,10 @@ from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
 from numpyro import handlers
 
-from physppl import scores
+from physppl import held_out, scores
 from physppl.dynamics import Dynamics
-from physppl.held_out import predict_ahead
 from physppl.posterior import Posterior
+from physppl.precision import doubles
 from physppl.scores import Mixture
 from physppl.sensing import OFFSETS
 from physppl.trajectories import Trajectories
@@ -142,24 +142,34 @@ def windows(data: Transitions, model: Dynamics, steps: int) -> np.ndarray:
 
 def _recordings(key, posterior: Posterior, data: Trajectories, steps: int, draws: int) -> Predicted | None:
     """One step: each reading given all before it, by a filter under each draw. More: `predict_ahead`'s two moments."""
-    model, rows = posterior.model, data.rows()
+    model = posterior.model
     if steps == 1:
         flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])  # noqa: E731
         outcomes, mixture, counted = jax.tree.map(flat, readings_given_earlier(key, posterior, data, draws))
         means = outcomes - model.sensing.space.difference(outcomes, mixture.means)
         return Predicted(outcomes, mixture._replace(means=means), counted)
-    lasts = [max(np.flatnonzero(valid), default=-1) for valid in np.asarray(rows.valid)]
-    found = []
-    for i, last in enumerate(lasts):
-        if last >= steps:
-            recording = jax.tree.map(lambda x: np.asarray(x)[i], rows)[: last + 1]  # noqa: B023
-            found.append(predict_ahead(key, posterior, recording, steps * model.dt, most=max(MOST // len(lasts), 1)))
-    if not found:
+    recordings = forecastable(data, steps, model.dt)
+    if not recordings:
         return None
+    ahead = lambda one: held_out.predict_ahead(key, posterior, one, steps * model.dt, most=most, draws=draws)  # noqa: E731
+    most = max(MOST // len(recordings), 1)
+    found = [ahead(one) for one in recordings]
     outcomes, mean, sd = (np.concatenate([getattr(a, x) for a in found]) for x in ("readings", "mean", "sd"))
     mean = outcomes - model.sensing.space.difference(outcomes, mean)
     outcomes, mean, sd = map(jnp.asarray, (outcomes, mean, sd))
     return Predicted(outcomes, Mixture(mean[None], sd[None]), jnp.ones((1, 1), bool))
+
+
+def forecastable(data: Trajectories, steps: int, dt: float) -> list[Trajectories]:
+    """The recordings, each until its last reading, in which all sensors are read so many steps after some sample."""
+    rows = data.rows()
+    found = []
+    for i, valid in enumerate(np.asarray(rows.valid)):
+        one = jax.tree.map(lambda x: np.asarray(x)[i], rows)  # noqa: B023
+        one = one[: max(np.flatnonzero(valid), default=0) + 1]
+        if len(held_out.windows(one, steps, dt)[0]):
+            found.append(one)
+    return found
 
 
 def readings_given_earlier(key: PRNGKeyArray, posterior: Posterior, data: Trajectories, draws: int) -> Predicted:
@@ -172,9 +182,9 @@ def readings_given_earlier(key: PRNGKeyArray, posterior: Posterior, data: Trajec
     """
     model, rows = posterior.model, data.rows()
     rows = Trajectories(rows.observations, rows.actions, rows.times, valid=rows.valid, start=rows.start)
-    sample_key, new_key = jax.random.split(key)
+    sample_key, new_key, order_key = jax.random.split(key, 3)
     samples = posterior.samples(sample_key, draws)
-    needed = [name for name in VirtualSpace.of(model, rows).names if name != OFFSETS]
+    needed = [name for name in VirtualSpace.of(model, rows, params=posterior.params).names if name != OFFSETS]
     if lacking := [name for name in needed if name not in samples]:
         raise ValueError(
             f"the {posterior.method} belief has no site {', '.join(lacking)}, without which readings cannot be "
@@ -183,16 +193,17 @@ def readings_given_earlier(key: PRNGKeyArray, posterior: Posterior, data: Trajec
         )
     count = len(samples[needed[0]])
     pick = np.linspace(0, count - 1, min(draws, count)).round().astype(int)
-    return _terms(new_key, {name: samples[name][pick] for name in needed}, model, rows)
+    pick = np.asarray(jax.random.permutation(order_key, pick))  # CRPS takes a chain's next draws for independent
+    return _terms(new_key, {name: samples[name][pick] for name in needed}, posterior.params, model, rows)
 
 
 @eqx.filter_jit
-def _terms(key, samples, model: Dynamics, rows: Trajectories) -> Predicted:
-    rows = jax.tree.map(lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x), rows)
+def _terms(key, samples, params, model: Dynamics, rows: Trajectories) -> Predicted:
+    rows = doubles(rows)
 
     def one(at):
         key, sites = at
-        seeded = handlers.seed(handlers.substitute(model, data=sites), key)
+        seeded = handlers.seed(handlers.substitute(model, data=sites | params), key)
         site = gaussians(handlers.trace(seeded).get_trace(rows))["observation"]
         full = lambda x: jnp.broadcast_to(x, site.value.shape)  # noqa: E731
         df = None if site.df is None else full(site.df)

@@ -69,7 +69,9 @@ class Record(Messenger):
         if kind == "plate":
             self.frames[name] = list(msg["cond_indep_stack"])
         elif kind in ("sample", "param"):
-            self.values[name], self.event_dims[name] = msg["value"], event_dim
+            value = msg["value"]  # a `param` may be a number
+            self.values[name] = jnp.asarray(value) if isinstance(value, float | int) else value
+            self.event_dims[name] = event_dim
             self.units[str(msg["name"])] = unit
 
 

@@ -10,19 +10,26 @@ from tqdm.auto import tqdm
 _listeners: list["Clock"] = []
 
 
+COMPILED = "/jax/core/compile/backend_compile_duration"
+TRACED = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration")
+
+
 class Clock:
-    """Seconds spent and programs made by XLA's compiler while the clock ran."""
+    """Seconds spent and programs made by XLA's compiler while the clock ran; beside them, seconds of tracing and
+    lowering, where those of a traced function's inner functions count once more."""
 
     def __init__(self):
-        self.seconds, self.programs = 0.0, 0
+        self.seconds, self.programs, self.tracing = 0.0, 0, 0.0
 
 
 def _on_event(event: str, duration_secs: float, **details: Any) -> None:
     del details
-    if event == "/jax/core/compile/backend_compile_duration":
-        for clock in _listeners:
+    for clock in _listeners:
+        if event == COMPILED:
             clock.seconds += duration_secs
             clock.programs += 1
+        elif event in TRACED:
+            clock.tracing += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_on_event)

@@ -1,9 +1,11 @@
 """Neural residuals: what physics leaves, as one more site of the program."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -25,6 +27,7 @@ def residual(
     scale: float = 0.1,
     frequency: float = 1.0,
     seed: int = 0,
+    learned: bool = False,
 ) -> Callable[[Array, Array], Array]:
     """A neural residual: one more site, standard Normal in its weights.
 
@@ -38,6 +41,8 @@ def residual(
         scale: prior sd of the output over typical inputs, in units of the coordinate's scale.
         frequency: sd of the first layer's pre-activations; larger means rougher functions.
         seed: of the fixed features; not random inference state.
+        learned: the hidden layers and the prior sd of the output are `param` sites, "NAME.features" and "NAME.scale",
+            whose values `NeuralLinear` takes from the evidence; it starts them at random and at `scale`.
 
     Returns:
         residual(state (D,), action (A,)) -> (D,).
@@ -49,16 +54,21 @@ def residual(
         raise ValueError(f"residual({name!r}): weights must be 'last' or 'all'; got {weights!r}.")
     if width < 1 or depth < 1:
         raise ValueError(f"residual({name!r}): width and depth must be at least 1; got {width} and {depth}.")
+    if learned and weights != "last":
+        raise ValueError(f"residual({name!r}): learned features need weights='last'; got {weights!r}.")
     network = _network(state, action, width, depth, frequency, seed)
     sampled = network.shapes if weights == "all" else network.shapes[-1:]
-    sizes = [int(np.prod(shape)) for shape in sampled]
-    flat = jnp.asarray(numpyro.sample(name, dist.Normal(0.0, 1.0).expand([sum(sizes)]).to_event(1)))
-    parts = jnp.split(flat, np.cumsum(sizes)[:-1], axis=-1)
-    parts = [part.reshape((*part.shape[:-1], *shape)) for part, shape in zip(parts, sampled, strict=True)]
-    free = [sd * part for sd, part in zip(network.sds, parts[:-1], strict=False)]  # none of them for "last"
+    size = sum(math.prod(shape) for shape in sampled)
+    flat = jnp.asarray(numpyro.sample(name, dist.Normal(0.0, 1.0).expand([size]).to_event(1)))
+    parts = _split(flat, sampled)
+    sd = scale
+    if learned:
+        parts[:0] = _split(numpyro.param(f"{name}.features", network.draw), network.shapes[:-1])
+        sd = numpyro.param(f"{name}.scale", jnp.asarray(scale), constraint=dist.constraints.positive)
+    free = [own * part for own, part in zip(network.sds, parts[:-1], strict=False)]  # none of them for fixed features
     hidden = free or [jnp.asarray(layer, flat.dtype) for layer in network.fixed]  # at the precision of this trace
     last = parts[-1] / network.norm
-    amplitude = scale * state.scale
+    amplitude = jnp.asarray(sd) * state.scale
 
     def function(x: Array, u: Array) -> Array:
         return jnp.asarray(amplitude) * (
@@ -82,6 +92,17 @@ class _Network(NamedTuple):
     sds: list[float]  # of the hidden matrices and biases
     fixed: list[np.ndarray]  # one draw of them
     norm: float  # sd of the outputs under unit weights, over typical inputs
+
+    def draw(self, key) -> Array:
+        """Hidden layers at random, flat, in units of their sds."""
+        return jax.random.normal(key, (sum(math.prod(shape) for shape in self.shapes[:-1]),))
+
+
+def _split(flat, shapes) -> list[Array]:
+    """A flat vector (..., n) as arrays of these shapes."""
+    sizes = [math.prod(shape) for shape in shapes]
+    parts = jnp.split(jnp.asarray(flat), np.cumsum(sizes)[:-1], axis=-1)
+    return [part.reshape((*part.shape[:-1], *shape)) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @functools.cache  # programs run at every trace

@@ -24,13 +24,14 @@ from physppl.dynamics import Dynamics
 from physppl.nodes import Reader, Writer
 from physppl.posterior import Posterior, Timing
 from physppl.trajectories import Trajectories
-from physppl.virtual import latent_part
+from physppl.virtual import VirtualSpace, latent_part
 
 MAGIC = b"\x89physppl belief\r\n\x1a\n"  # the line ends tell of transfers as text
 FORMAT = 1
 DIGEST = hashlib.sha256().digest_size
 DRAWS = 3  # of the belief, at which a model is recognised
 PROBES = 4  # states and actions at which its step is
+POINTS = (-1.0, 0.0, 1.0)  # of virtual space, all coordinates the same, at which its bijections are
 SAME, SIMILAR = 1e-8, 1e-6  # relative, by one version of JAX and between two
 
 
@@ -54,7 +55,7 @@ def load(path: str | Path, model: Callable) -> Posterior:
     """The belief in a file, about the model it was fitted with.
 
     The model is given because its program is code, which a file does not hold. It is recognised: by its sites, its
-    spaces, step and solver, and by its log densities and steps at a few draws of the belief.
+    spaces, step and solver, by its log densities and steps at a few draws of the belief, and by its bijections.
 
     Args:
         path: what `posterior.save` wrote.
@@ -75,11 +76,16 @@ def load(path: str | Path, model: Callable) -> Posterior:
             reader = Reader(arrays, model, where)
             posterior, draws, figures = (reader.value(header[k]) for k in ("posterior", "draws", "figures"))
         timing = None if header["timing"] is None else Timing(*header["timing"])
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        told = {"kind": header["model"]["kind"]} | header["model"]
+        same_jax = header["versions"]["jax"] == jax.__version__
+        draws, figures = ({name: np.asarray(x) for name, x in values.items()} for values in (draws, figures))
+    except Exception as error:
+        if str(error).startswith(where):
+            raise
         raise ValueError(f"{where} is not as `save` writes: {type(error).__name__}: {error}.") from error
     if not isinstance(posterior, Posterior):
         raise ValueError(f"{where} holds a {type(posterior).__name__}, which is no Posterior.")
-    _recognise(posterior, header, draws, figures, where)
+    _recognise(posterior, told, draws, figures, same_jax, where)
     object.__setattr__(posterior, "_timing", timing)
     return posterior
 
@@ -89,13 +95,8 @@ def encode(posterior: Posterior) -> bytes:
     model, data, writer = posterior.model, posterior.data, Writer(posterior.model)
     tree = writer.node(posterior, type(posterior).__name__)
     with jax.enable_x64(True):
-        samples = posterior.samples(jax.random.key(0), DRAWS)
-        draws = {}
-        for site in _latent(model, data):
-            if site not in samples:
-                raise ValueError(f"save: samples() of this {type(posterior).__name__} has no site {site!r}.")
-            draws[site] = samples[site][np.linspace(0, len(samples[site]) - 1, DRAWS).round().astype(int)]
-        figures = _figures(model, data, draws)
+        draws = _draws(posterior)
+        figures = _figures(model, data, draws, _space(posterior))
         header = {
             "format": FORMAT,
             "versions": _versions(),
@@ -148,14 +149,14 @@ def _told(model) -> dict[str, Any]:
     return {"kind": "a Dynamics"} | own
 
 
-def _latent(model, data) -> dict[str, tuple[int, ...]]:
-    """{latent site: shape of its value}."""
+def _free(model, data) -> dict[str, tuple[int, ...]]:
+    """{latent or `param` site: shape of its value}."""
     run, *args = latent_part(model, data)
     shapes = {}
 
     def trace(key, args):
         for name, site in handlers.trace(handlers.seed(run, key)).get_trace(*args).items():
-            if site["type"] == "sample" and not site["is_observed"]:
+            if site["type"] == "param" or (site["type"] == "sample" and not site["is_observed"]):
                 shapes[name] = jnp.shape(site["value"])
         return jnp.zeros(())
 
@@ -163,10 +164,28 @@ def _latent(model, data) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _space(posterior: Posterior) -> VirtualSpace | None:
+    """In which the belief lives, if in any."""
+    space = getattr(posterior, "space", None)
+    return space if isinstance(space, VirtualSpace) else None
+
+
+def _draws(posterior: Posterior) -> dict[str, Array]:
+    """{latent or `param` site: values (DRAWS, ...)}, always the same ones."""
+    samples, draws = posterior.samples(jax.random.key(0, impl="threefry2x32"), DRAWS), {}
+    samples = samples | {k: jnp.broadcast_to(v, (DRAWS, *v.shape)) for k, v in posterior.params.items()}
+    for site in _free(posterior.model, posterior.data):
+        if site not in samples:
+            raise ValueError(f"save: samples() of this {type(posterior).__name__} has no site {site!r}.")
+        draws[site] = samples[site][np.linspace(0, len(samples[site]) - 1, DRAWS).round().astype(int)]
+    return draws
+
+
 @eqx.filter_jit
-def _figures(model, data, draws: Mapping[str, Array]) -> dict[str, Array]:
+def _figures(model, data, draws: Mapping[str, Array], space: VirtualSpace | None) -> dict[str, Array]:
     """At each draw: the log density of every site, what is deterministic, summed; of a Dynamics a few steps besides,
-    which tell of the program where there are no data."""
+    which tell of the program where there are no data. Of a belief that lives in virtual space also what sites are at
+    fixed points there: the same densities can go with other bijections, for which the belief is another one."""
 
     def one(values):
         run = handlers.substitute(handlers.seed(model, jax.random.key(0)), data=values)
@@ -181,7 +200,12 @@ def _figures(model, data, draws: Mapping[str, Array]) -> dict[str, Array]:
             figures |= _steps(model, data, values)
         return figures
 
-    return jax.vmap(one)(dict(draws))
+    figures = jax.vmap(one)(dict(draws))
+    if space is not None:
+        points = jnp.array(POINTS)[:, None] * jnp.ones(space.size)
+        sites = jax.vmap(lambda z: space.sites(model, z, data))(points)
+        figures |= {f"{name} at a point of virtual space": sites[name] for name in space.names}
+    return figures
 
 
 def _steps(model: Dynamics, data, values) -> dict[str, Array]:
@@ -197,16 +221,16 @@ def _steps(model: Dynamics, data, values) -> dict[str, Array]:
     return figures
 
 
-def _recognise(posterior: Posterior, header: dict[str, Any], draws, figures, where: str) -> None:
+def _recognise(posterior: Posterior, told: dict[str, Any], draws, figures, same_jax: bool, where: str) -> None:
     """Refuses a model that is not the one of the belief, naming what differs."""
-    model, data, told = posterior.model, posterior.data, header["model"]
+    model, data, space = posterior.model, posterior.data, _space(posterior)
     other, remedy = f"{where} was saved with another model", "Pass the model that the belief was fitted with."
     now = _told(model)
     if told["kind"] != now["kind"]:
         raise ValueError(f"{other}: it was {told['kind']}, this is {now['kind']} ({model}). {remedy}")
     with jax.enable_x64(True):
         try:
-            sites = _latent(model, data)
+            sites = _free(model, data)
         except Exception as error:
             raise ValueError(f"{other}: this one does not run on the saved data: {error} {remedy}") from error
         known = {name: value.shape[1:] for name, value in draws.items()}
@@ -220,18 +244,23 @@ def _recognise(posterior: Posterior, header: dict[str, Any], draws, figures, whe
         differs = differs or [f"{k} was {told[k]}, is {now[k]}" for k in told if told[k] != now.get(k)]
         if differs:
             raise ValueError(f"{other}: {'; '.join(differs)}. {remedy}")
-        found = _figures(model, data, draws)
-    tolerance = SAME if header["versions"]["jax"] == jax.__version__ else SIMILAR
+        try:
+            found = _figures(model, data, jax.tree.map(jnp.asarray, draws), space)
+        except Exception as error:  # e.g. a site whose virtual space has another size
+            raise ValueError(f"{other}: this one does not run at its draws: {error} {remedy}") from error
+        if space is None and same_jax:  # what is drawn anew is what was
+            figures, found = figures | draws, found | _draws(posterior)
+    tolerance = SAME if same_jax else SIMILAR
     for name in (*figures, *(name for name in found if name not in figures)):
         if name not in figures or name not in found:
             raise ValueError(f"{other}: {name} is {'missing' if name in figures else 'new'}. {remedy}")
-        saved, ours = np.asarray(figures[name]), np.asarray(found[name])
-        if saved.shape != ours.shape:
-            raise ValueError(f"{other}: {name} had shape {saved.shape[1:]}, has {ours.shape[1:]}. {remedy}")
-        far = ~np.isclose(ours, saved, rtol=tolerance, atol=tolerance, equal_nan=True)
+        before, ours = figures[name], np.asarray(found[name])
+        if before.shape != ours.shape:
+            raise ValueError(f"{other}: {name} had shape {before.shape[1:]}, has {ours.shape[1:]}. {remedy}")
+        far = ~np.isclose(ours, before, rtol=tolerance, atol=tolerance, equal_nan=True)
         if far.any():
             at = tuple(np.argwhere(far)[0])
             raise ValueError(
-                f"{other}: the program, or a constant in it, has changed: {name} was {saved[at]:.12g} at a draw of the "
-                f"belief, and is {ours[at]:.12g}. {remedy}"
+                f"{other}: the program, or a constant in it, has changed: {name} was {before[at]:.12g} when it "
+                f"was saved, and is {ours[at]:.12g}. {remedy}"
             )

@@ -67,7 +67,7 @@ def crps(outcomes: Float[Array, "N d"], mixture: Mixture, shifts: int = PAIRS) -
     taken for the whole distribution. A Student-t belief has no such form: NaN.
 
     Args:
-        shifts: pairs that each draw is part of, at most; draws are independent, so that its next ones are as good as
+        shifts: pairs that each draw is part of, at most; draws stand in no order, so that its next ones are as good as
             all.
     """
     if mixture.df is not None:

@@ -88,6 +88,35 @@ class AverageTransition(AbstractTransition):
         return lambda t, x, u: jnp.mean(jax.vmap(lambda member: member.stepper()(t, x, u))(self.members), axis=0)
 
 
+class SwitchingTransition(AbstractTransition):
+    """Another of several functions at every step, at random: no function of the belief, but uncertain anew each time.
+
+    The choice belongs to the step's time: whoever asks about one step again meets the same function there.
+
+    Attributes:
+        members: transitions with a leading axis; `sites` are the first one's.
+        key: of the choices.
+    """
+
+    members: AbstractTransition
+    key: PRNGKeyArray
+
+    @staticmethod
+    def of(members: AbstractTransition, key: PRNGKeyArray) -> "SwitchingTransition":
+        """Switching between these; `noise` is their root mean square."""
+        noise = jnp.sqrt(jnp.mean(members.noise**2, axis=0))
+        first = {name: value[0] for name, value in members.sites.items()}
+        return SwitchingTransition(first, noise, members.dynamics, members, key)
+
+    def stepper(self) -> Callable[[Array, Array, Array], Array]:
+        def step(t, x, u):
+            number = jnp.round(t / self.dynamics.dt).astype(int)
+            chosen = jax.random.randint(jax.random.fold_in(self.key, number), (), 0, len(self.members.noise))
+            return jax.tree.map(lambda leaf: leaf[chosen], self.members).stepper()(t, x, u)
+
+        return step
+
+
 class LaterTransition(AbstractTransition):
     """The same function with another zero of time: planners begin at 0, wherever an episode is.
 

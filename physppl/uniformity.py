@@ -1,5 +1,7 @@
 """Are values uniform on [0, 1]? What simulation-based calibration asks of ranks: tests, acceptance bands, power."""
 
+from numbers import Integral
+
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.random import Generator
@@ -72,16 +74,30 @@ def power(
         runs: simulated calibrations; the answer's standard error is at most 0.5 / sqrt(runs).
 
     Raises:
-        ValueError: for a scale that is not positive, or a level outside (0, 1).
+        ValueError: for a scale that is not positive, a bias that is not finite, a level outside (0, 1), or counts that
+            are not whole numbers from 1.
     """
-    if not scale > 0 or not 0 < level < 1:
-        raise ValueError(f"power needs scale > 0 and 0 < level < 1; got {scale} and {level}.")
+    if not 0 < scale < np.inf or not np.isfinite(bias) or not 0 < level < 1:
+        got = f"{scale}, {bias} and {level}"
+        raise ValueError(f"power needs a finite scale > 0, a finite bias and 0 < level < 1; got {got}.")
+    check_counts("power", datasets=datasets, quantities=quantities, draws=draws, runs=runs)
     rng, each = np.random.default_rng(seed), level / (2 * quantities)
     found = np.zeros(runs, bool)
     for _ in range(quantities):
         below = stats.norm.cdf((rng.normal(size=(runs, datasets)) - bias) / scale)
         found |= rejected(spread_ranks(rng, rng.binomial(draws, below), draws), each)
     return float(np.mean(found))
+
+
+def check_counts(where: str, **counts) -> None:
+    """Refuse what counts nothing.
+
+    Raises:
+        ValueError: naming the argument, and who asks.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{where}: {name} must be a whole number of at least 1; got {value!r}.")
 
 
 def spread_ranks(rng: Generator, ranks, draws: int) -> Float[np.ndarray, "..."]:

@@ -36,26 +36,32 @@ class VirtualSpace(eqx.Module):
     Attributes:
         names: latent sites in order of appearance.
         shapes: of their unconstrained values.
+        params: {`param` site: value}: what has no prior and is held at a value.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
     shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    params: dict[str, Array] = eqx.field(default_factory=dict)
 
     @staticmethod
-    def of(model: Callable, *args) -> "VirtualSpace":
+    def of(model: Callable, *args, params: dict[str, Array] | None = None) -> "VirtualSpace":
         """Read off a model by one abstract run.
 
         Raises:
-            ValueError: where nothing is latent, or a `param` site has no prior.
+            ValueError: where nothing is latent, or a `param` site has neither a prior nor a value in `params`.
             NotImplementedError: for a discrete latent site.
         """
         names, shapes = [], []
+        params = params or {}
 
         def run(key, args):
             trace = handlers.trace(handlers.seed(model, key)).get_trace(*args)
             for name, site in trace.items():
-                if site["type"] == "param":
-                    raise ValueError(f"site {name!r} is a `param`: it has no prior. Make it a sample site.")
+                if site["type"] == "param" and name not in params:
+                    raise ValueError(
+                        f"site {name!r} is a `param`: it has no prior. Make it a sample site, or fit with "
+                        "NeuralLinear, which takes its value from the evidence."
+                    )
                 if site["type"] != "sample" or site["is_observed"]:
                     continue
                 if site["fn"].support.is_discrete:
@@ -67,7 +73,7 @@ class VirtualSpace(eqx.Module):
         jax.eval_shape(run, jax.random.key(0), args)
         if not names:
             raise ValueError("the model has no latent site: there is nothing to infer.")
-        return VirtualSpace(tuple(names), tuple(shapes))
+        return VirtualSpace(tuple(names), tuple(shapes), params)
 
     @property
     def size(self) -> int:
@@ -93,14 +99,14 @@ class VirtualSpace(eqx.Module):
         def value(site):
             if site["type"] == "sample" and site["name"] in parts:
                 return biject_to(site["fn"].support)(parts[site["name"]])
-            return None
+            return self.params.get(site["name"]) if site["type"] == "param" else None
 
         return handlers.trace(handlers.substitute(model, substitute_fn=value)).get_trace(*args)
 
     def sites(self, model: Callable, z: Float[Array, " P"], *args) -> dict[str, Array]:
-        """{latent site: constrained value}."""
+        """{latent or `param` site: constrained value}."""
         trace = self.trace(*latent_part(model, z, *args))
-        return {name: trace[name]["value"] for name in self.names}
+        return {name: trace[name]["value"] for name in self.names} | self.params
 
     def values(self, model: Callable, z: Float[Array, " P"], *args) -> dict[str, Array]:
         """{latent or deterministic site: value}, as NumPyro reports samples."""
@@ -138,7 +144,8 @@ class VirtualSpace(eqx.Module):
     def draw_prior(self, key: PRNGKeyArray, model: Callable, *args) -> Float[Array, " P"]:
         """One prior draw of z."""
         model, *args = latent_part(model, *args)
-        return self.unconstrain(handlers.trace(handlers.seed(model, key)).get_trace(*args))
+        model = handlers.substitute(handlers.seed(model, key), data=self.params)
+        return self.unconstrain(handlers.trace(model).get_trace(*args))
 
 
 def latent_part(model: Callable, *args) -> tuple:

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 import physppl as pp
-from physppl.inference import HMC, DrawsPosterior, Laplace
+from physppl.inference import HMC, Anchored, DrawsPosterior, Ensemble, FunctionSpaceVI, Laplace
 from physppl.planning import (
     ICEM,
     MPPI,
@@ -26,11 +26,19 @@ from physppl.planning import (
     White,
 )
 
+
+def own_features(x, u):
+    """The linear Step's, (D, 4), for a belief about functions in their span."""
+    return linear_features(jnp, x, u)
+
+
 # A new backend or planner is one line here; every contract test runs over it.
 backends = [
     pytest.param(Laplace(), id="Laplace"),
     pytest.param(Laplace(linearised=True), id="Laplace-linearised"),
     pytest.param(HMC(draws=250, warmup=250, chains=2), id="HMC"),
+    pytest.param(Ensemble(members=256, diversity=Anchored()), id="Ensemble", marks=pytest.mark.science),
+    pytest.param(FunctionSpaceVI(features=own_features, points=64), id="FunctionSpaceVI", marks=pytest.mark.science),
 ]
 planners = [
     pytest.param(RandomShooting(horizon=12, population=256), id="RandomShooting"),

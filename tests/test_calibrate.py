@@ -1,17 +1,33 @@
 """Calibration sees what it should and nothing else: exact beliefs pass, planted defects do not."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
-from helpers import example, linear_data, linear_dynamics, linear_mean, linear_noise, linear_sd
+from helpers import (
+    example,
+    linear_action,
+    linear_data,
+    linear_dynamics,
+    linear_mean,
+    linear_noise,
+    linear_program,
+    linear_sd,
+    linear_state,
+)
 from scipy import stats
 
 import physppl as pp
 from physppl import uniformity
 from physppl.calibration import Calibration, calibrate
 from physppl.errors import Status
-from physppl.inference import HMC, Laplace
+from physppl.inference import HMC, DrawsPosterior, Laplace
 from physppl.models import pendulum
+from physppl.virtual import VirtualSpace
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +54,7 @@ def test_its_truths_come_from_the_prior(exact):
 def test_planted_defects_are_rejected(exact, defect):
     """`power` says that 300 data sets see each of them nearly always."""
     assert uniformity.power(300, quantities=4, level=1e-3, runs=200, **defect) > 0.98
-    assert not exact.planted(**defect).passed
+    assert exact.planted(**defect).rejected
 
 
 def test_functions_are_ranked_at_fixed_inputs():
@@ -48,7 +64,7 @@ def test_functions_are_ranked_at_fixed_inputs():
     )
     assert found.names[:3] == ("level at 0", "flow at 0", "level at 1")
     assert found.passed, found
-    assert not found.planted(scale=0.6).passed
+    assert found.planted(scale=0.6).rejected
 
 
 def test_the_last_batch_is_cut_and_more_data_sets_begin_with_the_same(exact):
@@ -59,22 +75,51 @@ def test_the_last_batch_is_cut_and_more_data_sets_begin_with_the_same(exact):
 
 @pytest.mark.science
 def test_recordings_are_simulated_and_ranked():
-    """A scalar drift read by a noisy sensor: hardly any shrinkage, so that ranks follow the prior; they are uniform."""
+    """One length of a pendulum, read by noisy sensors: 200 sets see a planted defect."""
     dynamics = pendulum.dynamics(
         pendulum.program_with(mass=1.0, damping=0.05), process_noise=1e-3, measurement_noise=(0.02, 0.1)
     )
     actions = np.sin(np.arange(12.0))[:, None]
     design = pp.Trajectories(None, actions, dt=0.05, start=([1.0, 0.0], [1e-2, 1e-2]))
-    found = calibrate(jax.random.key(3), dynamics, design, Laplace(), datasets=60, batch=60)
+    found = calibrate(jax.random.key(3), dynamics, design, Laplace())
     assert found.names == ("length",) and found.passed, found
+    for defect in ({"scale": 0.6}, {"bias": 0.5}):
+        assert uniformity.power(200, level=1e-3, **defect) > 0.97
+        assert found.planted(**defect).rejected, defect
 
 
 def test_a_failed_fit_is_counted_and_nothing_passes_with_one(exact):
+    """It is no rejection: a defect must still show in the others."""
     status = exact.status.copy()
     status[7] = Status.NONFINITE
-    failed = Calibration(exact.method, exact.names, exact.truths, exact.draws, status, exact.level)
-    assert failed.failed == 1 and len(failed.ranks) == 299 and not failed.passed
-    assert "1 fits failed" in str(failed)
+    failed = dataclasses.replace(exact, status=status)
+    assert failed.failed == 1 and len(failed.ranks) == 299 and not failed.passed and not failed.rejected
+    assert ": not rejected at" in str(failed) and "not passed: 1 fit failed" in str(failed)
+    assert failed.planted(scale=0.7).rejected and not exact.planted(scale=1.01).rejected
+
+
+def test_what_no_parameter_moves_is_not_rejected(exact):
+    """Its draws all tie with its truth, to rounding: ranks by lot, in the table as in a figure of defects."""
+    fixed = lambda x: np.concatenate([x, np.full_like(x[..., :1], 0.1)], axis=-1)  # noqa: E731
+    found = dataclasses.replace(
+        exact, names=(*exact.names, "fixed"), truths=fixed(exact.truths), draws=fixed(exact.draws)
+    )
+    assert np.array_equal(found.ranks[:, :4], exact.ranks) and found.passed, found
+    assert 0 <= found.ranks[:, 4].min() < 5 and 94 < found.ranks[:, 4].max() <= 99
+    assert [row["rejected"] for row in found.planted(scale=0.5).table] == 4 * [True] + [False]
+    assert "note" not in str(found)
+
+
+def test_draws_that_depend_on_each_other_are_told(exact):
+    """Of an autoregressive chain with correlation 0.8 a ninth of the draws count."""
+    rng, chains = np.random.default_rng(0), exact.draws.copy()
+    chains[:, 0] = rng.normal(size=chains[:, 0].shape)
+    for i in range(1, chains.shape[1]):
+        chains[:, i] = 0.8 * chains[:, i - 1] + 0.6 * rng.normal(size=chains[:, i].shape)
+    found = dataclasses.replace(exact, draws=np.where(np.arange(4) == 1, chains, exact.draws))
+    shares = [row["effective"] for row in found.table]
+    assert 0.1 < shares[1] < 0.2 and min(shares[:1] + shares[2:]) > 0.9
+    assert "note: draws of gain depend on each other and count for 1" in str(found)
 
 
 def test_pooled_calibrations_see_more(exact):
@@ -124,12 +169,56 @@ def test_wrong_arguments_are_named(as_user):
         calibrate(key, lambda data: None, data, Laplace())
     with pytest.raises(TypeError, match="a Dynamics and a backend object"):
         calibrate(key, dynamics, data, Laplace)
-    with pytest.raises(ValueError, match="datasets, draws and batch"):
-        calibrate(key, dynamics, data, Laplace(), datasets=0)
     with pytest.raises(TypeError, match="random key"):
         calibrate(0, dynamics, data, Laplace())
-    with pytest.raises(ValueError, match="scale > 0"):
-        uniformity.power(100, scale=0.0)
+    recorded, fleet = pp.Trajectories(None, np.zeros((5, 1)), dt=0.1), pp.Transitions.stack([data, data])
+    with pytest.raises(TypeError, match=r"design must be Transitions\(states, actions\) or.*; got ndarray"):
+        calibrate(key, dynamics, np.zeros((4, 2)), Laplace())
+    for design, said in ((fleet, r"design is of a fleet \(2,\)"), (recorded, r"recordings need start=\(mean, sd\)")):
+        with pytest.raises(ValueError, match=said):
+            calibrate(key, dynamics, design, Laplace())
+    for options, said in (
+        ({"at": np.zeros(2)}, "at must be Transitions.*; got ndarray"),
+        ({"at": recorded}, "at must be Transitions.*; got Trajectories"),
+        ({"at": fleet}, "at is of a fleet"),
+        ({"level": 1.0}, "level is a probability, 0 < level < 1; got 1.0"),
+        ({"datasets": 0}, "datasets must be a whole number of at least 1; got 0"),
+        ({"batch": 2.5}, "batch must be a whole number of at least 1; got 2.5"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=said):
+            calibrate(key, dynamics, data, Laplace(), **options)
+    for options, said in (
+        ({"scale": 0.0}, "scale > 0"),
+        ({"level": 0.0}, "0 < level < 1"),
+        ({"bias": np.nan}, "finite bias"),
+        ({"quantities": 0}, "power: quantities must be"),
+        ({"runs": -1}, "power: runs must be"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            uniformity.power(100, **options)
+
+
+def test_a_program_that_observes_something_is_refused():
+    """Truths take no account of it, every fit does: an exact backend would be rejected."""
+
+    def program():
+        step = linear_program()
+        numpyro.sample("pull", dist.Normal(0.0, 1.0), obs=np.array(3.0))
+        return step
+
+    dynamics = pp.Dynamics(program, linear_state, linear_action, dt=0.1, process_noise=linear_noise)
+    with pytest.raises(ValueError, match="the program observes 'pull'.*Leave it out of the program"):
+        calibrate(jax.random.key(0), dynamics, linear_data(rows=4), Laplace())
+
+
+def test_a_backend_with_fewer_draws_than_ranks_need_is_refused():
+    class Few(pp.Backend):
+        def fit(self, key, model, data):
+            space = VirtualSpace.of(model, data)
+            return DrawsPosterior(model, data, space, jnp.zeros((2, 4, space.size)))
+
+    with pytest.raises(ValueError, match=r"Few gives 8 draws of each belief, and ranks need 99.*draws=8"):
+        calibrate(jax.random.key(0), linear_dynamics(), linear_data(rows=4), Few(), datasets=1)
 
 
 @pytest.mark.science
@@ -142,7 +231,7 @@ def test_nuts_is_calibrated_and_the_gate_is_not_blind(model):
         assert part.passed, part
     pooled = Calibration.pool(parts)
     assert pooled.passed, pooled
-    assert not pooled.planted(scale=0.7).passed and not pooled.planted(bias=0.3).passed
+    assert pooled.planted(scale=0.7).rejected and pooled.planted(bias=0.3).rejected
 
 
 @pytest.mark.science
@@ -154,4 +243,4 @@ def test_a_wrong_likelihood_is_caught():
             return super().fit(key, model.rebound(process_noise=linear_noise / 2), data)
 
     found = calibrate(jax.random.key(0), linear_dynamics(), linear_data(rows=6), Overconfident(starts=1), datasets=300)
-    assert not found.passed
+    assert found.rejected and found.failed == 0

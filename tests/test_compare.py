@@ -29,7 +29,7 @@ from physppl import scores
 from physppl.held_out import predict_ahead
 from physppl.inference import DrawsPosterior, Laplace, from_numpyro
 from physppl.leave_out import leave_one_out
-from physppl.predictions import windows
+from physppl.predictions import forecastable, windows
 from physppl.virtual import VirtualSpace
 
 LEVELS = np.array(scores.LEVELS)
@@ -279,6 +279,39 @@ def test_farther_ahead_recordings_are_scored_by_their_forecasts():
     np.testing.assert_allclose(one.coverage, inside, atol=1e-12)
 
 
+def gappy(seed, missing):
+    """A recording in which these samples lack their first reading."""
+    one = dense.recording(30, seed)
+    readings = np.array(one.observations)
+    readings[missing, 0] = np.nan
+    return pp.Trajectories(readings, one.actions, one.times, start=one.start, valid=one.valid)
+
+
+def test_recordings_that_cannot_be_forecast_are_scored_one_step_ahead():
+    """Sensors that read by turns are never read at once."""
+    belief = certain(dense.bind(), dense.recording(8), dense.values["stiffness"], dense.values["gain"])
+    data = pp.Trajectories.stack([dense.recording(30, 0), gappy(1, slice(None))])
+    count = lambda samples, steps: len(forecastable(data[:samples], steps, dense.DT))  # noqa: E731
+    assert [count(12, 5), count(12, 12), count(1, 5)] == [1, 0, 0]
+    data = pp.Trajectories.stack([gappy(seed, slice(None)) for seed in (0, 1)])
+    found = pp.compare({"known": belief}, data, horizons=(1, 5))
+    assert found.dataset.outcomes.values.tolist() == [2 * 27, 0] and np.isfinite(found.dataset.log_density).all()
+    assert "note: there is no window of 5 steps in 2 of 2 recordings: it ends where all sensors" in str(found)
+
+
+@pytest.mark.science
+def test_a_recording_that_cannot_be_forecast_is_left_out_and_told():
+    belief = certain(dense.bind(), dense.recording(8), dense.values["stiffness"], dense.values["gain"])
+    data = pp.Trajectories.stack([dense.recording(30, 0), gappy(1, slice(None))])
+    found = pp.compare({"known": belief}, data, horizons=(1, 5), draws=4)
+    alone = pp.compare({"known": belief}, dense.recording(30, 0), horizons=(1, 5), draws=4)
+    ours, theirs = (x.dataset.sel(posterior="known", horizon=5) for x in (found, alone))
+    assert int(ours.outcomes) == int(theirs.outcomes) > 0
+    np.testing.assert_allclose(ours.rmse, theirs.rmse, rtol=1e-9)
+    assert "note: there is no window of 5 steps in 1 of 2 recordings: it ends where all" in str(found)
+    assert alone.notes == ()
+
+
 def test_leave_one_out_is_that_of_exact_refits(laplace, train):
     """Each transition under the conjugate posterior of all others: 4,000 draws give the sum to 0.1 nats."""
     exact = []
@@ -334,7 +367,7 @@ def run():
         mean = data.states @ TURN.T + jnp.array([0.0, 1.0]) * gain * data.actions + offset
         numpyro.sample("after", dist.Normal(mean, SPREAD).to_event(1), obs=data.next_states)
 
-    mcmc = MCMC(numpyro.infer.HMC(model), num_warmup=20, num_samples=30, progress_bar=False)
+    mcmc = MCMC(numpyro.infer.HMC(model), num_warmup=50, num_samples=200, progress_bar=False)
     mcmc.run(jax.random.key(1), linear_data(0, 10), extra_fields=("num_steps", "energy", "potential_energy"))
     return mcmc
 
@@ -351,6 +384,28 @@ def test_a_numpyro_run_is_a_belief_about_the_dynamics_whose_sites_it_holds(run):
     )
     whole = from_numpyro(run)  # about the model that was run, and its data
     assert set(whole.samples(jax.random.key(0))) == {"gain", "offset"} and len(whole.data) == 10
+
+
+class Run:
+    """A run of NumPyro as `from_numpyro` sees it, with these draws."""
+
+    last_state, sampler = 0, None
+
+    def __init__(self, gain):
+        self.gain = gain
+
+    def get_samples(self, group_by_chain):
+        return {"gain": self.gain}
+
+    def get_extra_fields(self, group_by_chain):
+        return {}
+
+
+def test_a_numpyro_run_whose_chains_disagree_gives_a_warning():
+    gain = np.random.default_rng(0).normal(size=(2, 100)) + [[0.0], [9.0]]
+    with pytest.warns(pp.PhyspplWarning, match=r"NumPyro NoneType: not mixed: the chains disagree .R-hat above 1.1"):
+        belief = from_numpyro(Run(gain), turning(), linear_data(0, 10))
+    assert int(belief.status) == pp.Status.NOT_MIXED
 
 
 @pytest.mark.science

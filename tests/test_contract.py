@@ -44,6 +44,13 @@ def effective(posterior, draws: int) -> int:
     return min(draws, BASIS_DRAWS) if isinstance(posterior, DrawsPosterior) else draws
 
 
+def coefficients(sites):
+    """Draws (n, 4) of what multiplies the linear Step's features: its parameters, or a belief about functions' own."""
+    if "network.weights" in sites:
+        return np.asarray(sites["network.weights"])
+    return np.column_stack([sites["drift"], sites["gain"], sites["weights"]])
+
+
 @parametrise
 @pytest.mark.parametrize("fitted", [linear_fit, pendulum_fit])
 def test_a_draw_survives_jit_vmap_scan_and_grad(backend, fitted, x64):
@@ -179,6 +186,8 @@ def test_entropy_is_that_of_bayesian_regression(backend, x64):
     exact = Laplace().prior(jax.random.key(0), linear_dynamics())
     gain = float(exact.information_gain(linear_data(rows=40).states, linear_data(rows=40).actions))
     fallen = float(exact.entropy() - posterior.entropy())
+    if posterior.model != linear_dynamics():  # a belief about functions has a virtual space of its own
+        fallen = float(backend.prior(jax.random.key(0), linear_dynamics()).entropy() - posterior.entropy())
     size = len(sd) if sd.ndim else 1
     tolerance = 4 * np.sqrt(size / (2 * 100)) if isinstance(posterior, DrawsPosterior) else 1e-9  # 100 effective draws
     assert abs(fallen - gain) < tolerance, (fallen, gain)
@@ -189,8 +198,13 @@ def test_samples_have_names_shapes_and_supports(backend):
     posterior = pendulum_fit(backend)
     samples = posterior.samples(jax.random.key(0), 200)
     grouped = posterior.samples(jax.random.key(0), 200, group_by_chain=True)
+    count = len(samples["process_noise"])
+    if posterior.model != pendulum.dynamics():  # a belief about functions, whose sites are a network's
+        assert set(samples) == {"network", "network.weights", "process_noise"}
+        assert samples["network"].shape == samples["network.weights"].shape == (count, 4) and count == 200
+        assert samples["process_noise"].shape == (count, 2) and np.all(samples["process_noise"] > 0)
+        return
     assert set(samples) == {"mass", "length", "damping", "process_noise"}
-    count = len(samples["mass"])
     for name, values in samples.items():
         event = (2,) if name == "process_noise" else ()
         assert values.shape == (count, *event)
@@ -210,7 +224,7 @@ def test_samples_of_a_linear_model_are_those_of_bayesian_regression(backend, x64
 
     exact = Regression(linear_data(rows=40))
     sites = linear_fit(backend).samples(jax.random.key(3), 4000)
-    theta = np.column_stack([sites["drift"], sites["gain"], sites["weights"]])
+    theta = coefficients(sites)
     sd = np.sqrt(np.diag(exact.covariance))
     n = effective(linear_fit(backend), 4000)  # NUTS on a Gaussian of four dimensions: at least half its 500 draws
     assert np.all(np.abs(theta.mean(0) - exact.mean) < 4 * sd / np.sqrt(n))
@@ -225,6 +239,7 @@ def test_to_arviz_is_complete_and_survives_a_file(backend, tmp_path):
     import xarray
 
     posterior = pendulum_fit(backend)
+    own = posterior.model == pendulum.dynamics()  # not a belief about functions, whose sites are a network's
     tree = posterior.to_arviz(draws=2000)
     groups = {"posterior", "prior", "log_likelihood", "observed_data"}
     assert groups <= set(tree.children)
@@ -236,15 +251,12 @@ def test_to_arviz_is_complete_and_survives_a_file(backend, tmp_path):
     assert np.allclose(tree["observed_data"]["next_state"], np.asarray(posterior.data.next_states)[:rows], atol=1e-12)
     noise = tree["posterior"]["process_noise"]
     assert noise.dims == ("chain", "draw", "state") and list(noise.coords["state"].values) == ["angle", "velocity"]
-    assert {n: tree["posterior"][n].attrs["units"] for n in ("mass", "length", "damping")} == {
-        "mass": "kg",
-        "length": "m",
-        "damping": "N m s/rad",
-    }
+    units = {"mass": "kg", "length": "m", "damping": "N m s/rad"} if own else {"process_noise": "rad, rad/s"}
+    assert {n: tree["posterior"][n].attrs["units"] for n in units} == units
     assert set(tree["prior"].data_vars) == set(tree["posterior"].data_vars)
 
     # The pointwise log likelihood is that of the draws' own transitions, by hand for one draw.
-    sites = {name: np.asarray(tree["posterior"][name])[0, 7] for name in tree["posterior"].data_vars}
+    sites = {name: np.asarray(tree["posterior"][name])[0, 7] for name in posterior.space.names} | posterior.params
     with jax.enable_x64(True):
         transition = posterior.model.transition(sites)
         data = posterior.data
@@ -254,8 +266,8 @@ def test_to_arviz_is_complete_and_survives_a_file(backend, tmp_path):
     by_hand = np.sum(-0.5 * error**2 - np.log(sd) - 0.5 * np.log(2 * np.pi), axis=1)
     assert np.allclose(tree["log_likelihood"]["next_state"][0, 7], by_hand, rtol=1e-4, atol=1e-4)
 
-    table = arviz_stats.summary(tree, var_names=["mass", "process_noise"])
-    assert list(table.index) == ["mass", "process_noise[angle]", "process_noise[velocity]"]
+    table = arviz_stats.summary(tree, var_names=["mass", "process_noise"] if own else ["process_noise"])
+    assert list(table.index) == ["mass"] * own + ["process_noise[angle]", "process_noise[velocity]"]
     assert np.isfinite(arviz_stats.loo(tree).elpd)
 
     tree.to_netcdf(tmp_path / "fit.nc")
@@ -263,7 +275,7 @@ def test_to_arviz_is_complete_and_survives_a_file(backend, tmp_path):
         for group in tree.children:
             for name in tree[group].data_vars:
                 assert np.array_equal(read[group][name], tree[group][name])
-        assert read["posterior"]["mass"].attrs["units"] == "kg"
+        assert {n: read["posterior"][n].attrs["units"] for n in units} == units
         assert read.attrs["status"] == "OK"
 
 
@@ -272,7 +284,7 @@ def test_the_prior_is_a_posterior(backend, x64):
     dynamics = linear_dynamics()
     prior = backend.prior(jax.random.key(4), dynamics)
     sites = prior.samples(jax.random.key(1), 4000)
-    theta = np.column_stack([sites["drift"], sites["gain"], sites["weights"]])
+    theta = coefficients(sites)
     n = effective(prior, 4000)
     assert np.all(np.abs(theta.mean(0) - linear_mean) < 4 * linear_sd / np.sqrt(n))
     assert np.all(np.abs(theta.std(0) / linear_sd - 1) < 4 / np.sqrt(2 * n))
@@ -295,7 +307,8 @@ def test_an_update_is_the_fit_of_all_data(backend):
 def test_a_belief_survives_a_file_bit_by_bit(backend, tmp_path):
     posterior = linear_fit(backend)
     posterior.save(tmp_path / "belief")
-    again = pp.load(tmp_path / "belief", linear_dynamics())
+    model = linear_dynamics()  # made anew; of a belief about functions the network in its place
+    again = pp.load(tmp_path / "belief", model if posterior.model == model else backend.network(model))
     assert jax.tree.structure(again) == jax.tree.structure(posterior) and again.timing == posterior.timing
     for ours, saved in zip(jax.tree.leaves(again), jax.tree.leaves(posterior), strict=True):
         assert type(ours) is type(saved) and ours.dtype == saved.dtype and np.array_equal(ours, saved)

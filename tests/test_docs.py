@@ -10,15 +10,17 @@ PAGES = [
     "README.md",
     pytest.param("docs/tutorial.md", marks=pytest.mark.science),  # its blocks are the README's, and more of each
     pytest.param("docs/tutorial/recordings.md", marks=pytest.mark.science),  # a minute of compiling
-    "docs/tutorial/acting.md",
+    pytest.param("docs/tutorial/acting.md", marks=pytest.mark.science),  # learns a swing-up
     "docs/data.md",
     "docs/models.md",
     "docs/recordings.md",
     "docs/identify.md",
     pytest.param("docs/comparing.md", marks=pytest.mark.science),  # NumPyro compiles for long
+    pytest.param("docs/function_space.md", marks=pytest.mark.science),  # fits of three objectives
     "docs/saving.md",
     pytest.param("docs/calibration.md", marks=pytest.mark.science),  # two calibrations
     "docs/extending.md",
+    pytest.param("docs/ensembles.md", marks=pytest.mark.science),  # trains networks
     "docs/gymnasium.md",
 ]
 

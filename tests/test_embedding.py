@@ -374,6 +374,7 @@ def fitted(dim):
     return pp.fit(jax.random.key(4), model, data, Laplace(starts=4))
 
 
+@pytest.mark.science
 def test_the_fleet_is_fitted_by_both_backends_and_they_agree(sampled):
     """The machines' masses, which the data determine: the Laplace mode within 0.5 sd of the sampler's mean.
 

@@ -145,7 +145,11 @@ def test_data_that_are_not_of_these_spaces_are_refused(as_user):
 # Few data -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", [quick, HMC(draws=500, warmup=300, chains=2)], ids=["Laplace", "HMC"])
+@pytest.mark.parametrize(
+    "backend",
+    [quick, pytest.param(HMC(draws=500, warmup=300, chains=2), marks=pytest.mark.science)],
+    ids=["Laplace", "HMC"],
+)
 def test_no_data_is_the_prior_with_a_notice(backend, notices):
     """Mean and sd of the mass in virtual space against Normal(0, 1): 5 standard errors of the draws."""
     empty = pp.Transitions(np.zeros((0, 2)), np.zeros((0, 1)), np.zeros((0, 2)))

@@ -25,6 +25,7 @@ from helpers import (
 
 import physppl as pp
 from physppl.inference import HMC
+from physppl.inference.draws import ended
 from physppl.inference.nuts import DEEPEST, numpyro_nuts
 from physppl.models import pendulum
 
@@ -72,6 +73,16 @@ def test_chains_tell_of_themselves_under_arvizs_names(sampled):
     assert np.array_equal(np.asarray(stats["reached_max_tree_depth"]), depth >= DEEPEST)
     assert np.all(np.asarray(stats["energy"]) >= -np.asarray(stats["lp"]) - 1e-6)  # kinetic energy is positive
     assert np.ptp(np.asarray(stats["step_size"]), axis=1).max() == 0  # no adaptation after warm-up
+
+
+def test_chains_that_do_not_mix_or_do_not_move_are_told():
+    """A constant's R-hat is no number, or of its rounding."""
+    mixed = np.random.default_rng(0).normal(size=(2, 100, 2))
+    stuck, apart = mixed.copy(), mixed + [[[0.0, 0.0]], [[0.0, 3.0]]]
+    stuck[:, :, 1] = 0.3
+    status = lambda points, **stats: int(ended(jnp.asarray(points), stats))  # noqa: E731
+    assert [status(points) for points in (mixed, stuck, apart)] == [0, pp.Status.NOT_MIXED, pp.Status.NOT_MIXED]
+    assert status(mixed, diverging=jnp.arange(200).reshape(2, 100) < 3) == pp.Status.DIVERGENCES
 
 
 @pytest.mark.science

@@ -103,6 +103,7 @@ def test_limits_cost_for_every_planned_state_outside():
         pp.Limits(pendulum.state, angle=(1, 0))
 
 
+@pytest.mark.science
 def test_an_exploring_machine_keeps_to_its_limits():
     """One joint free to turn, told to stay within half a radian: information alone would swing it around."""
     limits = pp.Limits(pendulum.state, angle=(-0.5, 0.5))

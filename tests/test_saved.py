@@ -238,6 +238,38 @@ def test_another_model_is_refused_by_what_differs(model, message, file):
         pp.load(file, model())
 
 
+def half(prior) -> pp.Dynamics:
+    def program():
+        width = numpyro.sample("width", prior)
+        return pp.Step(lambda t, x, u: x + width * u)
+
+    return pp.Dynamics(program, linear_state, linear_action, dt=0.1, process_noise=linear_noise)
+
+
+class Bare(Own):
+    """A belief that has a virtual space and does not say so."""
+
+    def _samples(self, key, draws):
+        space = VirtualSpace.of(self.model, self.data)
+        sites = jax.vmap(jax.vmap(lambda z: space.sites(self.model, z, self.data)))
+        return sites(jax.random.normal(key, (1, draws, space.size)))
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (drawn, "width at a point of virtual space was 0.367879"),
+        (lambda model, data: Bare(model, data, jnp.asarray(0), "Bare", {}), "width was"),
+    ],
+    ids=["draws", "bare"],
+)
+def test_a_prior_of_the_same_density_over_another_virtual_space_is_refused(make, said, tmp_path):
+    """HalfNormal(0.1) is exp of virtual space; a normal truncated to [0, 10] a sigmoid: ten times as large there."""
+    make(half(dist.HalfNormal(0.1)), linear_data(rows=6)).save(tmp_path / "belief")
+    with pytest.raises(ValueError, match=f"has changed: {said}.* when it was saved, and is"):
+        pp.load(tmp_path / "belief", half(dist.TruncatedNormal(0.0, 0.1, low=0.0, high=10.0)))
+
+
 def test_another_program_is_refused_where_no_data_show_it(tmp_path):
     """A prior's likelihood is nothing; the step itself tells."""
     nothing = pp.Transitions(np.zeros((1, 2)), np.zeros((1, 1)), np.zeros((1, 2)), valid=[False])
@@ -274,8 +306,15 @@ def test_files_that_are_none_are_refused(file, tmp_path, as_user):
         load(rebuilt(whole, lambda header: header.update(format=2, versions={"physppl": "9.9"})))
     with pytest.raises(ValueError, match="older format 0.*save anew"):
         load(rebuilt(whole, lambda header: header.update(format=0)))
-    with pytest.raises(ValueError, match="is not as `save` writes: KeyError: 'draws'"):
-        load(rebuilt(whole, lambda header: header.pop("draws")))
+    for what in ("draws", "model", "versions", "timing"):
+        with pytest.raises(ValueError, match=f"is not as `save` writes: KeyError: '{what}'"):
+            load(rebuilt(whole, lambda header, what=what: header.pop(what)))
+    for what in ("draws", "figures", "model"):
+        with pytest.raises(ValueError, match="is not as `save` writes: "):
+            load(rebuilt(whole, lambda header, what=what: header.update({what: 3})))
+    body = (100_000).to_bytes(8, "little") + b"[" * 100_000
+    with pytest.raises(ValueError, match="is not as `save` writes: RecursionError"):
+        load(saved.MAGIC + saved.hashlib.sha256(body).digest() + body)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         pp.load(tmp_path / "nowhere", bound())
     with pytest.raises(IsADirectoryError):
@@ -284,15 +323,21 @@ def test_files_that_are_none_are_refused(file, tmp_path, as_user):
         pp.load(file, None)
 
 
-@pytest.mark.parametrize("module, name", [("os", "system"), ("antigravity", "Belief"), ("builtins", "exec")])
-def test_nothing_that_a_file_names_is_imported_or_called(module, name, file):
+@pytest.mark.parametrize(
+    "module, name, why",
+    [
+        ("antigravity", "Belief", "which is not imported. Import antigravity, if you trust it"),
+        ("physppl", "Belief", "but physppl has no Belief. Give it its name back"),
+        ("os", "system", "which is no equinox module and no NamedTuple"),
+        ("builtins", "exec", "which is no equinox module and no NamedTuple"),
+    ],
+)
+def test_nothing_that_a_file_names_is_imported_or_called(module, name, why, file):
     def change(header):
         header["posterior"][1:3] = [module, name]
 
     file.write_bytes(rebuilt(file.read_bytes(), change))
-    with pytest.raises(
-        ValueError, match=f"holds a {module}.{name}, which is not imported. Import {module}, if you trust"
-    ):
+    with pytest.raises(ValueError, match=f"holds a {module}.{name}, {why}"):
         pp.load(file, bound())
     assert "antigravity" not in sys.modules
 
@@ -301,7 +346,12 @@ def test_what_a_file_cannot_hold_is_refused_by_field(tmp_path):
     class Local(eqx.Module):
         x: int = 0
 
+    Script = type("Script", (eqx.Module,), {"__module__": "__main__"})
     for thing, message in (
+        (
+            Script(),
+            r"Own.things\['x'\] is a Script, which is defined in the script itself.* in a module, and import it",
+        ),
         (len, r"save: Own.things\['x'\] is a builtin_function_or_method, which a file cannot hold. It holds arrays"),
         (Local(), r"Own.things\['x'\] is a .*Local, which could not be found again: define the class at the top level"),
         (np.array(["a"]), "is an array of <U1; a file holds arrays of numbers"),

@@ -1,6 +1,7 @@
 """More data: a belief continued is the belief of all data."""
 
 import functools
+import time
 
 import equinox as eqx
 import jax
@@ -10,9 +11,11 @@ import pytest
 from helpers import linear_data, linear_dynamics, recording
 
 import physppl as pp
+from physppl.backend import union
 from physppl.inference import HMC, DrawsPosterior, Laplace, LaplacePosterior
 from physppl.models import pendulum
 from physppl.progress import compile_clock
+from physppl.repeats import repeats
 
 KEY = jax.random.key(0)
 both = pytest.mark.parametrize("backend", [Laplace(), Laplace(recursive=True)], ids=["all data", "recursive"])
@@ -63,6 +66,23 @@ def test_nothing_new_changes_nothing(backend):
     new = linear_data(rows=60)[40:42]
     for nothing in (new[:0], pp.Transitions(new.states, new.actions, new.next_states, valid=np.zeros(2, bool))):
         assert backend.update(KEY, fit(40), nothing) is fit(40)
+
+
+@both
+def test_what_is_not_new_gives_a_warning(backend):
+    with pytest.warns(pp.PhyspplWarning, match="update: 4 of the new transitions are already in the belief.*only what"):
+        backend.update(KEY, fit(40), linear_data(rows=60)[36:44])
+
+
+def test_what_is_not_new_is_found_at_once():
+    """Nothing compiles; 2,000 rows take some milliseconds."""
+    many, start = linear_data(rows=2000), time.perf_counter()
+    with compile_clock() as clock:
+        assert repeats(many, many) == 2000
+    assert clock.programs == 0 and time.perf_counter() - start < 0.5
+    recorded = pp.Trajectories(np.ones((5, 2)), np.zeros((5, 1)), 0.1 * np.arange(5.0))
+    with pytest.warns(pp.PhyspplWarning, match="1 of the new recordings are already"):
+        assert union(recorded.pad(8), recorded).batch_shape == (2,)
 
 
 def test_beliefs_without_a_mode_of_data_are_refitted(x64):

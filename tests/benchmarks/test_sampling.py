@@ -34,7 +34,8 @@ def by_hand(states, actions, next_states):
         p[name] = numpyro.deterministic(
             name, low + (high - low) * jax.nn.sigmoid(numpyro.sample(f"_{name}", dist.Normal(0.0, 1.0)))
         )
-    noise = numpyro.sample("process_noise", dist.HalfNormal(0.1).expand([4]).to_event(1))
+    noise = numpyro.sample("_noise", dist.HalfNormal(0.1).expand([4]).to_event(1)) * jnp.array([1.0, 1.0, 2.0, 5.0])
+    numpyro.deterministic("process_noise", noise)
     total, moment = p["cart_mass"] + p["pole_mass"], p["pole_mass"] * p["half_length"]
 
     def field(x):
@@ -50,7 +51,7 @@ def by_hand(states, actions, next_states):
     k3 = field(states + h / 2 * k2)
     k4 = field(states + h * k3)
     mean = states + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    numpyro.sample("y", dist.Normal(mean, noise * jnp.array([1.0, 1.0, 2.0, 5.0])).to_event(1), obs=next_states)
+    numpyro.sample("y", dist.Normal(mean, noise).to_event(1), obs=next_states)
 
 
 def plain(key, data, dense: bool = False):
@@ -66,7 +67,7 @@ def ours(key, data):
 
 
 def measured(run, data):
-    """The second run: seconds, of them compiling, and the draws of the sites."""
+    """The second run: seconds, of them compiling, of them tracing, its smallest ESS, and the draws of the sites."""
     for key in (0, 1):
         start = time.perf_counter()
         with compile_clock() as clock:
@@ -74,7 +75,7 @@ def measured(run, data):
         seconds = time.perf_counter() - start
     draws = agreement.scalars({name: samples[name] for name in (*BOUNDS, "process_noise")})
     size = min(float(array_stats.ess(v, chain_axis=0, draw_axis=1, method="bulk")) for v in draws.values())
-    return seconds, clock.seconds, size, draws
+    return seconds, clock.seconds, clock.tracing, size, draws
 
 
 def test_effective_draws_per_second(benchmark):
@@ -87,17 +88,21 @@ def test_effective_draws_per_second(benchmark):
             "plain NumPyro, dense": measured(lambda key, data: plain(key, data, dense=True), data),
         }
     runs["plain NumPyro, float32"] = measured(plain, data)
-    speed = {name: size / (seconds - compiling) for name, (seconds, compiling, size, _) in runs.items()}
-    for name, (seconds, compiling, size, draws) in runs.items():
+    speed = {name: size / (seconds - compiling) for name, (seconds, compiling, _, size, _) in runs.items()}
+    for name, (seconds, compiling, tracing, size, draws) in runs.items():
         times = speed["ours"] / speed[name]
         whole = speed["ours"] * seconds / size
+        # Kind to the rival: nested tracing is subtracted twice.
+        bare = speed["ours"] * max(seconds - compiling - tracing, 0.0) / size
         print(
-            f"\n{name}: {seconds:.2f} s, {compiling:.2f} s of it compiling, smallest bulk ESS {size:.0f}, "
-            f"{speed[name]:.0f} per s; ours {times:.1f} times that, {whole:.1f} with compiling counted", end=""
+            f"\n{name}: {seconds:.2f} s, {compiling:.2f} s of it compiling, {tracing:.2f} s tracing, smallest bulk ESS "
+            f"{size:.0f}, {speed[name]:.0f} per s; ours {times:.1f} times that, {whole:.1f} with compiling counted, "
+            f"{bare:.1f} with its tracing subtracted too", end=""
         )  # fmt: skip
         for site, values in draws.items():  # the same posterior, or the comparison says nothing
-            error = np.hypot(*(_error(d) for d in (values, runs["ours"][3][site])))
-            assert abs(values.mean() - runs["ours"][3][site].mean()) < 4.5 * error, (name, site)
+            known = runs["ours"][-1][site]
+            error = np.hypot(*(_error(d) for d in (values, known)))
+            assert abs(values.mean() - known.mean()) < 4.5 * error, (name, site)
     benchmark.extra_info |= {name: float(value) for name, value in speed.items()}
     benchmark.pedantic(lambda: None, rounds=1)
     assert runs["ours"][1] == 0, "a second fit compiles"
@@ -127,4 +132,4 @@ def test_a_refit_on_grown_data(benchmark):
 
     benchmark.pedantic(refits, rounds=1)
     print(f"\nrefits: {', '.join(f'{s:.2f}' for s in seconds)} s (bound {REFIT})")
-    assert np.median(seconds) <= REFIT
+    assert max(seconds) <= REFIT

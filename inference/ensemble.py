@@ -1,0 +1,127 @@
+"""Ensembles: a belief as a few members, each the mode of a density of its own."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl.backend import Backend
+from physppl.errors import Status
+from physppl.inference.diversity import Anchored, Diversity, Joint
+from physppl.inference.draws import DrawsPosterior
+from physppl.inference.search import Adam, Newton, Search
+from physppl.posterior import MEAN_DRAWS, Posterior, of_program
+from physppl.transition import AbstractTransition, AverageTransition
+from physppl.virtual import VirtualSpace
+
+FEW = 300  # parameters up to which Newton's linear algebra is the cheaper search
+DRAWS = 15  # of the prior, at least, from which its sds are taken
+SAME = 1e-6  # in virtual space: members no further apart than this are one
+
+
+class Ensemble(Backend["EnsemblePosterior"]):
+    """A few members instead of a distribution: each the mode of its own density, all found side by side.
+
+    Takes any NumPyro model: physics, physics with a residual, and networks alone (`residual(..., weights="all")`). The
+    noise is a site like any other, learned by every member, one sd per output, and bounded as its prior is:
+    `process_noise=dist.Uniform(0.001, 0.1)`.
+
+    Attributes:
+        members: how many.
+        diversity: what makes them differ: `Anchored()`, `Bootstrap()` or `RandomStarts()`.
+        search: `Newton()` or `Adam()`; by default Newton for programs of up to 300 parameters, and Adam beyond.
+    """
+
+    members: int = eqx.field(default=8, static=True)
+    diversity: Diversity = Anchored()
+    search: Search | None = None
+
+    def __check_init__(self):
+        if self.members < 2:
+            raise ValueError(f"Ensemble needs members >= 2 to tell how they differ; got {self.members}.")
+        if not isinstance(self.diversity, Diversity):
+            raise TypeError(
+                f"Ensemble: diversity must be Anchored(), Bootstrap() or RandomStarts(); got {self.diversity!r}."
+            )
+        if self.search is not None and not isinstance(self.search, Search):
+            raise TypeError(f"Ensemble: search must be Newton(), Adam() or None; got {self.search!r}.")
+
+    def fit(self, key: PRNGKeyArray, model: Callable, data) -> "EnsemblePosterior":
+        space = VirtualSpace.of(model, data)
+        search = self.search or (Newton() if space.size <= FEW else Adam())
+        draw_key, member_key, search_key = jax.random.split(key, 3)
+        keys = jax.random.split(draw_key, max(self.members, DRAWS))
+        draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
+        joint, keys = Joint(space, model, data), jax.random.split(member_key, self.members)
+        members = jax.vmap(lambda k, draw: self.diversity.member(k, joint, draw))(keys, draws[: self.members])
+        found = search.run(search_key, joint, members, draws, self.diversity.near)
+        status = jnp.where(jnp.all(found.converged), Status.OK, Status.NOT_CONVERGED)
+        status = jnp.where(jnp.all(jnp.isfinite(found.log_joint)), status, Status.NONFINITE)
+        return EnsemblePosterior(model, data, space, found.points, found.log_joint, status)
+
+
+class EnsemblePosterior(DrawsPosterior):
+    """A belief held by its members, equally weighted.
+
+    Attributes:
+        log_joint: of each member (K,), by its own density.
+    """
+
+    log_joint: Float[Array, " K"]
+
+    def __init__(self, model, data, space: VirtualSpace, points: Float[Array, "K P"], log_joint, status):
+        super().__init__(model, data, space, points[None], {}, status, "Ensemble")
+        self.log_joint = log_joint
+
+    def facts(self) -> dict[str, float]:
+        """`spread`: sd between members in virtual space, root mean square over the program's parameters."""
+        apart = np.std(np.asarray(self.points[0])[:, of_program(self.space)], axis=0, ddof=1)
+        return {
+            "members": float(self.points.shape[1]),
+            "spread": float(np.sqrt(np.mean(apart**2))),
+            "log_joint": float(np.mean(np.asarray(self.log_joint))),
+        }
+
+    def _several(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
+        """Each member as often as any other, as far as the numbers allow, in random order."""
+        member_key, recording_key = jax.random.split(key)
+        order = jax.random.permutation(member_key, self.points.shape[1])
+        chosen = self.points[0][order[jnp.arange(count) % len(order)]]
+        return jax.vmap(self._of_a_recording)(jax.random.split(recording_key, count), chosen)
+
+    def _mean(self) -> AbstractTransition:
+        """The average of all members where they are few."""
+        members = self._several(jax.random.key(0), min(self.points.shape[1], MEAN_DRAWS))
+        first = jax.tree.map(lambda x: x[0], members)
+        return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
+
+    def _entropy(self) -> Float[Array, ""]:
+        """Of a Gaussian with the members' sds, and with their correlations shrunk towards none: members are few.
+
+        By how much is the oracle approximation of Y. Chen et al., IEEE Trans. Signal Processing 58, 2010. Of no
+        members' covariance could the determinant be anything but zero where parameters are more than they.
+        """
+        points = self.points[0][:, np.flatnonzero(of_program(self.space))]
+        count, size = points.shape
+        centred = points - jnp.mean(points, axis=0)
+        sd = jnp.sqrt(jnp.sum(centred**2, axis=0) / (count - 1) + SAME**2)
+        of_correlation = jnp.linalg.svd(centred / sd, compute_uv=False) ** 2 / (count - 1)
+        square = jnp.sum(of_correlation**2)
+        certain = (count + 1 - 2 / size) * jnp.maximum(square - size, 1e-12)
+        shrunk = jnp.minimum(1.0, ((1 - 2 / size) * square + size**2) / certain)
+        values = jnp.concatenate([of_correlation, jnp.zeros(max(size - count, 0))]) * (1 - shrunk) + shrunk
+        return jnp.sum(jnp.log(sd)) + 0.5 * jnp.sum(jnp.log(values)) + 0.5 * size * (1 + jnp.log(2 * jnp.pi))
+
+
+def disagreement(posterior: Posterior, states, actions, t=0.0) -> Float[Array, "*B D"]:
+    """Sd between a belief's functions of each output (..., D), in units of the coordinates' scales; noise left out.
+
+    Of an ensemble it is the sd between the means of its members; of other beliefs, what their functions differ by. What
+    an outcome would tell, in nats and jointly, is `posterior.information_gain`.
+    """
+    _, factor = posterior.basis(states, actions, t)
+    return jnp.linalg.norm(factor, axis=-1) / jnp.asarray(posterior.model.state.scale, factor.dtype)

@@ -1,0 +1,118 @@
+"""Type-II maximum likelihood: what has no prior, and the noises, at the maximum of Laplace's evidence.
+
+In the joint mode the bias of a noise grows with the number of weights beside it, and features have no prior to hold
+them. So both are chosen by what they make of the data once the weights are integrated out (D. MacKay, Neural
+Computation 4, 1992; A. Immer et al., ICML 2021).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jaxtyping import Float
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
+
+from physppl import linear
+from physppl.dynamics import Dynamics
+from physppl.inference.curvature import NOISES, Local, local, row_jacobians
+from physppl.inference.mode import Mode, find
+from physppl.transitions import Transitions
+from physppl.virtual import VirtualSpace, latent_part
+
+
+class Chosen(NamedTuple):
+    """Hyperparameters at the maximum, and the mode of all else there."""
+
+    space: VirtualSpace
+    mode: Mode
+    evidence: Float[Array, " S"]
+
+
+def free_space(key, model: Callable, data) -> tuple[VirtualSpace, dict[str, Any]]:
+    """A model's space with its `param` sites at initial values, and the map of each from all reals."""
+    run, *args = latent_part(model, data)
+    trace = handlers.trace(handlers.seed(run, key)).get_trace(*args)
+    params = {name: site for name, site in trace.items() if site["type"] == "param"}
+    maps = {k: biject_to(site["kwargs"].get("constraint", constraints.real)) for k, site in params.items()}
+    values = {k: jnp.asarray(site["value"], float) for k, site in params.items()}
+    return VirtualSpace.of(model, data, params=values), maps
+
+
+def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, search: int = 100) -> Chosen:
+    """Climb the evidence with Adam, the weights always one Newton step behind; then find their mode to the end.
+
+    The evidence is that of the local quadratic, whose maximum need not be where the weights are: for programs linear in
+    them it is exact at every step, and so is its slope. What curvature owes to the motion of a nonlinear program's
+    mode is left out, as Immer et al. do.
+
+    Args:
+        steps: of Adam; the first few only let the weights settle.
+        rate: its step, in the hyperparameters' unconstrained coordinates; it falls to zero along a cosine.
+        search: evaluations at most of the search for the mode.
+    """
+    param_key, prior_key = jax.random.split(key)
+    space, maps = free_space(param_key, model, data)
+    noises = np.flatnonzero(space.where(NOISES.__contains__))
+    others = np.setdiff1d(np.arange(space.size), noises)
+    draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(prior_key, 63))
+    sd, start = jnp.std(draws, axis=0), jnp.median(draws, axis=0)
+    unit = jnp.where(jnp.isfinite(sd) & (sd > 0), sd, 1.0)
+
+    def at(params) -> VirtualSpace:
+        return VirtualSpace(space.names, space.shapes, {k: maps[k](v) for k, v in params.items()})
+
+    def objective(hyper, z):
+        log_joint, gradient, curvature = _weights(at(hyper["params"]), model, data, z.at[noises].set(hyper["noise"]))
+        factor = linear.inverse_factor(curvature[np.ix_(others, others)])
+        step = factor.T @ (factor @ gradient[others])
+        later = z.at[others].add(jnp.clip(step, -3 * unit[others], 3 * unit[others]))
+        gained = 0.5 * jnp.sum((factor @ gradient[others]) ** 2)
+        return -linear.log_evidence(log_joint + gained, factor), jax.lax.stop_gradient(later)
+
+    settle = min(10, steps // 2)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, settle, max(steps, 1))
+    optimiser = optax.adam(schedule)
+
+    def climb(carry, _):
+        hyper, state, z = carry
+        (loss, later), slope = jax.value_and_grad(objective, has_aux=True)(hyper, z)
+        usable = jnp.isfinite(loss) & jnp.all(jnp.isfinite(later))
+        usable &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(slope)]))
+        change, following = optimiser.update(slope, state)
+        moved = (optax.apply_updates(hyper, change), following, later)
+        return jax.tree.map(lambda new, old: jnp.where(usable, new, old), moved, carry), -loss
+
+    hyper = {"noise": start[noises], "params": {k: maps[k].inv(v) for k, v in space.params.items()}}
+    (hyper, _, z), evidence = jax.lax.scan(climb, (hyper, optimiser.init(hyper), start), length=steps)
+    space = at(hyper["params"])
+    z = z.at[noises].set(hyper["noise"])
+
+    def held(z) -> Local:
+        """The density, with no slope along the noises: the search leaves them where they are."""
+        found = local(space, model, data, z)
+        return found._replace(gradient=found.gradient.at[noises].set(0.0))
+
+    return Chosen(space, find(held, z[None], unit, search), evidence)
+
+
+def _weights(space: VirtualSpace, model: Dynamics, data: Transitions, z) -> Local:
+    """The density around a point, as `local` has it but for what the noises' own curvature adds.
+
+    The prior's curvature does not depend on hyperparameters, and no slope is taken through it.
+    """
+    prior = lambda z: space.log_prior(model, z, data)  # noqa: E731
+    (value, slope), push = jax.linearize(jax.value_and_grad(prior), jax.lax.stop_gradient(z))
+    hessian = jax.lax.stop_gradient(jax.vmap(push)(jnp.eye(len(z), dtype=z.dtype))[1])
+    del value
+    mean, jacobian = row_jacobians(space, model, data, z)
+    noise = jnp.broadcast_to(model.bind(space.sites(model, z, data)).noise, mean.shape)
+    counts = data.valid[:, None].astype(z.dtype)
+    error = (model.outcomes(data) - mean) / noise * counts
+    tall = (jacobian * (counts / noise)[..., None]).reshape(-1, len(z))
+    density = jnp.sum(-0.5 * error**2 - counts * (jnp.log(noise) + 0.5 * jnp.log(2 * jnp.pi)))
+    return Local(prior(z) + density, slope + error.reshape(-1) @ tall, tall.T @ tall - hessian)

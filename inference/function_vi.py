@@ -1,0 +1,324 @@
+"""Function-space inference: a belief about a network whose prior is a belief about functions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+from numpyro import handlers
+
+from physppl import linear
+from physppl.backend import Backend, empty, fit, union
+from physppl.dynamics import Dynamics
+from physppl.inference import function_space as algebra
+from physppl.inference.curvature import Local
+from physppl.inference.function_space import Objective, Points, Printed, Projected, Slack, Told, Weights
+from physppl.inference.laplace import Laplace, LaplacePosterior
+from physppl.inference.mode import Mode, find
+from physppl.integrate import Step
+from physppl.measures import Box, JitteredData, Measure, Mixture
+from physppl.noise import PROCESS
+from physppl.posterior import Posterior
+from physppl.precision import doubles
+from physppl.residual import residual
+from physppl.transitions import Transitions
+from physppl.virtual import VirtualSpace
+
+NAME = "network"  # of the site
+SHOWN = 16  # functions of the prior that features are learned from
+SEARCHES, EVALUATIONS = 4, 60  # for a noise that is not known
+
+
+@dataclass(frozen=True)
+class Network:
+    """A program in a model's spaces: x' = x + Phi(x, u) w, with a Gaussian prior over w.
+
+    Sites: "network", standard normal, of which the weights w = mean + factor e are an affine function, stated as
+    "network.weights". The mean, the factor and the hidden layers are `param` sites: a belief holds their values, so
+    that a new function prior compiles nothing and is the prior of this program.
+
+    Attributes:
+        model: whose spaces they are.
+        width, depth: of tanh layers, as of `residual`.
+        features: in the place of a network, (state, action) -> (F,) for every output, or (D, P).
+    """
+
+    model: Dynamics
+    width: int = 64
+    depth: int = 1
+    features: Callable | None = None
+
+    def __call__(self):
+        hidden = None if self.features else jnp.asarray(numpyro.param(f"{NAME}.features", self.draw))
+        mean = jnp.asarray(numpyro.param(f"{NAME}.mean", jnp.zeros(self.size)))
+        factor = jnp.asarray(numpyro.param(f"{NAME}.factor", jnp.eye(self.size)))
+        white = jnp.asarray(numpyro.sample(NAME, dist.Normal(0.0, 1.0).expand([self.size]).to_event(1)))
+        change = self.change(jnp.asarray(numpyro.deterministic(f"{NAME}.weights", mean + factor @ white)), hidden)
+        return Step(lambda t, x, u: x + change(x, u))
+
+    @property
+    def size(self) -> int:
+        """Number of weights P."""
+        outputs = len(self.model.state)
+        shape = (self.width,) if self.features is None else self._shape()
+        return shape[0] * outputs if len(shape) == 1 else shape[1]
+
+    def draw(self, key: PRNGKeyArray) -> Array:
+        """Hidden layers at random."""
+        with handlers.block():
+            return handlers.trace(handlers.seed(self._residual, key)).get_trace()[f"{NAME}.features"]["value"]
+
+    def change(self, weights: Float[Array, " P"], hidden: Array | None) -> Callable[[Array, Array], Array]:
+        """(state, action) -> x' - x, linear in the weights."""
+        if self.features is None:
+            values = {NAME: weights, f"{NAME}.features": hidden, f"{NAME}.scale": jnp.ones(())}
+            with handlers.block(), handlers.substitute(data=values):
+                return self._residual()
+        own = self.features
+
+        def function(x, u):
+            design = own(x, u).astype(weights.dtype)
+            return design @ (weights if design.ndim == 2 else weights.reshape(len(design), -1))
+
+        return function
+
+    def design(self, hidden, states: Float[Array, "N D"], actions: Float[Array, "N A"]) -> Float[Array, "N D P"]:
+        """Features in units of the coordinates' scales."""
+        zero = jnp.zeros(self.size)
+        row = jax.vmap(jax.jacrev(lambda w, x, u: self.change(w, hidden)(x, u)), in_axes=(None, 0, 0))
+        return row(zero, states, actions) / self.model.state.scale[:, None]
+
+    def units(self, hidden, states, actions) -> Float[Array, "N F"]:
+        """Hidden units, which all outputs share: those of the first output."""
+        zero = jnp.zeros(self.size)
+        row = jax.vmap(jax.grad(lambda w, x, u: self.change(w, hidden)(x, u)[0]), in_axes=(None, 0, 0))
+        return row(zero, states, actions)[:, :: len(self.model.state)]
+
+    def _residual(self):
+        state, action = self.model.state, self.model.action
+        return residual(NAME, state, action, width=self.width, depth=self.depth, learned=True)
+
+    def _shape(self) -> tuple[int, ...]:
+        """Of the given features."""
+        outputs = len(self.model.state)
+        assert self.features is not None
+        shapes = jax.eval_shape(self.features, jnp.zeros(outputs), jnp.zeros(len(self.model.action)))
+        shape = getattr(shapes, "shape", ())
+        if len(shape) not in (1, 2) or (len(shape) == 2 and shape[0] != outputs):
+            raise ValueError(
+                f"FunctionSpaceVI: features(state, action) must be (F,), or (D, P) with D = {outputs} "
+                f"({', '.join(self.model.state.names)}); got shape {shape}."
+            )
+        return shape
+
+
+class FunctionSpaceVI(Backend["FunctionPosterior"]):
+    """A network whose prior is a belief about functions (NLM-SIM2GP-FS of the SIM2GP paper).
+
+    The function prior, by default the model's own belief before data, is turned into a Gaussian prior over the weights
+    of a network's last layer, coupled over outputs; data update it. The belief is about that network as dynamics:
+    `posterior.model` is another Dynamics than the model, with its spaces, step and process noise.
+
+    Attributes:
+        function_prior: any Posterior in the model's spaces, taken by its `basis`: exact moments where it is Gaussian,
+            those of its draws elsewhere. Default: `Laplace().prior` of the model. With a posterior that has seen the
+            data, as the paper may have meant, they count twice, and the belief is surer than it may be.
+        width, depth: of the network.
+        features: fixed ones in its place: (state, action) -> (F,) for every output, or (D, P).
+        measure: over inputs, where the network should be what the prior says.
+        points: drawn from it.
+        objective: `Projected()`, `JointKL()`, or `Printed()`, which is Equation 4 of the paper and collapses.
+        slack: a Gaussian process that is added to the function prior: without it a network that is sure of its physics
+            stays so.
+        steps, rate: of Adam, by which the hidden layers learn to span functions of the prior; 0 steps leave them
+            random. Data are not looked at.
+    """
+
+    function_prior: Posterior | None = None
+    width: int = eqx.field(default=64, static=True)
+    depth: int = eqx.field(default=1, static=True)
+    features: Callable | None = eqx.field(default=None, static=True)
+    measure: Measure = Mixture(Box(), JitteredData(), weights=(3.0, 1.0))
+    points: int = eqx.field(default=512, static=True)
+    objective: Objective = Projected()
+    slack: Slack | None = None
+    steps: int = eqx.field(default=300, static=True)
+    rate: float = eqx.field(default=0.01, static=True)
+
+    def __check_init__(self):
+        if self.width < 1 or self.depth < 1 or self.points < 1 or self.steps < 0 or not 0 < self.rate < jnp.inf:
+            raise ValueError(
+                "FunctionSpaceVI needs width, depth, points >= 1, steps >= 0 and rate > 0; got "
+                f"{self.width}, {self.depth}, {self.points}, {self.steps} and {self.rate}."
+            )
+        for name, kind, example in (
+            ("function_prior", Posterior, "Laplace().prior(key, model)"),
+            ("measure", Measure, "Box()"),
+            ("objective", Objective, "Projected()"),
+            ("slack", Slack, "Slack(lengthscale=1.0, scale=0.01)"),
+        ):
+            given = getattr(self, name)
+            if not isinstance(given, kind) and not (given is None and name in ("function_prior", "slack")):
+                raise TypeError(f"FunctionSpaceVI: {name} must be such as {example}; got {type(given).__name__}.")
+
+    def network(self, model: Dynamics) -> Dynamics:
+        """The dynamics that beliefs are about; what `physppl.load` takes to read one."""
+        return _bound(Network(_own(model), self.width, self.depth, self.features))
+
+    def fit(self, key: PRNGKeyArray, model: Callable, data) -> "FunctionPosterior":
+        """The belief; raises TypeError and ValueError where model, data or function prior do not go together."""
+        if not isinstance(model, Dynamics) or not isinstance(data, Transitions):
+            raise TypeError(
+                "FunctionSpaceVI takes a Dynamics and Transitions; got "
+                f"{type(model).__name__} and {type(data).__name__}. Of recordings, use Laplace or HMC."
+            )
+        prior_key, measure_key, feature_key, noise_key = jax.random.split(key, 4)
+        model, network = _own(model), self.network(model)
+        program = network.program
+        assert isinstance(program, Network)
+        if self.points * len(model.state) < program.size:
+            raise ValueError(
+                f"FunctionSpaceVI: {self.points} points of {len(model.state)} coordinates cannot settle "
+                f"{program.size} weights: raise `points`, or lower `width`."
+            )
+        prior = self.function_prior
+        if prior is None:
+            prior = Laplace().fit(prior_key, model, doubles(empty(model)))
+        _check_prior(prior, model)
+        states, actions = self.measure.sample(measure_key, self.points, model, data)
+        mean, factor = self._moments(prior, model, states, actions)
+        hidden = None if self.features else self._learned(feature_key, program, states, actions, mean, factor)
+        points = Points(program.design(hidden, states, actions), mean, factor)
+        weights = self.objective.weights(points)
+
+        scale, valid = model.state.scale, jnp.asarray(data.valid, float)
+        values = (model.outcomes(data) - data.states) / scale
+        design = program.design(hidden, data.states, data.actions)
+        told = algebra.told(weights, design, values, valid)
+        space = VirtualSpace.of(network, data, params=_params(weights, hidden))
+        chosen = _noise(noise_key, space, network, data, told)
+        noise = network.bind(space.sites(network, chosen.point, data)).noise / scale
+        factor = None
+        if isinstance(self.objective, Printed):
+            weights = Weights(jnp.zeros(program.size), jnp.eye(program.size))
+            found = self.objective.solve(points, algebra.told(weights, design, values, valid), noise)
+            center, precision, factor = found.mean, jnp.eye(program.size), found.factor.T
+        else:
+            center, precision = algebra.conditioned(told, noise)
+        own = np.flatnonzero(space.where(NAME.__eq__))
+        point = chosen.point.at[own].set(center)
+        curvature = chosen.local.curvature.at[np.ix_(own, own)].set(precision)
+        evidence = chosen.local.log_joint - told.rows * np.sum(np.log(scale))  # of values in their own units
+        at_mode = evidence + linear.half_log_det(precision) - 0.5 * len(own) * np.log(2 * np.pi)
+        found = chosen._replace(point=point, local=Local(at_mode, jnp.zeros_like(point), curvature))
+        space = VirtualSpace(space.names, space.shapes, _params(weights, hidden))
+        share = algebra.missing_variance(points) / algebra.typical(points.factor) ** 2
+        return FunctionPosterior(network, data, space, found, share, factor)
+
+    def update(self, key: PRNGKeyArray, posterior: Posterior, data) -> "FunctionPosterior":
+        """The belief after more data: the same function prior, and the union of data."""
+        return fit(key, _own(posterior.model), union(posterior.data, data), self)
+
+    def _moments(self, prior: Posterior, model: Dynamics, states, actions):
+        """Mean (M, D) and factor (M, D, R) of the change over a step, in units of the coordinates' scales."""
+        mean, factor = prior._basis(states, actions, jnp.zeros(len(states)))
+        mean, factor = (mean - states) / model.state.scale, factor / model.state.scale[:, None]
+        if self.slack is None:
+            return mean, factor
+        inputs = jax.vmap(lambda x, u: jnp.concatenate([model.state.features(x), model.action.normalise(u)]))
+        slack = self.slack.factor(inputs(states, actions), len(model.state))
+        return mean, jnp.concatenate([factor, slack], axis=-1)
+
+    def _learned(self, key: PRNGKeyArray, program: Network, states, actions, mean, factor) -> Array:
+        """Hidden layers whose units span the mean and some functions of the prior."""
+        start_key, key = jax.random.split(key)
+        shown = factor @ jax.random.normal(key, (factor.shape[-1], SHOWN))
+        targets = jnp.concatenate([mean[..., None], shown], axis=-1) / algebra.typical(factor)[:, None]
+        units = lambda hidden: program.units(hidden, states, actions)  # noqa: E731
+        return algebra.learned(units, program.draw(start_key), targets.reshape(len(mean), -1), self.steps, self.rate)
+
+
+class FunctionPosterior(LaplacePosterior):
+    """A Gaussian belief about a network's weights, exact where the process noise is known.
+
+    Attributes:
+        missed: (D,) share of the function prior's variance over the measure that the features do not span.
+    """
+
+    missed: Float[Array, " D"]
+
+    def __init__(self, model, data, space: VirtualSpace, found: Mode, missed, factor=None):
+        super().__init__(model, data, space, found, linearised=False, method="FunctionSpaceVI")
+        self.missed = missed
+        if factor is not None:  # not a posterior of the network's own prior: no evidence belongs to it
+            count, own = len(factor), np.flatnonzero(space.where(NAME.__eq__))
+            self.factor = self.factor.at[np.ix_(own, own)].set(factor[:count])
+            self.log_evidence = jnp.full((), jnp.nan)
+
+    def facts(self) -> dict[str, float]:
+        own = super().facts() | {"missed": float(np.max(self.missed))}
+        return {name: value for name, value in own.items() if np.isfinite(value)}
+
+
+def _own(model) -> Dynamics:
+    """The model that a network stands in for; any other is its own."""
+    return model.program.model if isinstance(model, Dynamics) and isinstance(model.program, Network) else model
+
+
+def _bound(program: Network) -> Dynamics:
+    model = program.model
+    return Dynamics(program, model.state, model.action, dt=model.dt, process_noise=model.noise.prior)
+
+
+def _check_prior(prior: Posterior, model: Dynamics) -> None:
+    other = prior.model
+    if not isinstance(other, Dynamics):
+        raise TypeError(f"FunctionSpaceVI: the function prior must be about a Dynamics; got {type(other).__name__}.")
+    for name in ("state", "action", "dt"):
+        theirs, ours = getattr(other, name), getattr(model, name)
+        if theirs != ours:
+            raise ValueError(
+                f"FunctionSpaceVI: the function prior has {name} {theirs}, the model {ours}. Fit the prior with a "
+                "Dynamics of the model's spaces and step."
+            )
+
+
+def _params(weights: Weights, hidden) -> dict[str, Array]:
+    learned = {} if hidden is None else {f"{NAME}.features": hidden}
+    return learned | {f"{NAME}.mean": weights.mean, f"{NAME}.factor": weights.factor}
+
+
+def _noise(key: PRNGKeyArray, space: VirtualSpace, network: Dynamics, data, told: Told) -> Mode:
+    """Log evidence at the known noise, or at the maximum over one that has a prior, in virtual space.
+
+    The point is zero but for the noise; curvature is that of the evidence, the identity for the weights.
+    """
+    free = np.flatnonzero(space.where(PROCESS.__eq__))
+    scale = network.state.scale
+    place = lambda z: jnp.zeros(space.size).at[free].set(z)  # noqa: E731
+
+    def evidence(z):
+        noise = network.bind(space.sites(network, place(z), data)).noise
+        return algebra.log_evidence(told, noise / scale)
+
+    if not len(free):
+        none = jnp.zeros(space.size)
+        return Mode(none, Local(evidence(none[free]), none, jnp.eye(space.size)), jnp.zeros(()), jnp.zeros((), int))
+    draws = jax.vmap(lambda k: space.draw_prior(k, network, data)[free])(jax.random.split(key, 15))
+    starts = draws.at[0].set(jnp.median(draws, axis=0))[:SEARCHES]
+
+    def joint(z):
+        return evidence(z) + space.log_prior(network, place(z), data)
+
+    def local(z):
+        return Local(*jax.value_and_grad(joint)(z), -jax.hessian(joint)(z))
+
+    found = find(local, starts, jnp.std(draws, axis=0), EVALUATIONS)
+    curvature = jnp.eye(space.size).at[np.ix_(free, free)].set(found.local.curvature)
+    return found._replace(point=place(found.point), local=Local(found.local.log_joint, found.local.gradient, curvature))

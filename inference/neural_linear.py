@@ -1,0 +1,52 @@
+"""The neural linear model: Gaussian weights on features that the evidence chooses."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from physppl.backend import Backend
+from physppl.dynamics import Dynamics
+from physppl.inference.evidence import maximise
+from physppl.inference.laplace import LaplacePosterior
+from physppl.transitions import Transitions
+
+
+class NeuralLinear(Backend[LaplacePosterior]):
+    """Last-layer Gaussian weights, and physics where there is some, jointly; features and noises by type-II likelihood.
+
+    The program's `param` sites (`residual(..., learned=True)`: hidden layers and prior sd) and its noises maximise the
+    evidence; virtual parameters and weights have the Gaussian belief that `Laplace` would give there, exact for the
+    weights of a step residual. With `step_residual(physics, ...)` this is NLM-SIM2GP-RES (Eq. 3 of J. Watson et al.,
+    "Tractable Bayesian Dynamics Priors from Differentiable Physics"): the physics are refreshed together with the
+    weights, and the covariance between them shows what data cannot tell apart.
+
+    Away from data such features may vanish together with their uncertainty (S. Thakur et al., "Uncertainty-Aware
+    (UNA) Bases for Deep Bayesian Regression", 2021): `FunctionSpaceVI` is the remedy.
+
+    Attributes:
+        steps: of the climb.
+        rate: of Adam.
+        linearised: draws of the linearised function, as in `Laplace`.
+    """
+
+    steps: int = eqx.field(default=500, static=True)
+    rate: float = eqx.field(default=0.02, static=True)
+    linearised: bool = eqx.field(default=False, static=True)
+
+    def __check_init__(self):
+        if self.steps < 0 or not 0 < self.rate < jnp.inf:
+            raise ValueError(f"NeuralLinear needs steps >= 0 and rate > 0; got {self.steps} and {self.rate}.")
+
+    def fit(self, key: PRNGKeyArray, model: Callable, data) -> LaplacePosterior:
+        """The belief.
+
+        Raises:
+            TypeError: for models that are not a Dynamics, and data that are not Transitions of one machine.
+        """
+        if not isinstance(model, Dynamics) or not isinstance(data, Transitions) or data.batch_shape:
+            got = f"{type(model).__name__} and {type(data).__name__}"
+            raise TypeError(f"NeuralLinear takes Transitions of one machine and a Dynamics; got {got}.")
+        chosen = maximise(key, model, data, self.steps, self.rate)
+        return LaplacePosterior(model, data, chosen.space, chosen.mode, self.linearised, "NeuralLinear")
