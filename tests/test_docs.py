@@ -21,7 +21,7 @@ PAGES = [
     pytest.param("docs/calibration.md", marks=pytest.mark.science),  # two calibrations
     "docs/extending.md",
     pytest.param("docs/ensembles.md", marks=pytest.mark.science),  # trains networks
-    "docs/gymnasium.md",
+    pytest.param("docs/gymnasium.md", marks=pytest.mark.science),  # learns a machine
 ]
 
 

@@ -406,7 +406,8 @@ def test_the_fleet_is_fitted_by_both_backends_and_they_agree(sampled):
     assert max(float(rhat[k].max()) for k in rhat.data_vars) < 1.05
 
 
-@pytest.mark.parametrize("dim", [pytest.param(-1, marks=pytest.mark.science), -2])
+@pytest.mark.science
+@pytest.mark.parametrize("dim", [-1, -2])
 def test_leave_one_out_counts_the_real_transitions_and_no_padding(dim):
     """79 real rows of 120; the pointwise numbers belong to the observed rows beside them."""
     arviz_stats = pytest.importorskip("arviz_stats")
