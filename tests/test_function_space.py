@@ -225,6 +225,7 @@ def test_a_noise_with_a_prior_is_chosen_by_the_evidence(x64):
     assert np.all(sd > 0.8 / np.sqrt(120)) and np.all(sd < 2 / np.sqrt(120))
 
 
+@pytest.mark.science
 def test_the_belief_is_about_a_network_that_is_equal_wherever_it_is_made(tmp_path):
     posterior, backend = network_fit(), FunctionSpaceVI(width=16)
     network = backend.network(pendulum.dynamics())
