@@ -135,7 +135,7 @@ def from_numpyro(mcmc, model=None, data=None) -> DrawsPosterior:
     with jax.enable_x64(True):
         samples, data = doubles((dict(samples), data))
         space = VirtualSpace.of(model, data)
-        points = _unconstrained(space, model, data, samples)
+        points = _points(space, model, data, samples)
         found = mcmc.get_extra_fields(group_by_chain=True)
         stats = {ours: jnp.asarray(found[name]) for name, ours in STATS.items() if name in found}
         if "potential_energy" in found:
@@ -146,26 +146,33 @@ def from_numpyro(mcmc, model=None, data=None) -> DrawsPosterior:
     return posterior
 
 
-def _unconstrained(space: VirtualSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
-    """Draws of the model's sites as points of its virtual space."""
+def unconstrained(space: VirtualSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
+    """Draws (C, S, ...) of the model's sites as points of its virtual space."""
+    model, *args = latent_part(model, data)
+
+    def point(sites):
+        run = handlers.substitute(model, sites | space.params)
+        return space.unconstrain(handlers.trace(run).get_trace(*args))
+
+    return jax.vmap(jax.vmap(point))(samples)
+
+
+def _points(space: VirtualSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
+    """The same of draws from elsewhere: they may not fit."""
     if missing := [name for name in space.names if name not in samples]:
         raise KeyError(
             f"from_numpyro: the run has no draws of {', '.join(map(repr, missing))}.{closest(missing[0], samples)}"
         )
-    model, *args = latent_part(model, data)
+    run, *args = latent_part(model, data)
     samples = {name: samples[name] for name in space.names}
-
-    def point(sites):
-        return space.unconstrain(handlers.trace(handlers.substitute(model, sites)).get_trace(*args))
-
-    shapes = jax.eval_shape(lambda k: _values(handlers.seed(model, k), args, space.names), jax.random.key(0))
+    shapes = jax.eval_shape(lambda k: _values(handlers.seed(run, k), args, space.names), jax.random.key(0))
     for name, values in samples.items():
         if values.shape[2:] != shapes[name].shape:
             raise ValueError(
                 f"from_numpyro: {name!r} has shape {shapes[name].shape} in the model; a draw of the run has "
                 f"{values.shape[2:]}."
             )
-    points = jax.jit(jax.vmap(jax.vmap(point)))(samples)
+    points = jax.jit(lambda samples: unconstrained(space, model, data, samples))(samples)
     if not np.isfinite(points).all():
         wrong = space.where(lambda name: True) & ~np.isfinite(points).all(axis=(0, 1))
         names = [name for name in space.names if np.any(wrong & space.where(name.__eq__))]

@@ -12,15 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
-from jaxtyping import Float
+from jax.scipy.linalg import solve_triangular
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
-from physppl import linear
 from physppl.dynamics import Dynamics
-from physppl.inference.curvature import NOISES, Local, local, row_jacobians
-from physppl.inference.mode import Mode, find
+from physppl.inference.curvature import NOISES, Local, local
+from physppl.inference.mode import Mode, find, unit_of
 from physppl.transitions import Transitions
 from physppl.virtual import VirtualSpace, latent_part
 
@@ -30,7 +28,6 @@ class Chosen(NamedTuple):
 
     space: VirtualSpace
     mode: Mode
-    evidence: Float[Array, " S"]
 
 
 def free_space(key, model: Callable, data) -> tuple[VirtualSpace, dict[str, Any]]:
@@ -60,19 +57,20 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
     noises = np.flatnonzero(space.where(NOISES.__contains__))
     others = np.setdiff1d(np.arange(space.size), noises)
     draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(prior_key, 63))
-    sd, start = jnp.std(draws, axis=0), jnp.median(draws, axis=0)
-    unit = jnp.where(jnp.isfinite(sd) & (sd > 0), sd, 1.0)
+    unit, start = unit_of(draws), jnp.median(draws, axis=0)
 
     def at(params) -> VirtualSpace:
         return VirtualSpace(space.names, space.shapes, {k: maps[k](v) for k, v in params.items()})
 
     def objective(hyper, z):
-        log_joint, gradient, curvature = _weights(at(hyper["params"]), model, data, z.at[noises].set(hyper["noise"]))
-        factor = linear.inverse_factor(curvature[np.ix_(others, others)])
-        step = factor.T @ (factor @ gradient[others])
+        z = z.at[noises].set(hyper["noise"])
+        log_joint, gradient, curvature = local(at(hyper["params"]), model, data, z, noises_held=True)
+        lower = jnp.linalg.cholesky(curvature[np.ix_(others, others)])
+        white = solve_triangular(lower, gradient[others], lower=True)  # of a vector: a fifth of an inverse's time
+        step = solve_triangular(lower, white, lower=True, trans=1)
         later = z.at[others].add(jnp.clip(step, -3 * unit[others], 3 * unit[others]))
-        gained = 0.5 * jnp.sum((factor @ gradient[others]) ** 2)
-        return -linear.log_evidence(log_joint + gained, factor), jax.lax.stop_gradient(later)
+        evidence = log_joint + 0.5 * white @ white - jnp.sum(jnp.log(jnp.diagonal(lower)))
+        return -evidence, jax.lax.stop_gradient(later)
 
     settle = min(10, steps // 2)
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, settle, max(steps, 1))
@@ -85,10 +83,10 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
         usable &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(slope)]))
         change, following = optimiser.update(slope, state)
         moved = (optax.apply_updates(hyper, change), following, later)
-        return jax.tree.map(lambda new, old: jnp.where(usable, new, old), moved, carry), -loss
+        return jax.tree.map(lambda new, old: jnp.where(usable, new, old), moved, carry), None
 
     hyper = {"noise": start[noises], "params": {k: maps[k].inv(v) for k, v in space.params.items()}}
-    (hyper, _, z), evidence = jax.lax.scan(climb, (hyper, optimiser.init(hyper), start), length=steps)
+    (hyper, _, z), _ = jax.lax.scan(climb, (hyper, optimiser.init(hyper), start), length=steps)
     space = at(hyper["params"])
     z = z.at[noises].set(hyper["noise"])
 
@@ -97,22 +95,4 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
         found = local(space, model, data, z)
         return found._replace(gradient=found.gradient.at[noises].set(0.0))
 
-    return Chosen(space, find(held, z[None], unit, search), evidence)
-
-
-def _weights(space: VirtualSpace, model: Dynamics, data: Transitions, z) -> Local:
-    """The density around a point, as `local` has it but for what the noises' own curvature adds.
-
-    The prior's curvature does not depend on hyperparameters, and no slope is taken through it.
-    """
-    prior = lambda z: space.log_prior(model, z, data)  # noqa: E731
-    (value, slope), push = jax.linearize(jax.value_and_grad(prior), jax.lax.stop_gradient(z))
-    hessian = jax.lax.stop_gradient(jax.vmap(push)(jnp.eye(len(z), dtype=z.dtype))[1])
-    del value
-    mean, jacobian = row_jacobians(space, model, data, z)
-    noise = jnp.broadcast_to(model.bind(space.sites(model, z, data)).noise, mean.shape)
-    counts = data.valid[:, None].astype(z.dtype)
-    error = (model.outcomes(data) - mean) / noise * counts
-    tall = (jacobian * (counts / noise)[..., None]).reshape(-1, len(z))
-    density = jnp.sum(-0.5 * error**2 - counts * (jnp.log(noise) + 0.5 * jnp.log(2 * jnp.pi)))
-    return Local(prior(z) + density, slope + error.reshape(-1) @ tall, tall.T @ tall - hessian)
+    return Chosen(space, find(held, z[None], unit, search))

@@ -1,121 +1,33 @@
 """Function-space inference: a belief about a network whose prior is a belief about functions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
-from numpyro import handlers
 
 from physppl import linear
 from physppl.backend import Backend, empty, fit, union
 from physppl.dynamics import Dynamics
 from physppl.inference import function_space as algebra
 from physppl.inference.curvature import Local
-from physppl.inference.function_space import Objective, Points, Printed, Projected, Slack, Told, Weights
+from physppl.inference.function_objectives import Objective, Printed, Projected
+from physppl.inference.function_space import Points, Slack, Told, Weights
 from physppl.inference.laplace import Laplace, LaplacePosterior
 from physppl.inference.mode import Mode, find
-from physppl.integrate import Step
+from physppl.inference.network import NAME, Network, behind, bound
 from physppl.measures import Box, JitteredData, Measure, Mixture
 from physppl.noise import PROCESS
 from physppl.posterior import Posterior
 from physppl.precision import doubles
-from physppl.residual import residual
 from physppl.transitions import Transitions
 from physppl.virtual import VirtualSpace
 
-NAME = "network"  # of the site
 SHOWN = 16  # functions of the prior that features are learned from
 SEARCHES, EVALUATIONS = 4, 60  # for a noise that is not known
-
-
-@dataclass(frozen=True)
-class Network:
-    """A program in a model's spaces: x' = x + Phi(x, u) w, with a Gaussian prior over w.
-
-    Sites: "network", standard normal, of which the weights w = mean + factor e are an affine function, stated as
-    "network.weights". The mean, the factor and the hidden layers are `param` sites: a belief holds their values, so
-    that a new function prior compiles nothing and is the prior of this program.
-
-    Attributes:
-        model: whose spaces they are.
-        width, depth: of tanh layers, as of `residual`.
-        features: in the place of a network, (state, action) -> (F,) for every output, or (D, P).
-    """
-
-    model: Dynamics
-    width: int = 64
-    depth: int = 1
-    features: Callable | None = None
-
-    def __call__(self):
-        hidden = None if self.features else jnp.asarray(numpyro.param(f"{NAME}.features", self.draw))
-        mean = jnp.asarray(numpyro.param(f"{NAME}.mean", jnp.zeros(self.size)))
-        factor = jnp.asarray(numpyro.param(f"{NAME}.factor", jnp.eye(self.size)))
-        white = jnp.asarray(numpyro.sample(NAME, dist.Normal(0.0, 1.0).expand([self.size]).to_event(1)))
-        change = self.change(jnp.asarray(numpyro.deterministic(f"{NAME}.weights", mean + factor @ white)), hidden)
-        return Step(lambda t, x, u: x + change(x, u))
-
-    @property
-    def size(self) -> int:
-        """Number of weights P."""
-        outputs = len(self.model.state)
-        shape = (self.width,) if self.features is None else self._shape()
-        return shape[0] * outputs if len(shape) == 1 else shape[1]
-
-    def draw(self, key: PRNGKeyArray) -> Array:
-        """Hidden layers at random."""
-        with handlers.block():
-            return handlers.trace(handlers.seed(self._residual, key)).get_trace()[f"{NAME}.features"]["value"]
-
-    def change(self, weights: Float[Array, " P"], hidden: Array | None) -> Callable[[Array, Array], Array]:
-        """(state, action) -> x' - x, linear in the weights."""
-        if self.features is None:
-            values = {NAME: weights, f"{NAME}.features": hidden, f"{NAME}.scale": jnp.ones(())}
-            with handlers.block(), handlers.substitute(data=values):
-                return self._residual()
-        own = self.features
-
-        def function(x, u):
-            design = own(x, u).astype(weights.dtype)
-            return design @ (weights if design.ndim == 2 else weights.reshape(len(design), -1))
-
-        return function
-
-    def design(self, hidden, states: Float[Array, "N D"], actions: Float[Array, "N A"]) -> Float[Array, "N D P"]:
-        """Features in units of the coordinates' scales."""
-        zero = jnp.zeros(self.size)
-        row = jax.vmap(jax.jacrev(lambda w, x, u: self.change(w, hidden)(x, u)), in_axes=(None, 0, 0))
-        return row(zero, states, actions) / self.model.state.scale[:, None]
-
-    def units(self, hidden, states, actions) -> Float[Array, "N F"]:
-        """Hidden units, which all outputs share: those of the first output."""
-        zero = jnp.zeros(self.size)
-        row = jax.vmap(jax.grad(lambda w, x, u: self.change(w, hidden)(x, u)[0]), in_axes=(None, 0, 0))
-        return row(zero, states, actions)[:, :: len(self.model.state)]
-
-    def _residual(self):
-        state, action = self.model.state, self.model.action
-        return residual(NAME, state, action, width=self.width, depth=self.depth, learned=True)
-
-    def _shape(self) -> tuple[int, ...]:
-        """Of the given features."""
-        outputs = len(self.model.state)
-        assert self.features is not None
-        shapes = jax.eval_shape(self.features, jnp.zeros(outputs), jnp.zeros(len(self.model.action)))
-        shape = getattr(shapes, "shape", ())
-        if len(shape) not in (1, 2) or (len(shape) == 2 and shape[0] != outputs):
-            raise ValueError(
-                f"FunctionSpaceVI: features(state, action) must be (F,), or (D, P) with D = {outputs} "
-                f"({', '.join(self.model.state.names)}); got shape {shape}."
-            )
-        return shape
 
 
 class FunctionSpaceVI(Backend["FunctionPosterior"]):
@@ -141,14 +53,14 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
     """
 
     function_prior: Posterior | None = None
-    width: int = eqx.field(default=64, static=True)
+    width: int = eqx.field(default=128, static=True)
     depth: int = eqx.field(default=1, static=True)
     features: Callable | None = eqx.field(default=None, static=True)
     measure: Measure = Mixture(Box(), JitteredData(), weights=(3.0, 1.0))
-    points: int = eqx.field(default=512, static=True)
+    points: int = eqx.field(default=2048, static=True)
     objective: Objective = Projected()
     slack: Slack | None = None
-    steps: int = eqx.field(default=300, static=True)
+    steps: int = eqx.field(default=1000, static=True)
     rate: float = eqx.field(default=0.01, static=True)
 
     def __check_init__(self):
@@ -169,7 +81,7 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
 
     def network(self, model: Dynamics) -> Dynamics:
         """The dynamics that beliefs are about; what `physppl.load` takes to read one."""
-        return _bound(Network(_own(model), self.width, self.depth, self.features))
+        return bound(Network(behind(model), self.width, self.depth, self.features))
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> "FunctionPosterior":
         """The belief; raises TypeError and ValueError where model, data or function prior do not go together."""
@@ -179,7 +91,7 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
                 f"{type(model).__name__} and {type(data).__name__}. Of recordings, use Laplace or HMC."
             )
         prior_key, measure_key, feature_key, noise_key = jax.random.split(key, 4)
-        model, network = _own(model), self.network(model)
+        model, network = behind(model), self.network(model)
         program = network.program
         assert isinstance(program, Network)
         if self.points * len(model.state) < program.size:
@@ -218,12 +130,12 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
         at_mode = evidence + linear.half_log_det(precision) - 0.5 * len(own) * np.log(2 * np.pi)
         found = chosen._replace(point=point, local=Local(at_mode, jnp.zeros_like(point), curvature))
         space = VirtualSpace(space.names, space.shapes, _params(weights, hidden))
-        share = algebra.missing_variance(points) / algebra.typical(points.factor) ** 2
+        share = algebra.missing_variance(points, algebra.regressed(points, 1e-8)) / algebra.typical(points.factor) ** 2
         return FunctionPosterior(network, data, space, found, share, factor)
 
     def update(self, key: PRNGKeyArray, posterior: Posterior, data) -> "FunctionPosterior":
         """The belief after more data: the same function prior, and the union of data."""
-        return fit(key, _own(posterior.model), union(posterior.data, data), self)
+        return fit(key, behind(posterior.model), union(posterior.data, data), self)
 
     def _moments(self, prior: Posterior, model: Dynamics, states, actions):
         """Mean (M, D) and factor (M, D, R) of the change over a step, in units of the coordinates' scales."""
@@ -262,18 +174,8 @@ class FunctionPosterior(LaplacePosterior):
             self.log_evidence = jnp.full((), jnp.nan)
 
     def facts(self) -> dict[str, float]:
-        own = super().facts() | {"missed": float(np.max(self.missed))}
+        own = super().facts() | {"missed": float(np.max(np.asarray(self.missed)))}
         return {name: value for name, value in own.items() if np.isfinite(value)}
-
-
-def _own(model) -> Dynamics:
-    """The model that a network stands in for; any other is its own."""
-    return model.program.model if isinstance(model, Dynamics) and isinstance(model.program, Network) else model
-
-
-def _bound(program: Network) -> Dynamics:
-    model = program.model
-    return Dynamics(program, model.state, model.action, dt=model.dt, process_noise=model.noise.prior)
 
 
 def _check_prior(prior: Posterior, model: Dynamics) -> None:

@@ -12,7 +12,7 @@ from physppl.backend import Backend
 from physppl.errors import Status
 from physppl.inference.curvature import local
 from physppl.inference.draws import DrawsPosterior, ended
-from physppl.inference.mode import find
+from physppl.inference.mode import find, unit_of
 from physppl.inference.nuts import Engine, Plan, blackjax_nuts
 from physppl.parallel import spread
 from physppl.virtual import VirtualSpace
@@ -90,8 +90,7 @@ def _starts(key, space: VirtualSpace, model, data, chains: int, searches: int = 
     prior_key, mode_key = jax.random.split(key)
     keys = jax.random.split(prior_key, chains * searches * tries)
     draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
-    spread = jnp.std(draws, axis=0)
-    unit = jnp.where(jnp.isfinite(spread) & (spread > 0), spread, 1.0)
+    unit = unit_of(draws)
     evaluate = lambda z: local(space, model, data, z)  # noqa: E731
     densities = jax.lax.map(lambda z: evaluate(z).log_joint, draws).reshape(-1, tries)
     best = jnp.argmax(jnp.where(jnp.isfinite(densities), densities, -jnp.inf), axis=1)

@@ -14,7 +14,7 @@ from physppl.backend import Backend, judge, prepared, union
 from physppl.dynamics import Dynamics
 from physppl.errors import Status, check_key
 from physppl.inference.curvature import MANY, added, believed, likelihood, local, row_jacobians, scatter
-from physppl.inference.mode import Mode, find
+from physppl.inference.mode import Mode, find, unit_of
 from physppl.posterior import Posterior, of_program
 from physppl.precision import doubles
 from physppl.sensing import MEASUREMENT, OFFSETS, VARIATION
@@ -63,8 +63,7 @@ class Laplace(Backend["LaplacePosterior"]):
         draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
         draws = draws.at[0].set(jnp.median(draws, axis=0))
         starts = draws[: self.starts]
-        spread = jnp.std(draws, axis=0)
-        unit = jnp.where(jnp.isfinite(spread) & (spread > 0), spread, 1.0)
+        unit = unit_of(draws)
         if isinstance(data, Trajectories):
             start = _likeliest(space, model, data, draws)
             found = find(evaluate, start[None], unit, self.steps, tolerance=TOLERANCE, patience=0)

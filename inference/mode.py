@@ -24,6 +24,12 @@ class Mode(NamedTuple):
     steps: Array
 
 
+def unit_of(draws: Float[Array, "J P"]) -> Float[Array, " P"]:
+    """The prior's sd along each axis of virtual space, from draws of it; one where it has none."""
+    sd = jnp.std(draws, axis=0)
+    return jnp.where(jnp.isfinite(sd) & (sd > 0), sd, 1.0)
+
+
 def find(
     evaluate: Callable[[Array], Local],
     starts: Float[Array, "K P"],

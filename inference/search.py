@@ -15,7 +15,7 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl.inference.curvature import Local, added, local
 from physppl.inference.diversity import Joint, Member, Tilt, among
 from physppl.inference.laplace import TOLERANCE
-from physppl.inference.mode import find
+from physppl.inference.mode import find, unit_of
 from physppl.parallel import spread
 from physppl.trajectories import Trajectories
 from physppl.transitions import Transitions
@@ -63,9 +63,7 @@ class Newton(Search):
     def run(self, key: PRNGKeyArray, joint: Joint, members: Member, draws: Float[Array, "J P"], near: bool) -> Found:
         del key
         space, model, data = joint
-        sd = jnp.std(draws, axis=0)
-        unit = jnp.where(jnp.isfinite(sd) & (sd > 0), sd, 1.0)
-        tolerance = TOLERANCE if isinstance(data, Trajectories) else 1e-9
+        unit, tolerance = unit_of(draws), TOLERANCE if isinstance(data, Trajectories) else 1e-9
 
         def stage(starts, own):  # one loop for both searches, so that one copy of the model is compiled
             def search(start, member: Member):

@@ -20,6 +20,7 @@ from physppl.episodes import episode as episode
 from physppl.errors import FitError as FitError
 from physppl.errors import PhyspplWarning as PhyspplWarning
 from physppl.errors import Status as Status
+from physppl.fleet import MachinePosterior as MachinePosterior
 from physppl.identifiability import Identifiability as Identifiability
 from physppl.identifiability import identifiability as identifiability
 from physppl.integrate import RK4 as RK4

@@ -49,7 +49,7 @@ class Thompson(Acquisition):
     def __check_init__(self):
         _check_every(self.every)
         if self.draws < 1:
-            raise ValueError(f"Thompson: draws must be at least 1; got {self.draws}.")
+            raise ValueError(f"{type(self).__name__}: draws must be at least 1; got {self.draws}.")
 
     def __call__(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
         return posterior.draw(key)
@@ -57,10 +57,10 @@ class Thompson(Acquisition):
     def particles(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
         if self.draws == 1:
             return self(key, posterior).particles()
-        return _stacked([self(k, posterior) for k in jax.random.split(key, self.draws)])
+        return posterior.draws(key, self.draws)
 
 
-class TrajectorySampling(Acquisition):
+class TrajectorySampling(Thompson):
     """Particles that each follow a function of the belief, averaged over by the planner (K. Chua et al., "PETS",
     NeurIPS 2018): of an ensemble its members, each as often as any other.
 
@@ -72,15 +72,6 @@ class TrajectorySampling(Acquisition):
 
     draws: int = eqx.field(default=8, static=True)
     switch: bool = eqx.field(default=False, static=True)
-    every: int | None = eqx.field(default=None, static=True)
-
-    def __check_init__(self):
-        _check_every(self.every)
-        if self.draws < 1:
-            raise ValueError(f"TrajectorySampling: draws must be at least 1; got {self.draws}.")
-
-    def __call__(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
-        return posterior.draw(key)
 
     def particles(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
         draw_key, switch_key = jax.random.split(key)

@@ -16,9 +16,9 @@ from numpyro import handlers
 
 from physppl.dynamics import Dynamics
 from physppl.errors import FitError, PhyspplWarning, Status, check_key, log
-from physppl.posterior import Posterior, Timing
+from physppl.posterior import Posterior
 from physppl.precision import doubles
-from physppl.progress import compile_clock
+from physppl.progress import Timing, compile_clock
 from physppl.repeats import repeats
 from physppl.trajectories import Trajectories, fine_bucket
 from physppl.transitions import Transitions, bucket

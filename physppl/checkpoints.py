@@ -1,12 +1,8 @@
 """Episodes on disk, each written whole or not at all, so that a loop killed at any moment goes on where it was."""
 
-import contextlib
-import glob
 import hashlib
 import io
 import json
-import os
-import time
 import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +11,7 @@ import numpy as np
 
 from physppl.episodes import Episode
 from physppl.errors import log
+from physppl.files import write
 from physppl.fingerprint import fingerprint
 
 try:
@@ -23,7 +20,6 @@ except ImportError:  # no such locks on Windows: two loops in one folder are the
     fcntl = None
 
 FORMAT = 1
-STALE = 3600.0  # s after which a draft is nobody's
 FIELDS = ("states", "actions", "rewards", "valid", "terminated", "failed")
 
 
@@ -131,21 +127,3 @@ class Checkpoints:
         with np.load(io.BytesIO(content[32:]), allow_pickle=False) as arrays:
             seconds = {n.removeprefix("seconds_"): float(arrays[n]) for n in arrays if n.startswith("seconds_")}
             return Record(Episode(*(arrays[name] for name in FIELDS)), float(arrays["entropy"]), seconds)
-
-
-def write(path: Path, content: bytes) -> None:
-    """The file with this content, or the one that was there: never a part of it, whenever the process dies."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.draft"):  # by a process that was killed
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE:
-                left.unlink()
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
-        with open(draft, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise

@@ -84,6 +84,7 @@ def check(posterior: Posterior, key: PRNGKeyArray | None = None) -> Check:
     Args:
         key: of the draws that summaries take; `jax.random.key(0)` by default.
     """
+    posterior = getattr(posterior, "fleet", posterior)  # of one machine, the fit of all
     reasons, figures = _status(posterior), {}
     if not reasons and hasattr(posterior, "space"):
         with jax.enable_x64(True):

@@ -19,7 +19,7 @@ from physppl.integrate import RK4, Stepper, stepper
 from physppl.noise import PROCESS as NOISE
 from physppl.noise import Scale
 from physppl.plates import PlateLayout
-from physppl.program import Program, Record, note_units, rebuild, refuse_unknown
+from physppl.program import Program, Record, note_units, rebuild, refuse_unknown, visitor
 from physppl.sensing import Sensing, of_program
 from physppl.spaces import ActionSpace, StateSpace
 from physppl.trajectories import Trajectories
@@ -151,6 +151,8 @@ class Dynamics:
         Returns:
             the next states or readings, with the batch layout of the site.
         """
+        if (visit := visitor()) is not None:
+            return visit(self, data)
         self.check(data)
         if isinstance(data, Trajectories):
             return recording_likelihood.observe(self, data)

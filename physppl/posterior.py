@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,20 +16,11 @@ from numpyro import handlers
 from physppl import linear, sensing
 from physppl.dynamics import Dynamics
 from physppl.errors import Status, check_key, is_concrete
+from physppl.progress import Timing
 from physppl.transition import AbstractTransition, AverageTransition
 from physppl.virtual import VirtualSpace, latent_part
 
 MEAN_DRAWS, ENTROPY_DRAWS = 16, 4096  # where a belief has no closed form
-
-
-class Timing(NamedTuple):
-    """Seconds that a fit took, and how many of them went into compiling."""
-
-    seconds: float
-    compiling: float
-
-    def __str__(self) -> str:
-        return f"fitted in {self.seconds:.2f} s, {self.compiling:.2f} s of it compiling"
 
 
 class Posterior(eqx.Module):
@@ -181,6 +172,21 @@ class Posterior(eqx.Module):
 
         return summarise(jax.random.key(0) if key is None else key, self, truth=truth)
 
+    def machine(self, *index: int, **plates: int):
+        """The belief about one machine of a fleet, `physppl.fleet.MachinePosterior`: to draw, predict and act with.
+
+        What the other machines tell is in it. `posterior.machine(3)`; with plates in plates one index each, outermost
+        first, or by name: `posterior.machine(hall=1, machine=3)`.
+
+        Raises:
+            TypeError: for a belief whose model has no plate around one Dynamics, or an index that is not whole.
+            KeyError: for a plate that is not there, with close matches.
+            ValueError: for an index out of range, naming plate and size.
+        """
+        from physppl.fleet import machine  # it makes posteriors
+
+        return machine(self, *index, **plates)
+
     def save(self, path: str | Path) -> None:
         """Writes the belief to one file, which `physppl.load(path, model)` reads; its program is not in it.
 
@@ -201,7 +207,8 @@ class Posterior(eqx.Module):
         if function is not _samples and not isinstance(self.model, Dynamics):
             raise TypeError(
                 "this posterior is about a NumPyro model that is not a Dynamics: it has samples() and to_arviz(). "
-                "Build a transition from its samples with `dynamics.transition(values)`."
+                "Of a fleet, posterior.machine(index) has the rest; else build a transition from its samples with "
+                "`dynamics.transition(values)`."
             )
         dtype = jnp.result_type(float)
         with jax.enable_x64(True):
@@ -209,7 +216,7 @@ class Posterior(eqx.Module):
             return function(self, *args, dtype)
 
     @property
-    def timing(self) -> "Timing | None":
+    def timing(self) -> Timing | None:
         """How long `physppl.fit` took; None of a belief that did not come from it as it is.
 
         It belongs to the object that `fit` returned, not to the belief: no leaf, and no part of the tree's structure,

@@ -1,7 +1,18 @@
-"""Double precision for what is handed in."""
+"""Double precision for what is handed in, and a compiler that can be trusted with it."""
+
+import warnings
+from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
+
+MISCOMPILES = "0.10.2"  # loops on CPUs, now and then (jax-ml/jax issue 39103); seen here in searches for a mode
+if version("jaxlib") == MISCOMPILES:
+    warnings.warn(
+        f"physppl: jaxlib {MISCOMPILES} sometimes compiles wrong programs for CPUs, and a fit may fail or be wrong. "
+        "Install another: pip install 'jax!=0.10.2' 'jaxlib!=0.10.2'.",
+        stacklevel=2,
+    )
 
 
 def doubles(tree, xp=jnp):

@@ -28,6 +28,7 @@ class Record(Messenger):
         own_dims: batch axes of each site that plates inside the program take.
         supports: of each sample site, as the program declares it.
         units: {name outside, as traces show it: unit}.
+        observed: sites whose values are data, the program's own or a handler's.
         frames: {plate created inside: the plates outside it as (name, dim, size)}.
         names: every name met, as the program and as handlers outside write it, auxiliary sites of handlers included.
     """
@@ -39,6 +40,7 @@ class Record(Messenger):
         self.own_dims: dict[str, int] = {}
         self.supports: dict[str, Any] = {}
         self.units: dict[str, str] = {}
+        self.observed: set[str] = set()
         self.frames: dict[str, list] = {}
         self.names: set[str] = set()
         self._open: list[tuple] = []
@@ -73,6 +75,8 @@ class Record(Messenger):
             self.values[name] = jnp.asarray(value) if isinstance(value, float | int) else value
             self.event_dims[name] = event_dim
             self.units[str(msg["name"])] = unit
+            if msg.get("is_observed"):
+                self.observed.add(str(name))
 
 
 class Replay(Messenger):
@@ -121,7 +125,8 @@ def refuse_unknown(model: Callable, names: set[str], owner: str) -> None:
     """Refuse values that `substitute` or `condition`, wrapped around this model alone, hold for no site of it.
 
     NumPyro ignores them in silence, and a misspelt site is then drawn from its prior. Handlers around a larger model
-    may hold values of its other sites, so only those whose chain of wrapped functions ends in this model are read.
+    may hold values of its other sites, so only those whose chain of wrapped functions ends in this model are read; and
+    around a `replay` those of a guide, as NumPyro's SVI has it.
 
     Raises:
         KeyError: naming the value, with close matches.
@@ -130,15 +135,33 @@ def refuse_unknown(model: Callable, names: set[str], owner: str) -> None:
         given = (
             getattr(handler, "data", None) if isinstance(handler, handlers.substitute | handlers.condition) else None
         )
-        wrapped = handler
+        wrapped, guided = handler, False
         while isinstance(wrapped, Messenger):
-            wrapped = wrapped.fn
-        if not given or wrapped is not model:
+            wrapped, guided = wrapped.fn, guided or isinstance(wrapped, handlers.replay)
+        if not given or guided or wrapped is not model:
             continue
         for name in given:
             if not any(known == name or known.endswith(f"/{name}") for known in names):
                 kind = type(handler).__name__
                 raise KeyError(f"{owner}: {kind} gives a value to {name!r}, which is no site.{closest(name, names)}")
+
+
+_visits: list[Callable] = []
+
+
+@contextmanager
+def visiting(visit: Callable):
+    """Inside, a Dynamics that runs as a model hands itself and its data to `visit` instead."""
+    _visits.append(visit)
+    try:
+        yield
+    finally:
+        _visits.remove(visit)
+
+
+def visitor() -> Callable | None:
+    """The innermost visit."""
+    return _visits[-1] if _visits else None
 
 
 _unit_tables: list[dict[str, str]] = []

@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from tqdm.auto import tqdm
@@ -12,6 +12,16 @@ _listeners: list["Clock"] = []
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 TRACED = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration")
+
+
+class Timing(NamedTuple):
+    """Seconds that a fit took, and how many of them went into compiling."""
+
+    seconds: float
+    compiling: float
+
+    def __str__(self) -> str:
+        return f"fitted in {self.seconds:.2f} s, {self.compiling:.2f} s of it compiling"
 
 
 class Clock:

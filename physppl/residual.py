@@ -29,7 +29,7 @@ def residual(
     seed: int = 0,
     learned: bool = False,
 ) -> Callable[[Array, Array], Array]:
-    """A neural residual: one more site, standard Normal in its weights.
+    """A neural residual: one more site, standard Normal in its weights (Normal where their prior sds are learned).
 
     The network is tanh layers on `state.features` (sine and cosine of angles) and actions in [-1, 1]; its output is
     in units of the state's scales. Add it to the field, `physics(t, x, u) + residual(x, u)` (per second then), or to
@@ -41,8 +41,10 @@ def residual(
         scale: prior sd of the output over typical inputs, in units of the coordinate's scale.
         frequency: sd of the first layer's pre-activations; larger means rougher functions.
         seed: of the fixed features; not random inference state.
-        learned: the hidden layers and the prior sd of the output are `param` sites, "NAME.features" and "NAME.scale",
-            whose values `NeuralLinear` takes from the evidence; it starts them at random and at `scale`.
+        learned: what has no prior of its own is a `param` site, whose value the evidence chooses. Of "last" weights
+            these are the hidden layers and the prior sd of the output, "NAME.features" and "NAME.scale", for
+            `NeuralLinear`, which starts them at random and at `scale`. Of "all" weights it is "NAME.scale", the prior
+            sds of each matrix and bias in turn and of the output, for `StructuredLaplace`.
 
     Returns:
         residual(state (D,), action (A,)) -> (D,).
@@ -54,15 +56,17 @@ def residual(
         raise ValueError(f"residual({name!r}): weights must be 'last' or 'all'; got {weights!r}.")
     if width < 1 or depth < 1:
         raise ValueError(f"residual({name!r}): width and depth must be at least 1; got {width} and {depth}.")
-    if learned and weights != "last":
-        raise ValueError(f"residual({name!r}): learned features need weights='last'; got {weights!r}.")
     network = _network(state, action, width, depth, frequency, seed)
     sampled = network.shapes if weights == "all" else network.shapes[-1:]
-    size = sum(math.prod(shape) for shape in sampled)
-    flat = jnp.asarray(numpyro.sample(name, dist.Normal(0.0, 1.0).expand([size]).to_event(1)))
+    sizes = [math.prod(shape) for shape in sampled]
+    prior, sd = dist.Normal(0.0, 1.0).expand([sum(sizes)]), scale
+    if learned and weights == "all":
+        start = jnp.ones(len(sizes)).at[-1].set(scale)
+        sds = jnp.asarray(numpyro.param(f"{name}.scale", start, constraint=dist.constraints.positive))
+        prior, sd = dist.Normal(0.0, sds[np.repeat(np.arange(len(sizes)), sizes)]), 1.0
+    flat = jnp.asarray(numpyro.sample(name, prior.to_event(1)))
     parts = _split(flat, sampled)
-    sd = scale
-    if learned:
+    if learned and weights == "last":
         parts[:0] = _split(numpyro.param(f"{name}.features", network.draw), network.shapes[:-1])
         sd = numpyro.param(f"{name}.scale", jnp.asarray(scale), constraint=dist.constraints.positive)
     free = [own * part for own, part in zip(network.sds, parts[:-1], strict=False)]  # none of them for fixed features

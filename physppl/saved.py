@@ -19,10 +19,11 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from physppl.checkpoints import write
 from physppl.dynamics import Dynamics
+from physppl.files import write
 from physppl.nodes import Reader, Writer
-from physppl.posterior import Posterior, Timing
+from physppl.posterior import Posterior
+from physppl.progress import Timing
 from physppl.trajectories import Trajectories
 from physppl.virtual import VirtualSpace, latent_part
 

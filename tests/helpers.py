@@ -12,7 +12,18 @@ import numpyro.distributions as dist
 import pytest
 
 import physppl as pp
-from physppl.inference import HMC, Anchored, DrawsPosterior, Ensemble, FunctionSpaceVI, Laplace
+from physppl.inference import (
+    HMC,
+    SVI,
+    Anchored,
+    DrawsPosterior,
+    Ensemble,
+    FunctionSpaceVI,
+    Laplace,
+    NestedLaplace,
+    NeuralLinear,
+    StructuredLaplace,
+)
 from physppl.planning import (
     ICEM,
     MPPI,
@@ -32,13 +43,22 @@ def own_features(x, u):
     return linear_features(jnp, x, u)
 
 
+def explored(name: str) -> bool:
+    """Sites of the linear Step and of the pendulum that a nested belief explores."""
+    return name in ("gain", "process_noise")
+
+
 # A new backend or planner is one line here; every contract test runs over it.
 backends = [
     pytest.param(Laplace(), id="Laplace"),
     pytest.param(Laplace(linearised=True), id="Laplace-linearised"),
     pytest.param(HMC(draws=250, warmup=250, chains=2), id="HMC"),
+    pytest.param(NeuralLinear(steps=100), id="NeuralLinear", marks=pytest.mark.science),
+    pytest.param(SVI(steps=2000), id="SVI", marks=pytest.mark.science),
+    pytest.param(NestedLaplace(explored), id="NestedLaplace", marks=pytest.mark.science),
     pytest.param(Ensemble(members=256, diversity=Anchored()), id="Ensemble", marks=pytest.mark.science),
     pytest.param(FunctionSpaceVI(features=own_features, points=64), id="FunctionSpaceVI", marks=pytest.mark.science),
+    pytest.param(StructuredLaplace(), id="StructuredLaplace", marks=pytest.mark.science),
 ]
 planners = [
     pytest.param(RandomShooting(horizon=12, population=256), id="RandomShooting"),

@@ -21,6 +21,8 @@ PAGES = [
     pytest.param("docs/calibration.md", marks=pytest.mark.science),  # two calibrations
     "docs/extending.md",
     pytest.param("docs/ensembles.md", marks=pytest.mark.science),  # trains networks
+    pytest.param("docs/large_networks.md", marks=pytest.mark.science),  # trains a network
+    pytest.param("docs/fleets.md", marks=pytest.mark.science),  # fits of a hierarchy
     pytest.param("docs/gymnasium.md", marks=pytest.mark.science),  # learns a machine
 ]
 

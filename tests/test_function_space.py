@@ -87,10 +87,10 @@ def test_what_features_miss_becomes_variance_of_the_weights(x64):
     features = np.zeros((200, 2, 10))
     features[:, 0, :5] = features[:, 1, 5:] = rng.normal(size=(200, 5))  # outputs share features, not weights
     points = Points(*map(jnp.asarray, (features, rng.normal(size=(200, 2)) * 0.1, rng.normal(size=(200, 2, 3)))))
-    weights, alone = Projected().weights(points), algebra._regressed(points, 1e-8)
+    weights, alone = Projected().weights(points), algebra.regressed(points, 1e-8)
     variance = lambda factor: np.mean(np.sum((points.features @ factor) ** 2, axis=-1), axis=0)  # noqa: E731
     gained = variance(weights.factor) - variance(alone.factor)
-    assert np.allclose(gained, algebra.missing_variance(points), rtol=1e-8)
+    assert np.allclose(gained, algebra.missing_variance(points, alone), rtol=1e-8)
     wanted = np.mean(np.sum(points.factor**2, axis=-1) + (points.mean - points.features @ weights.mean) ** 2, axis=0)
     assert np.allclose(variance(weights.factor), wanted, rtol=1e-6)
 
@@ -105,8 +105,8 @@ def test_the_joint_divergence_is_minimal_where_its_closed_form_says(x64):
     points = Points(*map(jnp.asarray, (flat[:, None], mu[:, None], prior[:, None])))
     objective = JointKL(nugget=0.3, ridge=1e-14)
     found = objective.weights(points)
-    nugget = 0.3 * float(algebra.typical(points.factor)[0])
-    precision = np.linalg.inv(prior @ prior.T + nugget**2 * np.eye(12))
+    nugget = 0.3 * np.sqrt(np.sum(prior**2, axis=1))
+    precision = np.linalg.inv(prior @ prior.T + np.diag(nugget**2))
     information = flat.T @ precision @ flat
     assert np.allclose(found.mean, np.linalg.solve(information, flat.T @ precision @ mu), rtol=1e-8)
     assert np.allclose(found.factor @ found.factor.T, np.linalg.inv(information), rtol=1e-8)
@@ -170,7 +170,7 @@ def function_prior() -> pp.Posterior:
 def at_rest() -> pp.Transitions:
     """Sixty transitions of a pendulum that hangs still: they tell nothing of its physics."""
     rng, dynamics = np.random.default_rng(0), pendulum.dynamics(process_noise=NOISE)
-    states, actions = 5e-4 * rng.normal(size=(60, 2)), 5e-4 * rng.normal(size=(60, 1))
+    states, actions = 5e-5 * rng.normal(size=(60, 2)), 5e-5 * rng.normal(size=(60, 1))
     with jax.enable_x64(True):
         step = dynamics.transition(pendulum.truth)
         after = np.asarray(jax.vmap(step)(jnp.asarray(states), jnp.asarray(actions)))
@@ -201,11 +201,7 @@ def test_far_from_data_the_network_says_what_the_physics_prior_says(objective, x
     error, ratio = np.abs(mean - prior_mean) / prior_sd, np.abs(sd / prior_sd - 1)
     apart = np.abs(correlation - prior_correlation)
     within = (error.max(axis=1) < 0.1) & (ratio.max(axis=1) < 0.1) & (apart < 0.05)
-    # Where the prior all but knows the next state, a tenth of its sd is less than what the units leave of its mean.
-    assert np.mean(within) > 0.98
-    assert (
-        np.all(np.median(error, axis=0) < 0.06) and np.all(np.median(ratio, axis=0) < 0.05) and np.median(apart) < 0.01
-    )
+    assert np.all(within), (np.mean(within), error.max(), ratio.max(), apart.max())
 
 
 @functools.cache
@@ -264,7 +260,7 @@ def test_errors_name_what_came_and_what_to_do():
     fit = lambda backend: pp.fit(jax.random.key(0), dynamics, data, backend)  # noqa: E731
     with pytest.raises(ValueError, match="the function prior has state .* the model .* Fit the prior with"):
         fit(FunctionSpaceVI(function_prior=function_prior()))
-    with pytest.raises(ValueError, match="20 points of 2 coordinates cannot settle 128 weights: raise `points`"):
+    with pytest.raises(ValueError, match="20 points of 2 coordinates cannot settle 256 weights: raise `points`"):
         fit(FunctionSpaceVI(points=20))
     with pytest.raises(ValueError, match=r"must be \(F,\), or \(D, P\) with D = 2 \(level, flow\); got shape \(3, 4\)"):
         fit(FunctionSpaceVI(features=lambda x, u: jnp.ones((3, 4))))

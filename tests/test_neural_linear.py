@@ -119,9 +119,6 @@ def test_what_cannot_be_is_refused(as_user):
         pp.fit(jax.random.key(0), posterior.model, posterior.data, HMC())
     with pytest.raises(ValueError, match="rate > 0; got 500 and -1"):
         NeuralLinear(rate=-1.0)
-
-    with pytest.raises(ValueError, match="learned features need weights='last'"):
-        pp.residual("net", pendulum.state, pendulum.action, weights="all", learned=True)
     recordings = pp.Trajectories(np.zeros((1, 5, 2)), np.zeros((1, 5, 1)), dt=0.05)
     with pytest.raises(TypeError, match="NeuralLinear takes Transitions"):
         pp.fit(jax.random.key(0), posterior.model, recordings, NeuralLinear())

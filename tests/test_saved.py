@@ -22,7 +22,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import physppl as pp
-from physppl import checkpoints, saved
+from physppl import files, saved
 from physppl.inference import DrawsPosterior
 from physppl.models import pendulum
 from physppl.virtual import VirtualSpace
@@ -369,7 +369,7 @@ FILES: dict[str, Any] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def files(belief):
+def encoded(belief):
     FILES["one"], FILES["other"] = saved.encode(belief), saved.encode(drawn(belief.model, linear_data(rows=6), seed=1))
     FILES["belief"] = belief
 
@@ -450,8 +450,8 @@ def test_what_killed_saves_left_goes_with_a_later_one(file, belief):
 WRITE = f"""
 import contextlib, glob, os, sys, time
 from pathlib import Path
-STALE = {checkpoints.STALE}
-{inspect.getsource(checkpoints.write)}
+STALE = {files.STALE}
+{inspect.getsource(files.write)}
 path, contents = Path(sys.argv[1]), [Path(p).read_bytes() for p in sys.argv[2:]]
 print("ready", flush=True)
 while True:

@@ -10,9 +10,9 @@ from tyro.conf import Positional, arg
 
 import physppl as pp
 from physppl import loop_plots, plots
-from physppl.checkpoints import write
 from physppl.cli.acting import MACHINES, Machine, animate, machine
 from physppl.cli.console import list_files, make_writable, mistakes, numbers, say, timed
+from physppl.files import write
 from physppl.inference import Laplace
 from physppl.loops import HEAD
 from physppl.planning import ICEM, MPPI, GradientShooting, Planner, RandomShooting

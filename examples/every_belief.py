@@ -1,0 +1,256 @@
+"""Every way to be uncertain, on one machine that the physics do not quite describe: errors against the number of data.
+
+    python examples/every_belief.py --write
+
+The pendulum of SIM-FSVGD's benchmark: the program knows mass, length and gravity (0.5 to 1.5 kg, 0.5 to 1.5 m, 5 to
+15 m/s^2), the machine also has viscous friction and air drag (0.4 to 0.6 each), dt 0.05 s, states over the full circle
+and within 5 rad/s, torques within 2.5 N m, noise 0.02 on both coordinates of each outcome. Five data sets, each of a
+machine of its own, and five initialisations of every backend that starts at random. Tested on 1,000 transitions of the
+same machine: root-mean-square error in units of the scales, mean negative log density of a coordinate of the noisy
+outcome (nats), and the mean distance between nominal and found coverage of central intervals, 5 % to 95 %. Medians
+over data sets and initialisations, with quartiles in the figure.
+
+The prior of the function-space beliefs and of the SVGD particles is the same: the physics' functions and a slack
+Gaussian process. Results are kept in out/every_belief, so that a run goes on where another was interrupted.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from fsvgd import FSVGD
+from page import ROOT, introduction, write
+
+import physppl as pp
+from physppl.inference import (
+    HMC,
+    SVI,
+    Adam,
+    Anchored,
+    Bootstrap,
+    Ensemble,
+    FunctionSpaceVI,
+    JointKL,
+    Laplace,
+    NeuralLinear,
+    Printed,
+    Projected,
+    RandomStarts,
+    Slack,
+)
+from physppl.measures import Box
+
+DT, NOISE, TEST = 0.05, 0.02, 1000
+SIZES = [10, 20, 40, 80, 160, 320, 640, 1280]
+PADDED = (64, 256, 2048)  # rows: three sizes to compile for
+DATASETS, SEEDS = 5, 5
+LEVELS = np.arange(0.05, 0.96, 0.05)
+FOLDER = ROOT / "out" / "every_belief"
+
+state = pp.StateSpace(angle=pp.Angle(), velocity=pp.Real("rad/s", scale=2.5))
+action = pp.ActionSpace(torque=pp.Bounded(-2.5, 2.5, "N m"))
+RHO = Box(bounds={"velocity": (-5.0, 5.0)})
+SLACK = Slack(lengthscale=1.0, scale=(0.005, 0.08))  # unknown accelerations of some 4 rad/s^2
+
+
+def field(mass, length, gravity, friction=0.0, drag=0.0):
+    def field(t, x, u):
+        angle, velocity = x
+        lost = friction * velocity / (mass * length) + drag / mass * velocity * jnp.abs(velocity)
+        return jnp.stack([velocity, gravity / length * jnp.sin(angle) + u[0] / (mass * length**2) - lost])
+
+    return field
+
+
+def physics():
+    mass = pp.physical("mass", 0.5, 1.5, unit="kg")
+    length = pp.physical("length", 0.5, 1.5, unit="m")
+    gravity = pp.physical("gravity", 5.0, 15.0, unit="m/s^2")
+    return field(mass, length, gravity)
+
+
+def machine():
+    return field(*(pp.physical(n, 0.0, 20.0) for n in ("mass", "length", "gravity", "friction", "drag")))
+
+
+def physics_with_fixed_residual():
+    return pp.step_residual(physics(), pp.residual("net", state, action, width=64, depth=1, scale=0.1))
+
+
+def physics_with_residual():
+    return pp.step_residual(physics(), pp.residual("net", state, action, width=32, depth=2, learned=True))
+
+
+def network():
+    net = pp.residual("net", state, action, width=32, depth=2, scale=0.5, learned=True)
+    return pp.Step(lambda t, x, u: x + net(x, u))
+
+
+def whole_network():
+    net = pp.residual("net", state, action, width=32, depth=2, scale=0.5, weights="all")
+    return pp.Step(lambda t, x, u: x + net(x, u))
+
+
+def physics_with_whole_residual():
+    return pp.step_residual(physics(), pp.residual("net", state, action, width=32, depth=2, scale=0.1, weights="all"))
+
+
+def bound(program, **own) -> pp.Dynamics:
+    return pp.Dynamics(program, state, action, dt=DT, **own)
+
+
+PHYSICS = bound(physics)
+adam = Adam(steps=3000, rate=0.02, rows=64)
+few = dict(width=64, points=512, steps=300, measure=RHO)
+# {name: (model, backend, whether it starts at random)}
+BELIEFS: dict[str, tuple[pp.Dynamics, Callable[[], pp.Backend], bool]] = {
+    "physics, Laplace": (PHYSICS, lambda: Laplace(), False),
+    "physics, NUTS": (PHYSICS, lambda: HMC(draws=500, warmup=300, chains=2), False),
+    "physics, SVI": (PHYSICS, lambda: SVI(steps=1500), False),
+    "physics + fixed residual, Laplace": (bound(physics_with_fixed_residual), lambda: Laplace(), False),
+    "physics + residual, neural linear": (bound(physics_with_residual), lambda: NeuralLinear(), True),
+    "network, neural linear": (bound(network), lambda: NeuralLinear(), True),
+    "network, anchored ensemble": (bound(whole_network), lambda: Ensemble(5, Anchored(), adam), True),
+    "network, ensemble of starts": (bound(whole_network), lambda: Ensemble(5, RandomStarts(), adam), True),
+    "network, bootstrap ensemble": (bound(whole_network), lambda: Ensemble(5, Bootstrap(), adam), True),
+    "physics + residual, anchored ensemble": (
+        bound(physics_with_whole_residual),
+        lambda: Ensemble(5, Anchored(), adam),
+        True,
+    ),
+    "function space, projected": (PHYSICS, lambda: FunctionSpaceVI(objective=Projected(), slack=SLACK, **few), True),
+    "function space, joint KL": (PHYSICS, lambda: FunctionSpaceVI(objective=JointKL(), slack=SLACK, **few), True),
+    "function space, as printed": (PHYSICS, lambda: FunctionSpaceVI(objective=Printed(), slack=SLACK, **few), True),
+    "functional SVGD particles": (
+        bound(whole_network, process_noise=[NOISE, NOISE]),
+        lambda: FSVGD(PHYSICS, measure=RHO, slack=SLACK),
+        True,
+    ),
+}
+
+
+def recording(dataset: int) -> tuple[pp.Transitions, pp.Transitions]:
+    """Training data, of which the first N are used, and test data of one machine."""
+    rng = np.random.default_rng(dataset)
+    true = {name: rng.uniform(*limits) for name, limits in zip(
+        ("mass", "length", "gravity", "friction", "drag"),
+        ((0.5, 1.5), (0.5, 1.5), (5.0, 15.0), (0.4, 0.6), (0.4, 0.6)), strict=True
+    )}  # fmt: skip
+    count = max(SIZES) + TEST
+    states = rng.uniform([-np.pi, -5.0], [np.pi, 5.0], (count, 2))
+    actions = rng.uniform(-2.5, 2.5, (count, 1))
+    with jax.enable_x64(True):
+        exact = bound(machine, process_noise=[NOISE, NOISE]).rebound(substeps=4).transition(true)
+        after = np.asarray(jax.vmap(exact)(jnp.asarray(states), jnp.asarray(actions)))
+    data = pp.Transitions(states, actions, after + NOISE * rng.normal(size=after.shape))
+    return data[: max(SIZES)], data[max(SIZES) :]
+
+
+def scores(posterior: pp.Posterior, test: pp.Transitions) -> dict[str, float]:
+    """Of one belief."""
+    predicted = posterior.predict(test.states, test.actions)
+    normal = predicted.base_dist if isinstance(predicted, dist.Independent) else predicted
+    mean, sd = np.asarray(normal.mean), np.sqrt(np.asarray(normal.variance))
+    error = np.asarray(test.next_states) - mean
+    inside = [np.mean(np.abs(error) < sd * jax.scipy.stats.norm.ppf(0.5 + level / 2)) for level in LEVELS]
+    return {
+        "rmse": float(np.sqrt(np.mean((error / state.scale) ** 2))),
+        "nll": float(np.mean(0.5 * (error / sd) ** 2 + np.log(sd) + 0.5 * np.log(2 * np.pi))),
+        "calibration": float(np.mean(np.abs(np.array(inside) - LEVELS))),
+    }
+
+
+def cell(name: str, size: int, dataset: int, seed: int) -> dict[str, float]:
+    """One fit and its scores, kept on disk."""
+    path = FOLDER / f"{name.replace(' ', '_')}-{size}-{dataset}-{seed}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    model, make, _ = BELIEFS[name]
+    train, test = recording(dataset)
+    rows = min(padded for padded in PADDED if padded >= size)
+    began = time.perf_counter()
+    posterior = pp.fit(jax.random.key(seed), model, train[:size].pad(rows), make())
+    found = scores(posterior, test) | {"seconds": time.perf_counter() - began, "status": int(posterior.status)}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(found))
+    draft.rename(path)
+    return found
+
+
+def table(results: dict[str, dict[int, list[dict]]], sizes: list[int], score: str) -> str:
+    """Medians, the best of each column in bold."""
+    medians = {name: [np.median([c[score] for c in own[size]]) for size in sizes] for name, own in results.items()}
+    best = np.min(list(medians.values()), axis=0)
+    lines = [f"| | {' | '.join(map(str, sizes))} |", "|---|" + "---|" * len(sizes)]
+    for name, values in medians.items():
+        cells = [f"**{v:.3g}**" if v == b else f"{v:.3g}" for v, b in zip(values, best, strict=True)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def figure(results, sizes: list[int], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    titles = {"rmse": "RMSE (scales)", "nll": "negative log density (nats)", "calibration": "calibration error"}
+    panels, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    colours = plt.get_cmap("tab20")
+    for score, ax in zip(titles, axes, strict=True):
+        for i, (name, own) in enumerate(results.items()):
+            low, mid, high = np.quantile([[c[score] for c in own[size]] for size in sizes], [0.25, 0.5, 0.75], axis=1)
+            ax.plot(sizes, mid, "o-", color=colours(i), label=name, ms=3)
+            ax.fill_between(sizes, low, high, color=colours(i), alpha=0.12, lw=0)
+        ax.set(xscale="log", xlabel="transitions", title=titles[score], xticks=sizes, xticklabels=sizes)
+        ax.set(yscale="log") if score != "nll" else ax.set(ylim=(-3.0, 1.5))
+        ax.minorticks_off()
+        ax.grid(alpha=0.2)
+    panels.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    panels.savefig(path, dpi=110)
+    plt.close(panels)
+
+
+def main(names: list[str], sizes: list[int], datasets: int, seeds: int) -> tuple[str, dict]:
+    results: dict[str, dict[int, list[dict]]] = {}
+    for name in names:
+        for size in sizes:
+            own = range(seeds) if BELIEFS[name][2] else range(1)
+            cells = [cell(name, size, dataset, seed) for dataset in range(datasets) for seed in own]
+            results.setdefault(name, {})[size] = cells
+            middle = {k: round(float(np.median([c[k] for c in cells])), 4) for k in cells[0]}
+            print(name, size, middle, flush=True)
+        jax.clear_caches()
+    parts = [
+        f"## {title}\n\n{table(results, sizes, score)}\n"
+        for score, title in (
+            ("rmse", "Root-mean-square error"),
+            ("nll", "Negative log density"),
+            ("calibration", "Calibration error"),
+        )
+    ]
+    seconds = [
+        f"{name} {np.median([c['seconds'] for own in cells.values() for c in own]):.1f}"
+        for name, cells in results.items()
+    ]
+    return "\n".join([*parts, f"Median seconds of a fit, compiled: {', '.join(seconds)}."]), results
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true", help="the page docs/results/every_belief.md and its figure")
+    parser.add_argument("--only", nargs="*", default=list(BELIEFS), choices=list(BELIEFS))
+    parser.add_argument("--sizes", nargs="*", type=int, default=SIZES)
+    parser.add_argument("--datasets", type=int, default=DATASETS)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    given = parser.parse_args()
+    text, results = main(given.only, given.sizes, given.datasets, given.seeds)
+    print(text)
+    if given.write:
+        figure(results, given.sizes, ROOT / "docs" / "results" / "every_belief.png")
+        picture = "![Errors against the number of transitions](every_belief.png)\n\n"
+        write("every_belief", "Every belief on one machine", introduction(__doc__), "every_belief.py", picture + text)

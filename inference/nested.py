@@ -1,0 +1,200 @@
+"""Nested Laplace: a few sites are explored by their marginal density, all else is Gaussian given them.
+
+In a hierarchy the joint mode of a population's spread lies far from its posterior's mass, because the volume that the
+members' offsets lose with it is not counted, and one Gaussian cannot follow the ridge between spread and offsets. Given
+the spreads both difficulties are gone (H. Rue, S. Martino, N. Chopin, J. Royal Statistical Society B 71, 2009).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.linalg import solve_triangular
+from jax.scipy.special import gammaln, logsumexp
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl import linear
+from physppl.backend import Backend
+from physppl.errors import Status, closest
+from physppl.inference.curvature import Local, local
+from physppl.inference.draws import DrawsPosterior
+from physppl.inference.mode import find, unit_of
+from physppl.virtual import VirtualSpace
+
+DF = 5.0  # of the Student-t that proposes: heavier tails than what it explores
+ENOUGH = 1e-3  # posterior sds from the mode where a search ends: the evidence is then right to its square
+
+
+class Point(NamedTuple):
+    """At one value of the outer sites: mode and factor of all else, and the log density of value and data."""
+
+    mode: Float[Array, " P"]
+    factor: Float[Array, "Q Q"]
+    log_density: Float[Array, ""]
+
+
+class Proposal(NamedTuple):
+    """A Student-t with DF degrees of freedom."""
+
+    center: Float[Array, " M"]
+    lower: Float[Array, "M M"]
+
+    def log_density(self, value: Float[Array, " M"]) -> Float[Array, ""]:
+        square, size = jnp.sum(solve_triangular(self.lower, value - self.center, lower=True) ** 2), len(value)
+        normal = gammaln(0.5 * (DF + size)) - gammaln(0.5 * DF) - 0.5 * size * jnp.log(DF * jnp.pi)
+        return normal - 0.5 * (DF + size) * jnp.log1p(square / DF) - jnp.sum(jnp.log(jnp.diagonal(self.lower)))
+
+
+class Known(NamedTuple):
+    """What the rounds have found: proposals (R, ...), values (R, K, M), points (R, K, ...)."""
+
+    proposals: Proposal
+    values: Array
+    found: Point
+
+
+class NestedLaplace(Backend["NestedPosterior"]):
+    """Laplace within an exploration of some sites, by adaptive importance sampling.
+
+    (J. Cornuet et al., "Adaptive Multiple Importance Sampling", Scandinavian J. Statistics 39, 2012.) Rounds of
+    proposals, the first as wide as the prior, each later one with the moments found so far; at each proposal a search
+    for the mode of all else, and a weight against the mixture of all rounds. The belief is held by draws of the
+    weighted Gaussians. For a hierarchy: the population's spreads.
+
+    Attributes:
+        outer: names of the sites that are explored, or a function of a name that says so; altogether a few numbers,
+            six at most.
+        points: proposals in each round.
+        rounds: how many.
+        steps: evaluations of each search, at most.
+        draws: of the belief.
+    """
+
+    outer: tuple[str, ...] | Callable[[str], bool] = eqx.field(static=True, converter=lambda names: _names(names))
+    points: int = eqx.field(default=48, static=True)
+    rounds: int = eqx.field(default=6, static=True)
+    steps: int = eqx.field(default=50, static=True)
+    draws: int = eqx.field(default=1000, static=True)
+
+    def __check_init__(self):
+        if not self.outer:
+            raise ValueError("NestedLaplace: outer must name the sites that are explored, e.g. ('mass_spread',).")
+        if self.points < 16 or min(self.rounds, self.steps, self.draws) < 1:
+            raise ValueError(
+                "NestedLaplace needs points >= 16 and rounds, steps, draws >= 1; got "
+                f"{self.points}, {self.rounds}, {self.steps} and {self.draws}."
+            )
+
+    def fit(self, key: PRNGKeyArray, model: Callable, data) -> "NestedPosterior":
+        """The belief.
+
+        Raises:
+            KeyError: for a name that is no latent site, with close matches.
+            ValueError: where the outer sites are all sites, or more than six numbers.
+        """
+        space = VirtualSpace.of(model, data)
+        for name in () if callable(self.outer) else self.outer:
+            if name not in space.names:
+                raise KeyError(f"NestedLaplace: the model has no latent site {name!r}.{closest(name, space.names)}")
+        chosen = space.where(self.outer if callable(self.outer) else self.outer.__contains__)
+        outer, inner = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+        if not len(inner) or not 1 <= len(outer) <= 6:
+            raise ValueError(
+                f"NestedLaplace: outer has {len(outer)} of the {space.size} numbers of {', '.join(space.names)}; it "
+                "must have one to six and leave some out. Explore the population's spreads only."
+            )
+        prior_key, *keys, pick_key, noise_key = jax.random.split(key, 3 + self.rounds)
+        draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(prior_key, self.points))
+        unit, middle = unit_of(draws), jnp.median(draws, axis=0)
+
+        def given(start, value) -> Point:
+            """All else at one value of the outer sites."""
+
+            def evaluate(z):
+                here = local(space, model, data, z)
+                block = jnp.eye(len(z)).at[np.ix_(inner, inner)].set(here.curvature[np.ix_(inner, inner)])
+                return Local(here.log_joint, here.gradient.at[outer].set(0.0), block)
+
+            found = find(evaluate, start.at[outer].set(value)[None], unit, self.steps, patience=0, tolerance=ENOUGH)
+            factor = linear.inverse_factor(found.local.curvature[np.ix_(inner, inner)])
+            density = linear.log_evidence(found.local.log_joint, factor)
+            usable = jnp.isfinite(density) & (found.decrement < 2e-4)
+            return Point(found.point, factor, jnp.where(usable, density, -jnp.inf))
+
+        def tried(proposal: Proposal, start, key) -> tuple[Float[Array, "K M"], Point]:
+            normal_key, gamma_key = jax.random.split(key)
+            normal = jax.random.normal(normal_key, (self.points, len(outer)))
+            stretch = jnp.sqrt(0.5 * DF / jax.random.gamma(gamma_key, 0.5 * DF, (self.points, 1)))
+            values = proposal.center + stretch * normal @ proposal.lower.T
+            return values, jax.vmap(given, (None, 0))(start, values)
+
+        def weighed(known: Known, done) -> Float[Array, " N"]:
+            """Log weights of all values so far against the mixture of their proposals."""
+            values = known.values.reshape(-1, len(outer))
+            proposed = jax.vmap(lambda p: jax.vmap(p.log_density)(values))(known.proposals)  # (rounds, values)
+            proposed = jnp.where((jnp.arange(self.rounds) < done)[:, None], proposed, -jnp.inf)
+            return known.found.log_density.reshape(-1) - logsumexp(proposed, axis=0) + jnp.log(done)
+
+        def round_of(carry, key_and_number):  # one copy of the model is compiled
+            known, proposal, start = carry
+            key, number = key_and_number
+            new = Known(proposal, *tried(proposal, start, key))
+            known = jax.tree.map(lambda all_, own: all_.at[number].set(own), known, new)
+            weights = weighed(known, number + 1.0)
+            modes = known.found.mode.reshape(-1, space.size)
+            start = modes[jnp.argmax(known.found.log_density.reshape(-1))]
+            return (known, _matched(known.values.reshape(-1, len(outer)), weights, proposal), start), None
+
+        first = Proposal(middle[outer], jnp.diag(unit[outer]))
+        shapes = jax.eval_shape(lambda k: Known(first, *tried(first, middle, k)), keys[0])
+        nothing = jax.tree.map(lambda x: jnp.zeros((self.rounds, *x.shape), x.dtype), shapes)
+        nothing = eqx.tree_at(lambda k: k.found.log_density, nothing, replace_fn=lambda x: x - jnp.inf)
+        carry = (nothing, first, middle)
+        (known, _, _), _ = jax.lax.scan(round_of, carry, (jnp.stack(keys), jnp.arange(self.rounds)))
+        weights = weighed(known, float(self.rounds))
+        found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), known.found)
+        share = jax.nn.softmax(weights)
+        even = (jnp.arange(self.draws) + jax.random.uniform(pick_key)) / self.draws
+        pick = jnp.searchsorted(jnp.cumsum(share), even * jnp.sum(share)).clip(0, len(share) - 1)
+        noise = jax.random.normal(noise_key, (self.draws, len(inner)))
+        points = found.mode[pick].at[:, inner].add(jnp.einsum("sab,sa->sb", found.factor[pick], noise))
+        log_evidence = logsumexp(weights) - jnp.log(len(weights))
+        return NestedPosterior(model, data, space, points, log_evidence, 1 / jnp.sum(share**2))
+
+
+def _matched(values: Float[Array, "K M"], weights: Float[Array, " K"], last: Proposal) -> Proposal:
+    """The proposal with the moments of weighted values; of few in effect, not much narrower than the last one."""
+    share = jax.nn.softmax(weights)
+    in_effect, center = 1 / jnp.sum(share**2), share @ values
+    rest = (values - center) * jnp.sqrt(share)[:, None]
+    spread = rest.T @ rest * in_effect / jnp.maximum(in_effect - 1, 0.5)
+    return Proposal(center, jnp.linalg.cholesky(spread + last.lower @ last.lower.T / (16 * in_effect)))
+
+
+class NestedPosterior(DrawsPosterior):
+    """Draws, each of the Gaussian at one value of the explored sites.
+
+    Attributes:
+        log_evidence: by importance sampling over the explored sites, nats.
+        points_in_effect: what the proposals were worth as independent draws of the explored sites.
+    """
+
+    log_evidence: Float[Array, ""]
+    points_in_effect: Float[Array, ""]
+
+    def __init__(self, model, data, space: VirtualSpace, points: Float[Array, "S P"], log_evidence, in_effect):
+        status = jnp.where(in_effect >= 20, Status.OK, Status.NOT_CONVERGED)
+        status = jnp.where(jnp.isfinite(log_evidence), status, Status.NONFINITE)
+        super().__init__(model, data, space, points[None], {}, status, "NestedLaplace")
+        self.log_evidence, self.points_in_effect = log_evidence, in_effect
+
+    def facts(self) -> dict[str, float]:
+        return {"log_evidence": float(self.log_evidence), "points_in_effect": float(self.points_in_effect)}
+
+
+def _names(names: Sequence[str] | str | Callable[[str], bool]) -> tuple[str, ...] | Callable[[str], bool]:
+    return (names,) if isinstance(names, str) else names if callable(names) else tuple(names)

@@ -1,0 +1,239 @@
+"""Covariances for thousands of parameters: pure algebra on the Jacobian of the data, no model in sight.
+
+All of them approximate (I + A' A)^-1, the posterior covariance of a linear Gaussian model in coordinates in which prior
+and noise are standard normal: A (n, P) are the derivatives of the outcomes. `Full` is the oracle; what the others cost
+and how wrong they are is measured in docs/results/large_laplace.md.
+"""
+
+from abc import abstractmethod
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.linalg import cho_solve
+from jax.scipy.sparse.linalg import cg
+from jax.typing import DTypeLike
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl import linear
+from physppl.inference.products import Leading, Whitened, traces
+
+
+class Root(eqx.Module):
+    """A covariance as R R' with R (P, r) never multiplied out.
+
+    Attributes:
+        half_log_det: half the log determinant of I + A' A, by which data made the belief narrower than the prior; nats.
+    """
+
+    half_log_det: eqx.AbstractVar[Float[Array, ""]]
+
+    @abstractmethod
+    def along(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B r"]:
+        """Rows times R: a factor of the covariance of what they map to."""
+
+    @abstractmethod
+    def draw(self, key: PRNGKeyArray, count: int) -> Float[Array, "count P"]:
+        """Independent draws."""
+
+    @abstractmethod
+    def spread(self, key: PRNGKeyArray, count: int) -> Float[Array, "k P"]:
+        """Rows whose outer products add up to the covariance, all of them or so many at random."""
+
+
+class Rows(Root):
+    """R by its transpose (r, P)."""
+
+    rows: Float[Array, "r P"]
+    half_log_det: Float[Array, ""]
+
+    def along(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B r"]:
+        return rows @ self.rows.T
+
+    def draw(self, key: PRNGKeyArray, count: int) -> Float[Array, "count P"]:
+        return jax.random.normal(key, (count, len(self.rows)), self.rows.dtype) @ self.rows
+
+    def spread(self, key: PRNGKeyArray, count: int) -> Float[Array, "k P"]:
+        return self.rows if len(self.rows) <= count else self.draw(key, count) / np.sqrt(count)
+
+
+class Shrunk(Root):
+    """Sds along the axes, changed along a few orthonormal directions: symmetric, r = P.
+
+    Attributes:
+        sds: of the axes.
+        directions: orthonormal rows (k, P).
+        excess: sd along each direction minus what `sds` give there.
+    """
+
+    sds: Float[Array, " P"]
+    directions: Float[Array, "k P"]
+    excess: Float[Array, " k"]
+    half_log_det: Float[Array, ""]
+
+    def along(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
+        return rows * self.sds + ((rows @ self.directions.T) * self.excess) @ self.directions
+
+    def draw(self, key: PRNGKeyArray, count: int) -> Float[Array, "count P"]:
+        return self.along(jax.random.normal(key, (count, len(self.sds)), self.sds.dtype))
+
+    def spread(self, key: PRNGKeyArray, count: int) -> Float[Array, "k P"]:
+        return self.draw(key, count) / np.sqrt(count)
+
+
+class Structure(eqx.Module):
+    """How the covariance of many parameters is held."""
+
+    @abstractmethod
+    def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Root:
+        """The covariance for a Jacobian, in coordinates in which prior and noise are standard normal."""
+
+
+class Full(Structure):
+    """The covariance itself, by a Cholesky factor (P, P): P^2 (n + P) operations, and P^2 numbers."""
+
+    def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Rows:
+        matrix = whitened.dense()
+        factor = linear.inverse_factor(jnp.eye(whitened.shape[1], dtype=dtype) + matrix.T @ matrix)
+        return Rows(factor, -jnp.sum(jnp.log(jnp.diagonal(factor))))
+
+
+class LastLayer(Structure):
+    """The last parameters in full, all others held at the mode.
+
+    `residual` lays out its output matrix last, so of a network of `width` and D outputs `LastLayer(width * D)`; sites
+    that the program samples after it count as well.
+
+    Attributes:
+        size: how many.
+    """
+
+    size: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        if self.size < 1:
+            raise ValueError(f"LastLayer(size): at least one parameter; got {self.size}.")
+
+    def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Rows:
+        size = whitened.shape[1]
+        if self.size > size:
+            raise ValueError(f"LastLayer: the model has {size} parameters beside its noise; got size={self.size}.")
+        own = min(self.size, size)
+        last = Full().root(key, Whitened.of(whitened.dense()[:, size - own :]), dtype)
+        return Rows(jnp.concatenate([jnp.zeros((own, size - own), dtype), last.rows], axis=1), last.half_log_det)
+
+
+class Diagonal(Structure):
+    """The inverse of the curvature's diagonal; its determinant is too large (J. Hadamard, 1893)."""
+
+    def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Shrunk:
+        precision = 1 + jnp.sum(whitened.dense() ** 2, axis=0)
+        size = whitened.shape[1]
+        nothing = jnp.zeros((0, size), dtype)
+        return Shrunk(precision**-0.5, nothing, jnp.zeros(0, dtype), 0.5 * jnp.sum(jnp.log(precision)))
+
+
+class LowRank(Structure):
+    """Leading directions of the curvature by Lanczos' method, through matfree; the prior on all others.
+
+    What the directions left out would have told is missing, so predictions near the data are too wide.
+
+    Attributes:
+        rank: directions.
+        calibrated: one sd for all other directions, such that the mean variance at the data is right. Away from data,
+            where it should be the prior's, predictions are then too narrow.
+    """
+
+    rank: int = eqx.field(default=200, static=True)
+    calibrated: bool = eqx.field(default=False, static=True)
+
+    def __check_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"LowRank(rank): at least one direction; got {self.rank}.")
+
+    def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Root:
+        if self.rank >= min(whitened.shape):
+            return Full().root(key, whitened, dtype)
+        lanczos_key, probe_key = jax.random.split(key)
+        leading = Leading.lanczos(lanczos_key, whitened, self.rank, dtype)
+        left = lambda v: leading.without(whitened.gram(leading.without(v)))  # noqa: E731
+        functions = lambda x: jnp.stack([x / (1 + x), x, jnp.log1p(x)])  # noqa: E731
+        told, total, log_det = traces(probe_key, left, whitened.shape[1], functions, dtype)
+        sd = jnp.sqrt(told / total) if self.calibrated else jnp.ones((), dtype)
+        excess = (1 + leading.values) ** -0.5 - sd
+        half = 0.5 * (jnp.sum(jnp.log1p(leading.values)) + log_det)
+        return Shrunk(jnp.full(whitened.shape[1], sd), leading.directions, excess, half)
+
+
+class Pathwise(Structure):
+    """Draws of the whole covariance, each the solution of a linear system with perturbed outcomes.
+
+    "Perturb and optimise" (G. Papandreou, A. Yuille, NeurIPS 2010; J. Antoran et al., ICLR 2023). Conjugate gradients
+    solve all systems together, in coordinates in which a randomised Nystrom approximation (Z. Frangella, J. Tropp,
+    M. Udell, SIAM J. Matrix Analysis 44, 2023) leaves little to do. Sds have a relative error of 1 / sqrt(2 draws),
+    near the data and away, and no bias; nothing larger than (draws + rank, P) is stored.
+
+    Attributes:
+        draws: their number.
+        rank: of the approximation; it changes how many iterations are needed, not what they lead to.
+        tolerance: of the linear systems, relative; larger ones make predictions near the data too wide.
+        iterations: at most.
+    """
+
+    draws: int = eqx.field(default=64, static=True)
+    rank: int = eqx.field(default=256, static=True)
+    tolerance: float = eqx.field(default=0.05, static=True)
+    iterations: int = eqx.field(default=300, static=True)
+
+    def __check_init__(self):
+        if self.rank < 1 or self.draws < 1 or self.iterations < 1 or not 0 < self.tolerance < 1:
+            raise ValueError(
+                "Pathwise needs draws, rank and iterations of at least 1 and a tolerance between 0 and 1; got "
+                f"{self.draws}, {self.rank}, {self.iterations} and {self.tolerance}."
+            )
+
+    def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Rows:
+        rows, size = whitened.shape
+        if self.rank >= min(rows, size):
+            return DataSpace(self.draws).root(key, whitened, dtype)
+        sketch_key, probe_key, prior_key, noise_key = jax.random.split(key, 4)
+        leading = Leading.sketched(sketch_key, whitened, self.rank, dtype)
+        prior = jax.random.normal(prior_key, (self.draws, size), dtype)
+        pulled = whitened.pulled(jax.random.normal(noise_key, (self.draws, rows), dtype))
+
+        def precision(vectors):  # close to the identity
+            vectors = leading.halved(vectors)
+            return leading.halved(vectors + whitened.pulled(whitened.pushed(vectors)))
+
+        white, _ = cg(precision, leading.halved(prior + pulled), tol=self.tolerance, maxiter=self.iterations)
+        (log_det,) = traces(probe_key, lambda v: precision(v[None])[0], size, lambda x: jnp.log(x)[None], dtype)
+        half = 0.5 * (jnp.sum(jnp.log1p(leading.values)) + log_det)
+        return Rows(leading.halved(white) / np.sqrt(self.draws), half)
+
+
+class DataSpace(Structure):
+    """Draws as of `Pathwise`, by a Cholesky factor (n, n): for many parameters and few data.
+
+    Attributes:
+        draws: their number; sds have a relative error of 1 / sqrt(2 draws).
+    """
+
+    draws: int = eqx.field(default=256, static=True)
+
+    def __check_init__(self):
+        if self.draws < 1:
+            raise ValueError(f"DataSpace(draws): at least one; got {self.draws}.")
+
+    def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Rows:
+        rows, size = whitened.shape
+        if size <= self.draws:
+            return Full().root(key, whitened, dtype)
+        prior_key, noise_key = jax.random.split(key)
+        matrix = whitened.dense()
+        lower = jnp.linalg.cholesky(jnp.eye(rows, dtype=dtype) + matrix @ matrix.T)
+        prior = jax.random.normal(prior_key, (self.draws, size), dtype)
+        noise = jax.random.normal(noise_key, (self.draws, rows), dtype)
+        told = cho_solve((lower, True), (prior @ matrix.T + noise).T).T @ matrix
+        return Rows((prior - told) / np.sqrt(self.draws), jnp.sum(jnp.log(jnp.diagonal(lower))))
