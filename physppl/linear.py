@@ -47,6 +47,6 @@ def entropy(covariance: Float[Array, "P P"]) -> Float[Array, ""]:
     return half_log_det(covariance) + 0.5 * len(covariance) * (1 + jnp.log(2 * jnp.pi))
 
 
-def outer(factor: Float[Array, "M D R"]) -> Float[Array, "M D D"]:
+def outer(factor: Float[Array, "*B D R"]) -> Float[Array, "*B D D"]:
     """F F' of each factor."""
     return factor @ jnp.swapaxes(factor, -1, -2)

@@ -122,6 +122,8 @@ def test_basis_covariance_and_prediction_say_the_same(backend, x64):
     assert np.allclose(predicted.covariance_matrix, expected, atol=1e-12)
     assert np.allclose(predicted.scale_tril @ np.swapaxes(predicted.scale_tril, 1, 2), expected, atol=1e-12)
     assert np.all(np.isfinite(predicted.log_prob(np.asarray(mean) + 1.0)))
+    one = posterior.predict(STATES[0], ACTIONS[0])
+    assert one.batch_shape == () and np.allclose(one.covariance_matrix, expected[0], atol=1e-12)
     assert np.allclose(posterior.noise(), linear_noise)
 
 
