@@ -60,7 +60,7 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
     unit, start = unit_of(draws), jnp.median(draws, axis=0)
 
     def at(params) -> VirtualSpace:
-        return VirtualSpace(space.names, space.shapes, {k: maps[k](v) for k, v in params.items()})
+        return space.holding({k: maps[k](v) for k, v in params.items()})
 
     def objective(hyper, z):
         z = z.at[noises].set(hyper["noise"])

@@ -17,7 +17,7 @@ from physppl.inference.curvature import Local
 from physppl.inference.function_objectives import Objective, Printed, Projected
 from physppl.inference.function_space import Points, Slack, Told, Weights
 from physppl.inference.laplace import Laplace, LaplacePosterior
-from physppl.inference.mode import Mode, find
+from physppl.inference.mode import Mode, find, unit_of
 from physppl.inference.network import NAME, Network, behind, bound
 from physppl.measures import Box, JitteredData, Measure, Mixture
 from physppl.noise import PROCESS
@@ -129,7 +129,7 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
         evidence = chosen.local.log_joint - told.rows * np.sum(np.log(scale))  # of values in their own units
         at_mode = evidence + linear.half_log_det(precision) - 0.5 * len(own) * np.log(2 * np.pi)
         found = chosen._replace(point=point, local=Local(at_mode, jnp.zeros_like(point), curvature))
-        space = VirtualSpace(space.names, space.shapes, _params(weights, hidden))
+        space = space.holding(_params(weights, hidden))
         share = algebra.missing_variance(points, algebra.regressed(points, 1e-8)) / algebra.typical(points.factor) ** 2
         return FunctionPosterior(network, data, space, found, share, factor)
 
@@ -221,6 +221,6 @@ def _noise(key: PRNGKeyArray, space: VirtualSpace, network: Dynamics, data, told
     def local(z):
         return Local(*jax.value_and_grad(joint)(z), -jax.hessian(joint)(z))
 
-    found = find(local, starts, jnp.std(draws, axis=0), EVALUATIONS)
+    found = find(local, starts, unit_of(draws), EVALUATIONS)
     curvature = jnp.eye(space.size).at[np.ix_(free, free)].set(found.local.curvature)
     return found._replace(point=place(found.point), local=Local(found.local.log_joint, found.local.gradient, curvature))

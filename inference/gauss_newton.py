@@ -105,7 +105,7 @@ class Problem(NamedTuple):
         params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), self.space.params)
 
         def at(params) -> Problem:
-            return Problem(VirtualSpace(self.space.names, self.space.shapes, params), self.model, rows)
+            return Problem(self.space.holding(params), self.model, rows)
 
         def curvatures(params):
             own, (run, *args) = at(params), latent_part(self.model, rows)
@@ -137,11 +137,10 @@ class Problem(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where a search ended: the point (P,), the squared length of the step left in posterior sds, and the steps."""
+    """Where a search ended: the point (P,), and the squared length of the step left in posterior sds."""
 
     point: Float[Array, " P"]
     decrement: Float[Array, ""]
-    steps: Int[Array, ""]
 
 
 def descend(problem: Problem, start: Float[Array, " P"], steps) -> Float[Array, " P"]:
@@ -207,5 +206,5 @@ def search(key: PRNGKeyArray, problem: Problem, start: Float[Array, " P"], steps
 
     infinity = jnp.asarray(jnp.inf, start.dtype)
     first = (key, start, value(start), jnp.asarray(1e-3, start.dtype), infinity, jnp.zeros((), int))
-    _, z, _, _, decrement, count = jax.lax.while_loop(going, step, first)
-    return Found(z, decrement, count)
+    _, z, _, _, decrement, _ = jax.lax.while_loop(going, step, first)
+    return Found(z, decrement)

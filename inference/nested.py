@@ -12,9 +12,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
-from jax.scipy.linalg import solve_triangular
-from jax.scipy.special import gammaln, logsumexp
+from jax.scipy.special import logsumexp
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl import linear
@@ -43,10 +43,9 @@ class Proposal(NamedTuple):
     center: Float[Array, " M"]
     lower: Float[Array, "M M"]
 
-    def log_density(self, value: Float[Array, " M"]) -> Float[Array, ""]:
-        square, size = jnp.sum(solve_triangular(self.lower, value - self.center, lower=True) ** 2), len(value)
-        normal = gammaln(0.5 * (DF + size)) - gammaln(0.5 * DF) - 0.5 * size * jnp.log(DF * jnp.pi)
-        return normal - 0.5 * (DF + size) * jnp.log1p(square / DF) - jnp.sum(jnp.log(jnp.diagonal(self.lower)))
+    @property
+    def distribution(self) -> dist.MultivariateStudentT:
+        return dist.MultivariateStudentT(DF, self.center, self.lower)
 
 
 class Known(NamedTuple):
@@ -126,16 +125,13 @@ class NestedLaplace(Backend["NestedPosterior"]):
             return Point(found.point, factor, jnp.where(usable, density, -jnp.inf))
 
         def tried(proposal: Proposal, start, key) -> tuple[Float[Array, "K M"], Point]:
-            normal_key, gamma_key = jax.random.split(key)
-            normal = jax.random.normal(normal_key, (self.points, len(outer)))
-            stretch = jnp.sqrt(0.5 * DF / jax.random.gamma(gamma_key, 0.5 * DF, (self.points, 1)))
-            values = proposal.center + stretch * normal @ proposal.lower.T
+            values = proposal.distribution.sample(key, (self.points,))
             return values, jax.vmap(given, (None, 0))(start, values)
 
         def weighed(known: Known, done) -> Float[Array, " N"]:
             """Log weights of all values so far against the mixture of their proposals."""
             values = known.values.reshape(-1, len(outer))
-            proposed = jax.vmap(lambda p: jax.vmap(p.log_density)(values))(known.proposals)  # (rounds, values)
+            proposed = jax.vmap(lambda p: p.distribution.log_prob(values))(known.proposals)  # (rounds, values)
             proposed = jnp.where((jnp.arange(self.rounds) < done)[:, None], proposed, -jnp.inf)
             return known.found.log_density.reshape(-1) - logsumexp(proposed, axis=0) + jnp.log(done)
 

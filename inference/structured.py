@@ -81,7 +81,7 @@ class StructuredLaplace(Backend["StructuredPosterior"]):
 
         def at(free) -> Problem:
             params = {name: maps[name](value) for name, value in free.items()}
-            return Problem(VirtualSpace(space.names, space.shapes, params), model, data)
+            return Problem(space.holding(params), model, data)
 
         def one(carry, inputs):
             (z, free, _), (key, index) = carry, inputs
@@ -116,10 +116,8 @@ def at(
 def start(key: PRNGKeyArray, space: VirtualSpace, model: Dynamics, data: Transitions) -> Float[Array, " P"]:
     """Medians of the prior, but weights at a draw: at zero a network has no slope along its hidden layers."""
     draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(key, 15))
-    many = np.repeat(np.array([np.prod(shape) >= MANY for shape in space.shapes]), [
-        int(np.prod(shape)) for shape in space.shapes
-    ])  # fmt: skip
-    return jnp.where(many, draws[0], jnp.median(draws, axis=0))
+    many = {name for name, shape in zip(space.names, space.shapes, strict=True) if np.prod(shape) >= MANY}
+    return jnp.where(space.where(many.__contains__), draws[0], jnp.median(draws, axis=0))
 
 
 def covariance(key: PRNGKeyArray, problem: Problem, z: Float[Array, " P"], structure: Structure) -> Root:
@@ -144,8 +142,7 @@ def improved(key, problem: Problem, maps, free, z, root: Root) -> tuple[Float[Ar
 
     def prior(free, z):
         params = {name: maps[name](value) for name, value in free.items()}
-        space = VirtualSpace(problem.space.names, problem.space.shapes, params)
-        return problem._replace(space=space)
+        return problem._replace(space=problem.space.holding(params))
 
     # With the log of a prior sd the log density changes by squares - count, at zero by -count; half of the curvature's
     # trace with the belief's covariance by count - gamma.

@@ -83,7 +83,7 @@ class SVI(Backend["VariationalPosterior"]):
         samples = guide.sample_posterior(draw_key, params, sample_shape=(1, self.draws))
         if missing := [name for name in space.names if name not in samples]:
             raise ValueError(f"SVI: the guide has no site for {', '.join(map(repr, missing))}.")
-        space = VirtualSpace(space.names, space.shapes, {name: params[name] for name in space.params})
+        space = space.holding({name: params[name] for name in space.params})
         points = unconstrained(space, model, data, {name: samples[name] for name in space.names})
         return VariationalPosterior(model, data, space, points, climbed)
 

@@ -75,6 +75,10 @@ class VirtualSpace(eqx.Module):
             raise ValueError("the model has no latent site: there is nothing to infer.")
         return VirtualSpace(tuple(names), tuple(shapes), params)
 
+    def holding(self, params: dict[str, Array]) -> "VirtualSpace":
+        """The same sites, with these values of what has no prior."""
+        return VirtualSpace(self.names, self.shapes, params)
+
     @property
     def size(self) -> int:
         return sum(math.prod(s) for s in self.shapes)
