@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ from physppl.measures import Box
 
 DT, NOISE, TEST = 0.05, 0.02, 1000
 SIZES = [10, 20, 40, 80, 160, 320, 640, 1280]
-PADDED = (64, 256, 2048)  # rows: three sizes to compile for
+PADDED = (64, 256, 640, 1280)  # rows: four sizes to compile for
 DATASETS, SEEDS = 5, 5
 LEVELS = np.arange(0.05, 0.96, 0.05)
 FOLDER = ROOT / "out" / "every_belief"
@@ -107,7 +108,7 @@ def bound(program, **own) -> pp.Dynamics:
 
 PHYSICS = bound(physics)
 adam = Adam(steps=3000, rate=0.02, rows=64)
-few = dict(width=64, points=512, steps=300, measure=RHO)
+few: dict[str, Any] = dict(width=64, points=512, steps=300, measure=RHO)
 # {name: (model, backend, whether it starts at random)}
 BELIEFS: dict[str, tuple[pp.Dynamics, Callable[[], pp.Backend], bool]] = {
     "physics, Laplace": (PHYSICS, lambda: Laplace(), False),

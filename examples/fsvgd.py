@@ -15,6 +15,7 @@ import optax
 
 import physppl as pp
 from physppl.inference import DrawsPosterior, Slack
+from physppl.inference.diversity import among
 from physppl.measures import Box, Measure
 from physppl.virtual import VirtualSpace
 
@@ -65,7 +66,7 @@ class FSVGD(pp.Backend[DrawsPosterior]):
 
         def push(z, key):
             row_key, point_key = jax.random.split(key)
-            rows = jax.random.categorical(row_key, jnp.where(data.valid, 0.0, -jnp.inf), shape=(self.rows,))
+            rows = among(row_key, data.valid, self.rows)
             states, actions = self.measure.sample(point_key, self.points, model, data)
             states = jnp.concatenate([data.states[rows], states])
             actions = jnp.concatenate([data.actions[rows], actions])

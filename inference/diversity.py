@@ -164,4 +164,5 @@ def resampled(key: PRNGKeyArray, data):
 
 def among(key: PRNGKeyArray, valid, count: int) -> Array:
     """Indices (count,) of valid rows, drawn with replacement; where there is none, of any."""
-    return jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf), shape=(count,))
+    first = jnp.argsort(~valid, stable=True)
+    return first[jax.random.randint(key, (count,), 0, jnp.maximum(jnp.sum(valid), 1))]

@@ -218,6 +218,9 @@ def _noise(key: PRNGKeyArray, space: VirtualSpace, network: Dynamics, data, told
     def joint(z):
         return evidence(z) + space.log_prior(network, place(z), data)
 
+    # Not side by side: jaxlib's batched factorisations wait for the threads they run on, and two of them at once, as
+    # slope and curvature have, wait for ever where there are two cores.
+    @jax.custom_batching.sequential_vmap
     def local(z):
         return Local(*jax.value_and_grad(joint)(z), -jax.hessian(joint)(z))
 

@@ -204,11 +204,16 @@ def test_far_from_data_the_network_says_what_the_physics_prior_says(objective, x
     assert np.all(within), (np.mean(within), error.max(), ratio.max(), apart.max())
 
 
+WIDTH = 64
+
+
 @functools.cache
 def network_fit() -> pp.Posterior:
-    """Of a small network, to data of a pendulum whose noise is not known."""
+    """Of a network to data of a pendulum whose noise is not known: wide enough for jaxlib to share factorisations out
+    among threads, of which two at once never ended on two cores.
+    """
     dynamics = pendulum.dynamics()
-    backend = FunctionSpaceVI(width=16, points=128, steps=50, slack=Slack(scale=0.01))
+    backend = FunctionSpaceVI(width=WIDTH, points=256, steps=50, slack=Slack(scale=0.01))
     return pp.fit(jax.random.key(0), dynamics, recording(dynamics, pendulum.truth, steps=60), backend)
 
 
@@ -223,7 +228,7 @@ def test_a_noise_with_a_prior_is_chosen_by_the_evidence(x64):
 
 @pytest.mark.science
 def test_the_belief_is_about_a_network_that_is_equal_wherever_it_is_made(tmp_path):
-    posterior, backend = network_fit(), FunctionSpaceVI(width=16)
+    posterior, backend = network_fit(), FunctionSpaceVI(width=WIDTH)
     network = backend.network(pendulum.dynamics())
     assert posterior.model == network and hash(posterior.model) == hash(network)
     assert backend.network(network) == network

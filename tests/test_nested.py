@@ -6,6 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.optimize
 import scipy.stats
 from helpers import linear_data, linear_dynamics, linear_features, linear_mean, linear_noise, linear_sd
 
@@ -84,6 +85,29 @@ def test_it_agrees_with_hmc_on_the_hierarchy(x64):
         mean, sd = np.mean(theirs[name], axis=0), np.std(theirs[name], axis=0)
         assert np.all(np.abs(np.mean(ours[name], axis=0) - mean) < 0.3 * sd)
         assert np.all(np.abs(np.std(ours[name], axis=0) / sd - 1) < 0.2)
+
+
+@pytest.mark.science
+def test_means_are_where_the_gaussian_is_nearest_to_a_skewed_density(x64):
+    """Of exp(z) measured once: the expected gradient at a Gaussian is known, and vanishes at the corrected mean."""
+    value, error, prior = 1.5, 0.6, 3.0
+
+    def skewed(data):
+        numpyro.sample("other", dist.Normal(0.0, 1.0))
+        z = numpyro.sample("z", dist.Normal(0.0, prior))
+        numpyro.sample("value", dist.Normal(jnp.exp(z), error), obs=data)
+
+    posterior = pp.fit(jax.random.key(0), skewed, jnp.asarray(value), NestedLaplace("other", draws=4000))
+    mode = scipy.optimize.brentq(lambda z: (value - np.exp(z)) * np.exp(z) / error**2 - z / prior**2, 0.0, 1.0)
+    variance = 1 / (prior**-2 + (np.exp(mode) / error) ** 2)
+
+    def slope(m):
+        return (value * np.exp(m + variance / 2) - np.exp(2 * m + 2 * variance)) / error**2 - m / prior**2
+
+    mean, drawn = scipy.optimize.brentq(slope, -2.0, 1.0), np.asarray(posterior.samples(jax.random.key(1))["z"])
+    assert mode - mean > 0.25 * np.sqrt(variance)
+    assert abs(drawn.mean() - mean) < 0.1 * np.sqrt(variance)  # of eight pairs of points, new at every proposal
+    assert abs(drawn.std() / np.sqrt(variance) - 1) < 0.1
 
 
 def test_what_cannot_be_is_refused():
