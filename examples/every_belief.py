@@ -11,7 +11,9 @@ outcome (nats), and the mean distance between nominal and found coverage of cent
 over data sets and initialisations, with quartiles in the figure.
 
 The prior of the function-space beliefs and of the SVGD particles is the same: the physics' functions and a slack
-Gaussian process. Results are kept in out/every_belief, so that a run goes on where another was interrupted.
+Gaussian process. The particles are told the noise; all others learn it.
+
+Results are kept in out/every_belief, so that a run goes on where another was interrupted.
 """
 
 import argparse

@@ -157,7 +157,8 @@ def fitted(data: pp.Transitions, backend: pp.Backend) -> pp.Posterior:
 def beliefs(training) -> dict[str, list]:
     """{method: the belief about each machine}."""
     data = pp.Transitions.stack(training)
-    each = [[fitted(data, backend).machine(m) for m in range(len(ROWS))] for backend in (NESTED, Laplace())]
+    fleets = [fitted(data, backend) for backend in (NESTED, Laplace())]
+    each = [[belief.machine(m) for m in range(len(ROWS))] for belief in fleets]
     alone = [fitted(pp.Transitions.stack([d.pad(max(ROWS))]), NESTED).machine(0) for d in training]
     pooled = fitted(pp.Transitions.stack([pp.Transitions.concatenate(training)]), NESTED).machine(0)
     return dict(zip(METHODS, (*each, alone, [pooled] * len(ROWS)), strict=True))
