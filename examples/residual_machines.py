@@ -65,20 +65,18 @@ INSIDE = float(norm.ppf(0.95))
 
 @dataclass
 class Case:
-    """A machine: its module, field, options of its recordings' dynamics, and the angles that a residual sees."""
+    """A machine: its module, options of its recordings' dynamics, and the angles that a residual sees."""
 
     module: Any
-    field: Callable
     options: dict
     place: pp.StateSpace
     has_residual: bool  # as the table of recordings left out says
 
 
 CASES = {
-    "furuta": Case(furuta, furuta.field, QUBE, pp.StateSpace(arm=pp.Real("rad", scale=0.3), pendulum=pp.Angle()), True),
+    "furuta": Case(furuta, QUBE, pp.StateSpace(arm=pp.Real("rad", scale=0.3), pendulum=pp.Angle()), True),
     "two_link": Case(
         two_link,
-        two_link.arm,
         dict(sensors=("shoulder", "elbow"), input_delay=1, **noises(2)),
         pp.StateSpace(shoulder=pp.Angle(), elbow=pp.Angle()),
         False,
@@ -96,10 +94,10 @@ def left(case: Case, width: int, scale: float = 3.0, **options) -> Callable:
 def given_physics(case: Case, physics: pp.Posterior) -> Callable:
     """A program whose only sites are the residual's weights: physics stay at their posterior mean."""
     samples = physics.samples(jax.random.key(1), 2000)
-    known = {name: float(samples[name].mean()) for name in case.module._priors if name != "split"}
+    physics_alone = case.module.program_with(**{name: float(samples[name].mean()) for name in case.module.nominal})
 
     def program():
-        own, net = case.field(**known), left(case, 40, frequency=1.5)
+        own, net = physics_alone(), left(case, 40, frequency=1.5)
         return lambda t, x, u: own(t, x, u) + net(x, u)
 
     return program
