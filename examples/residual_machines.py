@@ -22,6 +22,7 @@ Results are kept in out/residual_machines, so that a run goes on where another w
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -314,6 +315,8 @@ def main(names: list[str], only: list[str]) -> str:
         for test, own in tests.items():
             before = np.sqrt(reference[name]["tests"][test]["square"])
             lines.append(f"\n{name}, {test}: {before.round(5)} rad to {np.sqrt(own['square']).round(5)}.")
+    if not only:
+        return "\n".join(lines)
     lines += ["", "## Every belief on maps of 0.1 s", "", head, "|---" * (len(names) + 6) + "|"]
     for belief in only:
         found = {name: kept(f"{belief} {name}", lambda b=belief, name=name: on_maps(name, b)) for name in names}
@@ -337,5 +340,5 @@ if __name__ == "__main__":
     text = main(given.machines, given.only)
     print(text)
     if given.write:
-        write("residual_machines", "What physics leaves on real machines", introduction(__doc__),
-              "residual_machines.py", text)  # fmt: skip
+        command = " ".join(["residual_machines.py", *(word for word in sys.argv[1:] if word != "--write")])
+        write("residual_machines", "What physics leaves on real machines", introduction(__doc__), command, text)
