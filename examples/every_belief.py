@@ -17,8 +17,7 @@ Results are kept in out/every_belief, so that a run goes on where another was in
 """
 
 import argparse
-import json
-import time
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from fsvgd import FSVGD
-from page import ROOT, introduction, write
+from page import ROOT, introduction, kept, write
 
 import physppl as pp
 from physppl.inference import (
@@ -138,6 +136,7 @@ BELIEFS: dict[str, tuple[pp.Dynamics, Callable[[], pp.Backend], bool]] = {
 }
 
 
+@functools.cache
 def recording(dataset: int) -> tuple[pp.Transitions, pp.Transitions]:
     """Training data, of which the first N are used, and test data of one machine."""
     rng = np.random.default_rng(dataset)
@@ -158,8 +157,7 @@ def recording(dataset: int) -> tuple[pp.Transitions, pp.Transitions]:
 def scores(posterior: pp.Posterior, test: pp.Transitions) -> dict[str, float]:
     """Of one belief."""
     predicted = posterior.predict(test.states, test.actions)
-    normal = predicted.base_dist if isinstance(predicted, dist.Independent) else predicted
-    mean, sd = np.asarray(normal.mean), np.sqrt(np.asarray(normal.variance))
+    mean, sd = np.asarray(predicted.mean), np.sqrt(np.asarray(predicted.variance))
     error = np.asarray(test.next_states) - mean
     inside = [np.mean(np.abs(error) < sd * jax.scipy.stats.norm.ppf(0.5 + level / 2)) for level in LEVELS]
     return {
@@ -171,20 +169,15 @@ def scores(posterior: pp.Posterior, test: pp.Transitions) -> dict[str, float]:
 
 def cell(name: str, size: int, dataset: int, seed: int) -> dict[str, float]:
     """One fit and its scores, kept on disk."""
-    path = FOLDER / f"{name.replace(' ', '_')}-{size}-{dataset}-{seed}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    model, make, _ = BELIEFS[name]
-    train, test = recording(dataset)
-    rows = min(padded for padded in PADDED if padded >= size)
-    began = time.perf_counter()
-    posterior = pp.fit(jax.random.key(seed), model, train[:size].pad(rows), make())
-    found = scores(posterior, test) | {"seconds": time.perf_counter() - began, "status": int(posterior.status)}
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(found))
-    draft.rename(path)
-    return found
+
+    def fitted() -> dict:
+        model, make, _ = BELIEFS[name]
+        train, test = recording(dataset)
+        rows = min(padded for padded in PADDED if padded >= size)
+        posterior = pp.fit(jax.random.key(seed), model, train[:size].pad(rows), make())
+        return scores(posterior, test) | {"status": int(posterior.status)}
+
+    return kept(FOLDER / f"{name.replace(' ', '_')}-{size}-{dataset}-{seed}.json", fitted)
 
 
 def table(results: dict[str, dict[int, list[dict]]], sizes: list[int], score: str) -> str:

@@ -1,7 +1,10 @@
-"""Pages of docs/results that the scripts beside this file write: with the command, the commit and the day."""
+"""Pages of docs/results that the scripts beside this file write, with command, commit and day; what long ones keep."""
 
 import datetime
+import json
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,18 @@ def write(name: str, title: str, about: str, command: str, text: str) -> None:
     when = f"`python examples/{command} --write`, commit {commit()}, {datetime.date.today()}."
     head = f"# {title}\n\n{about}\n\n{when}\n\n"
     (ROOT / "docs" / "results" / f"{name}.md").write_text(head + text + "\n")
+
+
+def kept(path: Path, work: Callable[[], dict]) -> dict:
+    """What some work found, and its seconds; from disk where it was done before."""
+    if not path.exists():
+        began = time.perf_counter()
+        found = work() | {"seconds": time.perf_counter() - began}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".draft")
+        draft.write_text(json.dumps(found))
+        draft.rename(path)
+    return json.loads(path.read_text())
 
 
 def row(name: str, returns, solved) -> str:

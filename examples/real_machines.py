@@ -61,6 +61,7 @@ class Machine:
     ridge: tuple[str, ...] = ()
 
 
+ARM = {"sensors": ("shoulder", "elbow"), "input_delay": 1, **noises(2)}
 QUBE = {"sensors": ("arm", "pendulum"), "input_delay": 2, **noises(2), **inexact}
 MACHINES = {
     "furuta": Machine(
@@ -81,7 +82,7 @@ recording to the next.""",
     ),
     "two_link": Machine(
         recordings.two_link,
-        two_link.dynamics(sensors=("shoulder", "elbow"), input_delay=1, **noises(2)),
+        two_link.dynamics(**ARM),
         9,
         {
             ("sine 143601", 0.1): (0.0090, 0.0116),

@@ -131,7 +131,7 @@ def _likeliest(space: VirtualSpace, model, data, draws) -> Float[Array, " P"]:
     """
     sensors = space.where(lambda name: name.endswith(MEASUREMENT))
     draws = jnp.concatenate([draws, draws - 4.0 * sensors])
-    density = jax.lax.map(lambda z: sum(space.log_densities(space.trace(model, z, data), z)), draws)
+    density = jax.lax.map(lambda z: space.log_joint(model, z, data), draws)
     return draws[jnp.argmax(jnp.where(jnp.isfinite(density), density, -jnp.inf))]
 
 

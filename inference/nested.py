@@ -114,16 +114,14 @@ class NestedLaplace(Backend["NestedPosterior"]):
         draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(prior_key, self.points))
         unit, middle = unit_of(draws), jnp.median(draws, axis=0)
 
-        def log_joint(z):
-            return sum(space.log_densities(space.trace(model, z, data), z))
-
         def moved(key, mode, factor):
             """The mean at which the gradient of the log density vanishes on average over the Gaussian."""
             half = jax.random.normal(key, (PAIRS, len(inner)))
             nodes = jnp.concatenate([half, -half]) @ factor
+            slope = jax.grad(lambda z: space.log_joint(model, z, data))
 
             def climb(mean, _):
-                slopes = jax.vmap(lambda node: jax.grad(log_joint)(mean.at[inner].add(node))[inner])(nodes)
+                slopes = jax.vmap(lambda node: slope(mean.at[inner].add(node))[inner])(nodes)
                 step = factor @ jnp.mean(slopes, axis=0)  # in posterior sds
                 step = step / jnp.maximum(1.0, jnp.linalg.norm(step))
                 return mean.at[inner].add(jnp.where(jnp.all(jnp.isfinite(step)), step @ factor, 0.0)), None

@@ -93,12 +93,14 @@ class Windows:
         initial_state: (B, S = 2 d) smoothed.
         inputs: (B, T, m) held over each sample, delay applied.
         position: (B, T + 1, d) measured, rad.
+        final_state: (B, S) smoothed.
         dt: s.
     """
 
     initial_state: Float[np.ndarray, "B S"]
     inputs: Float[np.ndarray, "B T m"]
     position: Float[np.ndarray, "B T+1 d"]
+    final_state: Float[np.ndarray, "B S"]
     dt: float
 
     def __len__(self) -> int:
@@ -132,6 +134,7 @@ def windows(recordings: Sequence[Recording], horizon: float) -> Windows:
         np.array([r.state[i] for r, i in pairs]),
         np.array([r.inputs[i - r.delay : i - r.delay + length] for r, i in pairs]),
         np.array([r.position[i : i + length + 1] for r, i in pairs]),
+        np.array([r.state[i + length] for r, i in pairs]),
         dt,
     )
 

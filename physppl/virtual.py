@@ -124,6 +124,10 @@ class VirtualSpace(eqx.Module):
         prior, other = self.log_densities({k: site for k, site in trace.items() if k not in normal}, z)
         return prior + other
 
+    def log_joint(self, model: Callable, z: Float[Array, " P"], *args) -> Float[Array, ""]:
+        """Log density of virtual parameters and outcomes."""
+        return sum(self.log_densities(self.trace(model, z, *args), z), jnp.zeros(()))
+
     def log_densities(self, trace: dict[str, Any], z: Float[Array, " P"]) -> tuple[Array, Array]:
         """(log prior density of z, log likelihood) of a trace at z."""
         prior = likelihood = jnp.zeros((), z.dtype)
