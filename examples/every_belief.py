@@ -84,6 +84,11 @@ def physics_with_fixed_residual():
     return pp.step_residual(physics(), pp.residual("net", state, action, width=64, depth=1, scale=0.1))
 
 
+def physics_with_fixed_residual_in_the_field():
+    own, net = physics(), pp.residual("net", state, action, width=64, depth=1, scale=2.0)
+    return lambda t, x, u: own(t, x, u) + jnp.array([0.0, 1.0]) * net(x, u)
+
+
 def physics_with_residual():
     return pp.step_residual(physics(), pp.residual("net", state, action, width=32, depth=2, learned=True))
 
@@ -115,6 +120,11 @@ BELIEFS: dict[str, tuple[pp.Dynamics, Callable[[], pp.Backend], bool]] = {
     "physics, NUTS": (PHYSICS, lambda: HMC(draws=500, warmup=300, chains=2), False),
     "physics, SVI": (PHYSICS, lambda: SVI(steps=1500), False),
     "physics + fixed residual, Laplace": (bound(physics_with_fixed_residual), lambda: Laplace(), False),
+    "physics + fixed residual in the field, Laplace": (
+        bound(physics_with_fixed_residual_in_the_field),
+        lambda: Laplace(),
+        False,
+    ),
     "physics + residual, neural linear": (bound(physics_with_residual), lambda: NeuralLinear(), True),
     "network, neural linear": (bound(network), lambda: NeuralLinear(), True),
     "network, anchored ensemble": (bound(whole_network), lambda: Ensemble(5, Anchored(), adam), True),
@@ -230,10 +240,10 @@ def main(names: list[str], sizes: list[int], datasets: int, seeds: int) -> tuple
         )
     ]
     seconds = [
-        f"{name} {np.median([c['seconds'] for own in cells.values() for c in own]):.1f}"
-        for name, cells in results.items()
-    ]
-    return "\n".join([*parts, f"Median seconds of a fit, compiled: {', '.join(seconds)}."]), results
+        f"{name} {min(c['seconds'] for c in cells[sizes[-1]]):.1f}" for name, cells in results.items()
+    ]  # least: the others may have run beside other work
+    count = f"Seconds of a fit to {sizes[-1]} transitions, compiled, the fastest of its cells on at most two cores"
+    return "\n".join([*parts, f"{count}: {', '.join(seconds)}."]), results
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class FSVGD(pp.Backend[DrawsPosterior]):
     points: int = eqx.field(default=32, static=True)
     rows: int = eqx.field(default=32, static=True)
     steps: int = eqx.field(default=5000, static=True)
-    rate: float = eqx.field(default=1e-3, static=True)
+    rate: float = eqx.field(default=3e-3, static=True)
     bandwidth: float = eqx.field(default=1.0, static=True)
 
     def fit(self, key, model: Callable, data) -> DrawsPosterior:

@@ -113,7 +113,7 @@ def beliefs(case: Case) -> dict[str, tuple[pp.Dynamics, Callable[[], pp.Backend]
     )
     return {
         "physics, Laplace": (physics, lambda: Laplace()),
-        "physics, NUTS": (physics, lambda: HMC(draws=250, warmup=250, chains=2)),
+        "physics, NUTS": (physics, lambda: HMC(draws=150, warmup=100, chains=2)),
         "physics, SVI": (physics, lambda: SVI(steps=1000)),
         "physics, nested Laplace over the noise": (
             physics,

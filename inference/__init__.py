@@ -9,6 +9,7 @@ from physppl.inference.draws import from_numpyro as from_numpyro
 from physppl.inference.ensemble import Ensemble as Ensemble
 from physppl.inference.ensemble import EnsemblePosterior as EnsemblePosterior
 from physppl.inference.ensemble import disagreement as disagreement
+from physppl.inference.ensemble import widest_disagreement as widest_disagreement
 from physppl.inference.function_objectives import JointKL as JointKL
 from physppl.inference.function_objectives import Printed as Printed
 from physppl.inference.function_objectives import Projected as Projected

@@ -125,3 +125,22 @@ def disagreement(posterior: Posterior, states, actions, t=0.0) -> Float[Array, "
     """
     _, factor = posterior.basis(states, actions, t)
     return jnp.linalg.norm(factor, axis=-1) / jnp.asarray(posterior.model.state.scale, factor.dtype)
+
+
+def widest_disagreement(posterior: Posterior, states, actions, t=0.0) -> Float[Array, " *B"]:
+    """Largest distance between the means of two members (...), in units of the coordinates' scales.
+
+    Where it exceeds a threshold, a rollout has left what the data say (R. Kidambi et al., "MOReL", NeurIPS 2020).
+
+    Raises:
+        TypeError: for other beliefs, whose draws lie as far apart as there are many.
+    """
+    if not isinstance(posterior, EnsemblePosterior):
+        raise TypeError(
+            f"widest_disagreement is of the members of an ensemble; got a belief by {posterior.method}. Of any belief: "
+            "disagreement."
+        )
+    _, factor = posterior.basis(states, actions, t)  # of K members (..., D, K): deviations over sqrt(K - 1)
+    scale = jnp.asarray(posterior.model.state.scale, factor.dtype)
+    members = factor * jnp.sqrt(factor.shape[-1] - 1.0) / scale[:, None]
+    return jnp.max(jnp.linalg.norm(members[..., :, None] - members[..., None, :], axis=-3), axis=(-2, -1))

@@ -1,6 +1,7 @@
 """Function-space inference: a belief about a network whose prior is a belief about functions."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -39,8 +40,8 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
 
     Attributes:
         function_prior: any Posterior in the model's spaces, taken by its `basis`: exact moments where it is Gaussian,
-            those of its draws elsewhere. Default: `Laplace().prior` of the model. With a posterior that has seen the
-            data, as the paper may have meant, they count twice, and the belief is surer than it may be.
+            those of its draws elsewhere. "prior": `Laplace().prior` of the model. "conditioned": `Laplace` of the model
+            on the data, as the paper may have meant; they then count twice, and the belief is surer than it may be.
         width, depth: of the network.
         features: fixed ones in its place: (state, action) -> (F,) for every output, or (D, P).
         measure: over inputs, where the network should be what the prior says.
@@ -52,7 +53,7 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
             random. Data are not looked at.
     """
 
-    function_prior: Posterior | None = None
+    function_prior: Posterior | Literal["prior", "conditioned"] = "prior"
     width: int = eqx.field(default=128, static=True)
     depth: int = eqx.field(default=1, static=True)
     features: Callable | None = eqx.field(default=None, static=True)
@@ -70,14 +71,18 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
                 f"{self.width}, {self.depth}, {self.points}, {self.steps} and {self.rate}."
             )
         for name, kind, example in (
-            ("function_prior", Posterior, "Laplace().prior(key, model)"),
             ("measure", Measure, "Box()"),
             ("objective", Objective, "Projected()"),
             ("slack", Slack, "Slack(lengthscale=1.0, scale=0.01)"),
         ):
             given = getattr(self, name)
-            if not isinstance(given, kind) and not (given is None and name in ("function_prior", "slack")):
+            if not isinstance(given, kind) and not (given is None and name == "slack"):
                 raise TypeError(f"FunctionSpaceVI: {name} must be such as {example}; got {type(given).__name__}.")
+        if not isinstance(self.function_prior, Posterior) and self.function_prior not in ("prior", "conditioned"):
+            raise TypeError(
+                "FunctionSpaceVI: function_prior must be a Posterior, such as Laplace().prior(key, model), 'prior' or "
+                f"'conditioned'; got {self.function_prior!r}."
+            )
 
     def network(self, model: Dynamics) -> Dynamics:
         """The dynamics that beliefs are about; what `physppl.load` takes to read one."""
@@ -100,8 +105,8 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
                 f"{program.size} weights: raise `points`, or lower `width`."
             )
         prior = self.function_prior
-        if prior is None:
-            prior = Laplace().fit(prior_key, model, doubles(empty(model)))
+        if not isinstance(prior, Posterior):
+            prior = Laplace().fit(prior_key, model, data if prior == "conditioned" else doubles(empty(model)))
         _check_prior(prior, model)
         states, actions = self.measure.sample(measure_key, self.points, model, data)
         mean, factor = self._moments(prior, model, states, actions)
@@ -166,7 +171,7 @@ class FunctionPosterior(LaplacePosterior):
     missed: Float[Array, " D"]
 
     def __init__(self, model, data, space: VirtualSpace, found: Mode, missed, factor=None):
-        super().__init__(model, data, space, found, linearised=False, method="FunctionSpaceVI")
+        super().__init__(model, data, space, found, linearised=False, method="FunctionSpaceVI", by_evidence=True)
         self.missed = missed
         if factor is not None:  # not a posterior of the network's own prior: no evidence belongs to it
             count, own = len(factor), np.flatnonzero(space.where(NAME.__eq__))

@@ -150,6 +150,7 @@ class LaplacePosterior(Posterior):
         factor: W (P, P), the inverse Cholesky factor of the curvature.
         log_evidence: Laplace's estimate of log p(data), nats.
         decrement: squared length of the step left to the mode, in posterior sds.
+        by_evidence: noises maximise the evidence, not the joint density.
     """
 
     space: VirtualSpace
@@ -159,10 +160,13 @@ class LaplacePosterior(Posterior):
     decrement: Float[Array, ""]
     steps: Array
     linearised: bool = eqx.field(static=True)
+    by_evidence: bool = eqx.field(static=True)
 
-    def __init__(self, model, data, space: VirtualSpace, found: Mode, linearised: bool, method: str = "Laplace"):
+    def __init__(
+        self, model, data, space: VirtualSpace, found: Mode, linearised: bool, method="Laplace", by_evidence=False
+    ):
         self.model, self.data, self.space, self.linearised = model, data, space, linearised
-        self.method = method
+        self.method, self.by_evidence = method, by_evidence
         self.mode, self.decrement, self.steps = found.point, found.decrement, found.steps
         self.factor = linear.inverse_factor(found.local.curvature)
         self.log_evidence = linear.log_evidence(found.local.log_joint, self.factor)

@@ -49,4 +49,6 @@ class NeuralLinear(Backend[LaplacePosterior]):
             got = f"{type(model).__name__} and {type(data).__name__}"
             raise TypeError(f"NeuralLinear takes Transitions of one machine and a Dynamics; got {got}.")
         chosen = maximise(key, model, data, self.steps, self.rate)
-        return LaplacePosterior(model, data, chosen.space, chosen.mode, self.linearised, "NeuralLinear")
+        return LaplacePosterior(
+            model, data, chosen.space, chosen.mode, self.linearised, "NeuralLinear", by_evidence=True
+        )

@@ -1,6 +1,7 @@
 """Laplace for thousands of weights: the covariance held by a structure, noises and prior sds by the evidence."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -178,7 +179,7 @@ def _noises(problem: Problem, z, log_noise, squares, gamma) -> Float[Array, " K"
 
 
 class StructuredPosterior(Posterior):
-    """A Gaussian in virtual space whose covariance is held by a structure.
+    """A Gaussian in virtual space whose covariance is held by a structure; its noises maximise the evidence.
 
     Attributes:
         mode: (P,) in virtual space.
@@ -198,6 +199,7 @@ class StructuredPosterior(Posterior):
     decrement: Float[Array, ""]
     effective: Float[Array, ""]
     linearised: bool = eqx.field(static=True)
+    by_evidence: ClassVar[bool] = True
 
     def __init__(self, problem: Problem, mode, root: Root, decrement, linearised: bool):
         self.space, self.model, self.data = problem

@@ -103,8 +103,8 @@ class Full(Structure):
 class LastLayer(Structure):
     """The last parameters in full, all others held at the mode.
 
-    `residual` lays out its output matrix last, so of a network of `width` and D outputs `LastLayer(width * D)`; sites
-    that the program samples after it count as well.
+    `residual` lays out its output matrix last, so of a network of `width` and D outputs `LastLayer(width * D)`. Call it
+    after the physics: sites that come later are the last parameters instead, and weights are held.
 
     Attributes:
         size: how many.

@@ -1,5 +1,6 @@
 """Stochastic variational inference: any of NumPyro's guides as a belief."""
 
+import inspect
 from collections.abc import Callable
 
 import equinox as eqx
@@ -37,7 +38,8 @@ class SVI(Backend["VariationalPosterior"]):
         rate: of Adam, in the guide's own parameters.
         particles: draws of the guide for each gradient.
         draws: of the guide that make the belief.
-        search: evaluations of the search for the mode where the guide starts, as in `Laplace`; 0: where NumPyro starts.
+        search: evaluations of the search for the mode where the guide starts, as in `Laplace`, if it takes NumPyro's
+            `init_loc_fn`; 0: where NumPyro starts.
     """
 
     guide: Callable[..., AutoGuide] = eqx.field(default=AutoMultivariateNormal, static=True)
@@ -63,7 +65,8 @@ class SVI(Backend["VariationalPosterior"]):
         param_key, search_key, climb_key, draw_key = jax.random.split(key, 4)
         space, _ = free_space(param_key, model, data)
         start = {}
-        if self.search and not space.params:
+        starts = "init_loc_fn" in inspect.signature(self.guide).parameters  # others, as a function of one's own, choose
+        if self.search and starts and not space.params:
             mode = Laplace(steps=self.search).fit(search_key, model, data).mode
             usable = jnp.all(jnp.isfinite(mode))
             start["init_loc_fn"] = init_to_value(values=space.sites(model, jnp.where(usable, mode, 0.0), data))

@@ -17,6 +17,7 @@ from physppl.identifiability import UNDETERMINED, identifiability, parameters
 from physppl.moments import belief, local, log_joint
 from physppl.posterior import Posterior
 from physppl.summary import EDGE, VERDICTS, amount, summarise
+from physppl.transitions import Transitions
 
 OK, DOUBTFUL, UNUSABLE = "ok", "doubtful", "unusable"
 GRADIENT = 0.015  # posterior sds from the mode: what a Laplace fit of recordings stops at
@@ -30,6 +31,7 @@ R_HAT, EFFECTIVE = 1.01, 100
 # Of the draws of a Gaussian belief, weighted by the posterior itself, so many must count; in many dimensions the
 # weights tell nothing.
 COUNTING, WEIGHED, DIMENSIONS = 0.1, 200, 20
+MISSED = 0.1  # of a function prior's variance: a network with less cannot say within a tenth how sure the prior is
 BFMI = 0.3  # energy transitions below it are slow (M. Betancourt, arXiv 1604.00695)
 ALONE = 0.95  # largest entry of a combination that is one parameter and rounding
 LISTED = 3  # combinations that are named
@@ -78,6 +80,7 @@ def check(posterior: Posterior, key: PRNGKeyArray | None = None) -> Check:
 
     - the mode: posterior sds left to it; whether the posterior around it is the Gaussian that the belief is;
     - the sampler: R-hat, effective draws, divergences, energy;
+    - features: what of its prior a function-space belief's miss; whether learned ones are more than the data;
     - the data: parameters on which nothing depends, combinations that stay at the prior, beliefs at the prior's edge;
     - the solver: how far one Gauss-Newton step with 4 times finer sub-steps moves the estimate.
 
@@ -88,7 +91,7 @@ def check(posterior: Posterior, key: PRNGKeyArray | None = None) -> Check:
     reasons, figures = _status(posterior), {}
     if not reasons and hasattr(posterior, "space"):
         with jax.enable_x64(True):
-            for part in (_sampler if posterior.sample_stats() else _mode, _solver):
+            for part in (_sampler if posterior.sample_stats() else _mode, _features, _solver):
                 found, measured = part(posterior)
                 reasons, figures = reasons + found, figures | measured
         found, measured = _data(posterior, jax.random.key(0) if key is None else key)
@@ -111,14 +114,20 @@ def _mode(posterior) -> tuple[list[Reason], Figures]:
     if hasattr(posterior, "points"):  # a belief held as draws, but not a sampler's
         return [], {}
     z, factor = posterior.mode, posterior.factor
-    _, gradient, _ = local(posterior.space, posterior.model, posterior.data, z)
-    distance = float(jnp.linalg.norm(factor @ gradient))
+    if by_evidence := getattr(posterior, "by_evidence", False):  # the joint density has its maximum elsewhere
+        distance = float(jnp.sqrt(posterior.decrement))
+        close = int(posterior.status) == Status.OK
+    else:
+        _, gradient, _ = local(posterior.space, posterior.model, posterior.data, z)
+        distance = float(jnp.linalg.norm(factor @ gradient))
+        close = distance <= GRADIENT
     reasons, figures = [], {"sds_to_the_mode": distance}
-    if not distance <= GRADIENT:
+    if not close:
         finding = f"the search ended {distance:.2g} posterior sds from the mode"
         verdict = DOUBTFUL if distance < 1 else UNUSABLE
         remedy = "raise `steps` or `starts` of the backend"
-        if getattr(posterior, "decrement", 1.0) <= GRADIENT**2:  # its search converged, on new data alone
+        converged = getattr(posterior, "decrement", 1.0) <= GRADIENT**2
+        if converged and not by_evidence:  # on new data alone
             remedy = "fit all of `posterior.data` at once, or update without `recursive`"
         reasons.append(Reason(verdict, finding, remedy))
     elif len(z) <= DIMENSIONS and not getattr(posterior, "linearised", False):
@@ -131,6 +140,32 @@ def _mode(posterior) -> tuple[list[Reason], Figures]:
             remedy = "draw Laplace(linearised=True), sample with HMC, or settle what the data leave open"
             reasons.append(Reason(DOUBTFUL, finding, remedy))
     return reasons, figures
+
+
+def _features(posterior) -> tuple[list[Reason], Figures]:
+    if not hasattr(posterior, "missed"):  # no belief about functions in the place of another
+        return _chosen(posterior)
+    share = float(np.max(np.asarray(posterior.missed)))
+    reasons = []
+    if not share <= MISSED:
+        finding = f"the features miss {share:.0%} of the function prior's variance over the measure"
+        remedy = "raise `width`, and with it `points` and `steps`, or give `features` that span the prior's functions"
+        reasons.append(Reason(DOUBTFUL, finding, remedy))
+    return reasons, {"missed": share}
+
+
+def _chosen(posterior) -> tuple[list[Reason], Figures]:
+    """What has no prior fits the data by itself where it is more than they are (docs/results/every_belief.md)."""
+    count = sum(np.size(value) for value in posterior.space.params.values())
+    if not count or not isinstance(posterior.data, Transitions):
+        return [], {}
+    outcomes = int(np.sum(posterior.data.valid)) * np.shape(posterior.data.states)[-1]
+    reasons = []
+    if count > outcomes:
+        finding = f"{count} numbers without a prior were chosen from {outcomes} outcomes: the belief is far too sure"
+        remedy = "take fixed features (`residual` without `learned`), FunctionSpaceVI or an Ensemble, or give more data"
+        reasons.append(Reason(DOUBTFUL, finding, remedy))
+    return reasons, {"chosen_without_a_prior": count}
 
 
 def _sampler(posterior) -> tuple[list[Reason], Figures]:

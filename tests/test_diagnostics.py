@@ -14,7 +14,7 @@ from test_identifiability import product, tank, tank_data
 
 import physppl as pp
 from physppl import diagnostics
-from physppl.inference import HMC, DrawsPosterior, Laplace
+from physppl.inference import HMC, DrawsPosterior, FunctionSpaceVI, Laplace, NeuralLinear, StructuredLaplace
 from physppl.models import pendulum
 
 TRUTH = {"mass": 0.9, "length": 1.1, "damping": 0.08}
@@ -55,6 +55,47 @@ def test_a_healthy_fit_is_ok(healthy):
         check
     )
     assert healthy.check() == check
+
+
+@pytest.mark.science
+def test_where_the_evidence_chose_the_noise_the_joint_density_has_no_maximum_and_that_is_no_defect(data):
+    """A network of few rows: the two maxima lie most of a posterior sd apart."""
+    few = data[:60]
+
+    def program():
+        net = pp.residual("net", pendulum.state, pendulum.action, width=8, depth=1, learned=True)
+        return pp.step_residual(pendulum.program(), net)
+
+    for backend, model in (
+        (NeuralLinear(steps=60), pendulum.dynamics(program)),
+        (StructuredLaplace(), pendulum.dynamics()),
+        (FunctionSpaceVI(width=32, points=256, steps=100), pendulum.dynamics()),
+    ):
+        posterior = pp.fit(jax.random.key(0), model, few, backend)
+        check = pp.check(posterior)
+        assert int(posterior.status) == pp.Status.OK and check.figures["sds_to_the_mode"] < 0.1
+        assert not any("from the mode" in reason.finding for reason in check.reasons), str(check)
+        many = [reason for reason in check.reasons if "without a prior" in reason.finding]
+        assert len(many) == 0  # 8 x 5 + 8 features and a scale, of 120 outcomes
+
+
+@pytest.mark.science
+def test_features_that_are_more_than_the_data_are_told(data):
+    def program():
+        net = pp.residual("net", pendulum.state, pendulum.action, width=32, depth=1, learned=True)
+        return pp.step_residual(pendulum.program(), net)
+
+    posterior = pp.fit(jax.random.key(0), pendulum.dynamics(program), data[:30], NeuralLinear(steps=20))
+    reason = found(pp.check(posterior), "numbers without a prior were chosen from 60 outcomes")
+    assert reason.verdict == "doubtful" and "fixed features" in reason.remedy
+
+
+@pytest.mark.science
+def test_features_that_miss_the_function_prior_are_told(data):
+    backend = FunctionSpaceVI(width=4, points=64, steps=0)
+    check = pp.check(pp.fit(jax.random.key(0), pendulum.dynamics(), data, backend))
+    reason = found(check, "of the function prior's variance")
+    assert reason.verdict == "doubtful" and "`width`" in reason.remedy and check.figures["missed"] > 0.1
 
 
 def test_a_healthy_sampler_is_ok():

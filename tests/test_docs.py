@@ -11,6 +11,7 @@ PAGES = [
     pytest.param("docs/tutorial.md", marks=pytest.mark.science),  # its blocks are the README's, and more of each
     pytest.param("docs/tutorial/recordings.md", marks=pytest.mark.science),  # a minute of compiling
     pytest.param("docs/tutorial/acting.md", marks=pytest.mark.science),  # learns a swing-up
+    pytest.param("docs/backends.md", marks=pytest.mark.science),  # two neural linear models
     "docs/data.md",
     "docs/models.md",
     "docs/recordings.md",

@@ -6,7 +6,15 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import linear_action, linear_data, linear_dynamics, linear_program, linear_state
+from helpers import (
+    linear_action,
+    linear_data,
+    linear_dynamics,
+    linear_features,
+    linear_noise,
+    linear_program,
+    linear_state,
+)
 from test_exactness import Regression
 
 import physppl as pp
@@ -16,9 +24,11 @@ from physppl.inference import (
     Bootstrap,
     Ensemble,
     EnsemblePosterior,
+    Laplace,
     Newton,
     RandomStarts,
     disagreement,
+    widest_disagreement,
 )
 from physppl.inference.diversity import Joint, resampled
 from physppl.models import pendulum
@@ -67,6 +77,47 @@ def test_anchored_members_are_draws_of_bayesian_regression(anchored):
     assert np.all(np.abs(theta.mean(0) - exact.mean) < 4 * sd / np.sqrt(n))
     error = np.sqrt((np.outer(sd**2, sd**2) + exact.covariance**2) / n)
     assert np.all(np.abs(np.cov(theta.T) - exact.covariance) < 4.5 * error)
+
+
+@pytest.mark.science
+def test_bootstrapped_members_spread_as_the_sandwich_says():
+    """Rows exchanged at random: H^-1 (sum of outer products of the rows' scores) H^-1 (P. Huber, 1967)."""
+    data = linear_data(rows=300)
+    posterior = pp.fit(KEY, linear_dynamics(), data, Ensemble(members=1000, diversity=Bootstrap()))
+    exact, sites = Regression(data), posterior.samples(KEY)
+    theta = np.column_stack([sites["drift"], sites["gain"], sites["weights"]]).astype(float)
+    design = np.array([linear_features(np, x, u) for x, u in zip(data.states, data.actions, strict=True)])
+    error = data.next_states - data.states - design @ exact.mean
+    scores = np.einsum("nd,ndp->np", error / linear_noise**2, design)
+    scores = scores - scores.mean(axis=0)
+    sandwich = exact.covariance @ scores.T @ scores @ exact.covariance
+    ratio = theta.std(axis=0) / np.sqrt(np.diag(sandwich))
+    # 1,000 members, and a bootstrap's own error of order 1 / rows for every parameter.
+    assert np.all(np.abs(ratio - 1) < 4 / np.sqrt(2000) + 4 / 300), ratio
+    assert np.all(np.abs(theta.mean(0) - exact.mean) < (4 / np.sqrt(1000) + 0.1) * theta.std(axis=0))
+
+
+@pytest.mark.science
+def test_random_starts_of_one_mode_are_one_member():
+    found = pp.fit(KEY, linear_dynamics(), linear_data(), Ensemble(members=4, diversity=RandomStarts()))
+    exact, sd = Regression(linear_data()).mean, np.sqrt(np.diag(Regression(linear_data()).covariance))
+    sites = found.samples(KEY)
+    theta = np.column_stack([sites["drift"], sites["gain"], sites["weights"]]).astype(float)
+    assert np.all(np.abs(theta - exact) < 1e-4 * sd) and found.facts()["spread"] < 1e-4
+    assert np.all(widest_disagreement(found, STATE, ACTIONS[0]) < 1e-4)
+
+
+def test_the_widest_disagreement_is_that_of_two_members(anchored):
+    few = EnsemblePosterior(
+        anchored.model, anchored.data, anchored.space, anchored.points[0, :5], anchored.log_joint[:5], 0
+    )
+    states, actions = np.array([[0.3, -0.5], [2.0, 1.0], [-1.0, 0.2]]), ACTIONS[:3]
+    members = [few.model.bind(few.space.sites(few.model, z, few.data)) for z in few.points[0]]
+    means = np.array([jax.vmap(f)(states, actions) for f in members]) / linear_state.scale
+    by_hand = [max(np.linalg.norm(a[i] - b[i]) for a in means for b in means) for i in range(3)]
+    assert np.allclose(widest_disagreement(few, states, actions), by_hand, rtol=1e-4)
+    with pytest.raises(TypeError, match="members of an ensemble; got a belief by Laplace"):
+        widest_disagreement(pp.fit(KEY, linear_dynamics(), linear_data(), Laplace()), states, actions)
 
 
 def test_adam_and_newton_reach_the_same_members(anchored):

@@ -273,6 +273,8 @@ def test_errors_name_what_came_and_what_to_do():
         fit(FunctionSpaceVI(measure=RHO))
     with pytest.raises(ValueError, match="Slack: scale has 3 entries; the state has 2"):
         fit(FunctionSpaceVI(slack=Slack(scale=(0.1, 0.1, 0.1)), width=4, points=8))
+    with pytest.raises(TypeError, match="function_prior"):
+        FunctionSpaceVI(function_prior="posterior")
     with pytest.raises(TypeError, match="objective"):  # of the types' own check, where that is on
         FunctionSpaceVI(objective="projected")
     with pytest.raises(ValueError, match="extent must be positive"):

@@ -101,6 +101,16 @@ def test_what_has_no_prior_climbs_the_elbo_too(x64):
     assert evidence(best) - evidence(found) < 0.05, (best, found)
 
 
+@pytest.mark.science
+def test_a_guide_may_be_a_function_of_the_model_alone():
+    posterior = pp.fit(
+        jax.random.key(0), linear_dynamics(), linear_data(rows=40), SVI(guide=lambda model: AutoNormal(model))
+    )
+    ours, theirs = (np.asarray(p.points[0]) for p in (posterior, fitted(AutoNormal)))
+    error = 0.1 * theirs.std(axis=0) + 4 * theirs.std(axis=0) * np.sqrt(2 / 1000)  # of two climbs, and of their draws
+    assert np.all(np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) < error)
+
+
 def test_a_climb_that_has_not_ended_is_told():
     with pytest.warns(pp.PhyspplWarning, match="SVI: not converged"):
         pp.fit(jax.random.key(0), linear_dynamics(), linear_data(rows=40), SVI(guide=AutoDelta, steps=60, search=0))
