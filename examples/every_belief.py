@@ -145,6 +145,31 @@ BELIEFS: dict[str, tuple[pp.Dynamics, Callable[[], pp.Backend], bool]] = {
     ),
 }
 
+READING = """## What it says
+
+The noise alone makes an error of 0.0152.
+
+- **Physics alone** end at 0.086 with any number of data. They say so: the noise takes up what the program lacks, so
+  calibration is good (.02 to .04) and the density poor. Laplace, NUTS and SVI cannot be told apart.
+- **With 10 and 20 transitions** physics with a fixed residual in the field (.035, .027) and an ensemble of networks
+  from different starts (.035, .030) have the smallest errors. Function-space beliefs lose here (.064, .046): their
+  slack allows more than the machine does. How sure one may be is another matter: with 10 the density of that ensemble
+  is the worst of all, and those within .07 of nominal coverage at both sizes are physics alone, function-space beliefs,
+  particles and the bootstrap.
+- **With 40 to 160** particles have the best density; `Projected` and `JointKL` come within .15 nats, with smaller
+  calibration errors from 80 on. (Particles are told the noise, and cost seven times as much.) The ensemble of starts
+  has errors as small, and calibration errors of .08 to .23.
+- **With 640 and more** all but physics alone are within a tenth of the noise. Function-space beliefs, particles and
+  ensembles have the best densities; fixed residuals, whose features are not learned, are .1 nats worse.
+- **Physics help networks**: anchored ensembles with physics have half the error of those without at 10 and 20, and are
+  better up to 320. A residual in the field is better than one after the step up to 80, and the same beyond.
+- **Neural linear models lose**: their hidden layers are 1,200 numbers that the evidence chose without a prior, and
+  below 640 transitions the belief is far too sure (calibration errors to .46, densities to +188 nats).
+  `posterior.check()` says so.
+- **As printed**, Equation 4 is no better than physics alone at 10 and 20, and collapses later: calibration error .21
+  at 80.
+"""
+
 
 @functools.cache
 def recording(dataset: int) -> tuple[pp.Transitions, pp.Transitions]:
@@ -259,4 +284,5 @@ if __name__ == "__main__":
     if given.write:
         figure(results, given.sizes, ROOT / "docs" / "results" / "every_belief.png")
         picture = "![Errors against the number of transitions](every_belief.png)\n\n"
-        write("every_belief", "Every belief on one machine", introduction(__doc__), "every_belief.py", picture + text)
+        text = f"{picture}{text}\n\n{READING}"
+        write("every_belief", "Every belief on one machine", introduction(__doc__), "every_belief.py", text)

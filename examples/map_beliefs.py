@@ -8,7 +8,8 @@ of the map, one sd per coordinate, and they are scored as on [the page of residu
 reading 0.1 s later, in units of the error of physics alone fitted to the recordings (`Laplace`; it takes noises of
 sensors, inputs and motion apart, which no belief on maps can).
 
-Results are kept in out/residual_machines, so that a run goes on where another was interrupted.
+Seconds are with compilation; some of the fits ran beside other work. NUTS has 300 draws. Results are kept in
+out/residual_machines, so that a run goes on where another was interrupted.
 """
 
 import argparse
@@ -46,6 +47,18 @@ from physppl.integrate import RK4, stepper
 from physppl.measures import JitteredData
 
 STEPS = 25  # samples of a map
+READING = """## What it says
+
+- **Physics on maps are physics on recordings**: the same errors within 1 %, by whatever backend.
+- **A residual pays on Furuta and not on two links**, as on recordings: there an ensemble with a residual after the map
+  has .81 of the error of physics, all weights by `Pathwise` .82, a residual in the field .92; here every one makes it
+  worse (1.12 to 1.59). Their intervals hold less than they say (.79 to .86 for 90 %).
+- **Neural linear models lose**, with physics (1.21, 1.59) and more so without: a map has 29 inputs, and the data do not
+  settle features of so many.
+- **Function-space beliefs lose most of all** (3 to 6 times the error): the belief is a network of 64 units in the place
+  of the physics, and so many do not span what physics do with 25 inputs in a row. Of single steps they are among the
+  best: [every belief on one machine](every_belief.md).
+"""
 
 
 def mapped(program: Callable, inputs: int) -> Callable:
@@ -170,4 +183,5 @@ if __name__ == "__main__":
     print(text)
     if given.write:
         about = page.introduction(__doc__)
+        text = f"{text}\n\n{READING}"
         page.write("map_beliefs", "Every belief on maps of real machines", about, "map_beliefs.py", text)
