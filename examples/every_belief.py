@@ -157,7 +157,7 @@ The noise alone makes an error of 0.0152.
   is the worst of all, and those within .07 of nominal coverage at both sizes are physics alone, function-space beliefs,
   particles and the bootstrap.
 - **With 40 to 160** particles have the best density; `Projected` and `JointKL` come within .15 nats, with smaller
-  calibration errors from 80 on. (Particles are told the noise, and cost seven times as much.) The ensemble of starts
+  calibration errors from 80 on. (Particles are told the noise, and cost several times as much.) The ensemble of starts
   has errors as small, and calibration errors of .08 to .23.
 - **With 640 and more** all but physics alone are within a tenth of the noise. Function-space beliefs, particles and
   ensembles have the best densities; fixed residuals, whose features are not learned, are .1 nats worse.
@@ -239,6 +239,8 @@ def figure(results, sizes: list[int], path: Path) -> None:
             ax.fill_between(sizes, low, high, color=colours(i), alpha=0.12, lw=0)
         ax.set(xscale="log", xlabel="transitions", title=titles[score], xticks=sizes, xticklabels=sizes)
         ax.set(yscale="log") if score != "nll" else ax.set(ylim=(-3.0, 1.5))
+        if score == "rmse":
+            ax.set_yticks([0.015, 0.02, 0.03, 0.05, 0.1], ["0.015", "0.02", "0.03", "0.05", "0.1"])
         ax.minorticks_off()
         ax.grid(alpha=0.2)
     panels.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
