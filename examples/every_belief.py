@@ -161,8 +161,8 @@ The noise alone makes an error of 0.0152.
 - **Physics alone** end at 0.086 with any number of data. They say so: the noise takes up what the program lacks, so
   calibration is good (.02 to .04) and the density poor. Laplace, NUTS, SVI and nested Laplace cannot be told apart.
 - **A Gaussian over all weights of a network** (`StructuredLaplace`, prior sds by the evidence) is the best belief here
-  at every size, in error and, but for 20, in density, though it knows nothing of physics. Within the box that the data fill there is nothing to extrapolate to. Its search says of two
-  thirds of the fits that it stopped short of the mode.
+  at every size, in error and, but for 20, in density, though it knows nothing of physics. Within the box that the data
+  fill there is nothing to extrapolate to. Its search says of two thirds of the fits that it stopped short of the mode.
 - **With 10 and 20 transitions** physics with a fixed residual in the field (.035, .027) and an ensemble of networks
   from different starts (.035, .030) come next in error. Function-space beliefs lose here (.064, .046): their slack
   allows more than the machine does. How sure one may be is another matter: with 10 the density of that ensemble is the

@@ -60,6 +60,7 @@ def test_laplax(benchmark, belief, kind):
     assert all(np.all(sd > 0) for sd in sds.values())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, as it compiles
 @pytest.mark.parametrize("weights, kind", [("all", "full"), ("all", "kron"), ("all", "diag"), ("last_layer", "full")])
 def test_laplace_torch(benchmark, belief, weights, kind):
     pytest.importorskip("laplace")
