@@ -18,9 +18,9 @@ import page
 
 import physppl as pp
 from physppl.inference import Laplace
-from physppl.loop_plots import learning_curves
 from physppl.models import furuta, quanser_cartpole, two_link
 from physppl.planning import ICEM, RandomPolicy
+from physppl.plots.loops import learning_curves
 
 SEEDS, EPISODES, SENSORS = range(10), 5, 0.01
 SPREAD = np.log(1.8)

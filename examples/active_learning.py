@@ -29,9 +29,9 @@ import page
 
 import physppl as pp
 from physppl.inference import Laplace
+from physppl.internal.figures import new_figure, styled
 from physppl.models import furuta, quanser_cartpole
 from physppl.planning import ICEM, Multisine, Planner, RandomPolicy
-from physppl.plots import new_figure, styled
 
 SEEDS, EPISODES, DT = 10, 4, 0.01
 HORIZON = 25  # steps of 0.25 s

@@ -17,7 +17,7 @@ from agreement import recording
 from page import ROOT, introduction, write
 
 import physppl as pp
-from physppl.calibration import Calibration, calibrate
+from physppl.evaluation.calibration import Calibration, calibrate
 from physppl.inference import HMC, Laplace
 from physppl.models import cartpole, pendulum
 

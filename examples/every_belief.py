@@ -29,6 +29,7 @@ from fsvgd import FSVGD
 from page import ROOT, introduction, kept, write
 
 import physppl as pp
+from physppl.data.input_measures import Box
 from physppl.inference import (
     HMC,
     SVI,
@@ -47,7 +48,6 @@ from physppl.inference import (
     Slack,
     StructuredLaplace,
 )
-from physppl.measures import Box
 
 DT, NOISE, TEST = 0.05, 0.02, 1000
 SIZES = [10, 20, 40, 80, 160, 320, 640, 1280]

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import optax
 
 import physppl as pp
+from physppl.data.input_measures import Box, Measure
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference import DrawsPosterior, Slack
 from physppl.inference.diversity import among
-from physppl.measures import Box, Measure
-from physppl.virtual import VirtualSpace
 
 SIMULATED = 256  # functions of the prior from which its moments are taken
 

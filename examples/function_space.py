@@ -20,8 +20,8 @@ import numpy as np
 from page import introduction, write
 
 import physppl as pp
+from physppl.data.input_measures import Box, JitteredData, Mixture
 from physppl.inference import FunctionSpaceVI, JointKL, Laplace, Printed, Projected
-from physppl.measures import Box, JitteredData, Mixture
 from physppl.models import pendulum
 
 NOISE = np.array([0.002, 0.02])

@@ -19,7 +19,7 @@ import numpy as np
 import page
 
 import physppl as pp
-from physppl.gym import GymSystem
+from physppl.control.gym import GymSystem
 from physppl.inference import Laplace
 from physppl.models import gym_pendulum, inverted_pendulum
 from physppl.planning import ICEM, RandomPolicy

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from physppl.inference.gauss_newton import Problem
-from physppl.residual import _network  # for the sds by which a residual multiplies its weights
+from physppl.language.residual import _network  # for the sds by which a residual multiplies its weights
 
 RANK = 500
 

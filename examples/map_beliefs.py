@@ -25,7 +25,8 @@ from real_machines import MACHINES
 from residual_machines import CASES, HORIZON, Case, header, kept, left, line, reference, scores
 
 import physppl as pp
-from physppl import recordings
+from physppl.data.input_measures import JitteredData
+from physppl.evaluation import benchmarks
 from physppl.inference import (
     HMC,
     SVI,
@@ -43,8 +44,7 @@ from physppl.inference import (
     Slack,
     StructuredLaplace,
 )
-from physppl.integrate import RK4, stepper
-from physppl.measures import JitteredData
+from physppl.language.integrate import RK4, stepper
 
 STEPS = 25  # samples of a map
 READING = """## What it says
@@ -76,9 +76,9 @@ def mapped(program: Callable, inputs: int) -> Callable:
     return over
 
 
-def maps(runs) -> tuple[pp.Transitions, recordings.Windows]:
+def maps(runs) -> tuple[pp.Transitions, benchmarks.Windows]:
     """The windows as transitions of 0.1 s, with smoothed states at both ends."""
-    windows = recordings.windows(runs, HORIZON)
+    windows = benchmarks.windows(runs, HORIZON)
     actions = windows.inputs.reshape(len(windows), -1)
     return pp.Transitions(windows.initial_state, actions, windows.final_state), windows
 

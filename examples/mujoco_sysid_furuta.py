@@ -11,7 +11,7 @@ from real_machines import MACHINES, alone, disagreement
 from real_machines import accuracy as our_accuracy
 
 import physppl as pp
-from physppl import recordings
+from physppl.evaluation import benchmarks
 from physppl.inference import Laplace
 from physppl.models import furuta
 
@@ -116,17 +116,17 @@ def accuracy(model: mujoco.MjModel, tests) -> np.ndarray:
     """RMSE over that of least squares, (8,)."""
     ratios = []
     for (test, horizon), reference in machine.reference.items():
-        windows = recordings.windows(tests[test], horizon)
+        windows = benchmarks.windows(tests[test], horizon)
         starts = [sysid.create_initial_state(model, *np.split(state, 2)) for state in windows.initial_state]
         states, _ = rollout.rollout(model, [mujoco.MjData(model)], np.stack(starts), windows.inputs)
-        ratios.append(recordings.rmse(windows, states[:, -1, 1:3]) / reference)
+        ratios.append(benchmarks.rmse(windows, states[:, -1, 1:3]) / reference)
     return np.concatenate(ratios)
 
 
 def report(folder) -> list[str]:
-    train, tests = recordings.furuta(folder)
+    train, tests = benchmarks.furuta(folder)
     begun = time.perf_counter()
-    posterior = pp.fit(jax.random.key(0), machine.dynamics, recordings.trajectories(train), Laplace())
+    posterior = pp.fit(jax.random.key(0), machine.dynamics, benchmarks.trajectories(train), Laplace())
     seconds = time.perf_counter() - begun
     rows = {"physppl": (np.concatenate([row[-1] for row in our_accuracy(machine, posterior, tests)]), seconds)}
     for name, tuned in (("MuJoCo sysid, its defaults", False), ("MuJoCo sysid, tuned", True)):

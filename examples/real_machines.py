@@ -22,8 +22,8 @@ import page
 from scipy import stats
 
 import physppl as pp
-from physppl import recordings
-from physppl.forecasting import forecast_readings
+from physppl.evaluation import benchmarks
+from physppl.evaluation.forecasts import forecast_readings
 from physppl.inference import Laplace
 from physppl.models import furuta, simple_pendulum, two_link
 
@@ -65,7 +65,7 @@ ARM = {"sensors": ("shoulder", "elbow"), "input_delay": 1, **noises(2)}
 QUBE = {"sensors": ("arm", "pendulum"), "input_delay": 2, **noises(2), **inexact}
 MACHINES = {
     "furuta": Machine(
-        recordings.furuta,
+        benchmarks.furuta,
         furuta.dynamics(**QUBE),
         11,
         {
@@ -81,7 +81,7 @@ recording to the next.""",
         alone=furuta.dynamics(**QUBE, variation=0.04),
     ),
     "two_link": Machine(
-        recordings.two_link,
+        benchmarks.two_link,
         two_link.dynamics(**ARM),
         9,
         {
@@ -99,7 +99,7 @@ all errors within a segment count as the sensors'.""",
         ridge=("m1_r1", "m2", "m1_r1_plus_m2_l1"),
     ),
     "simple_pendulum": Machine(
-        recordings.simple_pendulum,
+        benchmarks.simple_pendulum,
         simple_pendulum.dynamics(dt=0.01, sensors=("angle",), **noises(1)),
         9,
         {
@@ -119,7 +119,7 @@ enters every 50 samples, 0.5 s.""",
 def predictive(machine: Machine, posterior, windows, example):
     """Forecast of the angles at the ends of windows whose first states are smoothed readings."""
     sd = np.mean(posterior.samples(jax.random.key(0), 200)["measurement_noise"], axis=0)
-    start = recordings.smoothing_sd(example, sd, machine.smoothing)
+    start = benchmarks.smoothing_sd(example, sd, machine.smoothing)
     return forecast_readings(jax.random.key(1), posterior, windows.initial_state, windows.inputs, start)
 
 
@@ -127,24 +127,24 @@ def accuracy(machine: Machine, posterior, tests) -> list[tuple]:
     """(test, horizon, RMSE (d,), ratio to least squares (d,))."""
     rows = []
     for (test, horizon), reference in machine.reference.items():
-        windows = recordings.windows(tests[test], horizon)
-        rmse = recordings.rmse(windows, predictive(machine, posterior, windows, tests[test][0]).mean)
+        windows = benchmarks.windows(tests[test], horizon)
+        rmse = benchmarks.rmse(windows, predictive(machine, posterior, windows, tests[test][0]).mean)
         rows.append((test, horizon, rmse, rmse / reference))
     return rows
 
 
 def honesty(machine: Machine, posterior, train, tests, horizon: float = 0.1) -> list[tuple]:
     """(test, windows, 90 % coverage (d,), nats above a Gaussian with the sd of the training windows' errors)."""
-    windows = recordings.windows(train, horizon)
+    windows = benchmarks.windows(train, horizon)
     errors = windows.position[:, -1] - predictive(machine, posterior, windows, train[0]).mean
     constant = errors.std(axis=0)
     rows = []
     for test, held_out in tests.items():
-        windows = recordings.windows(held_out, horizon)
+        windows = benchmarks.windows(held_out, horizon)
         forecast = predictive(machine, posterior, windows, held_out[0])
         errors = windows.position[:, -1] - forecast.mean
         width = stats.norm.ppf(0.95) * forecast.sd
-        inside = recordings.coverage(windows, forecast.mean - width, forecast.mean + width)
+        inside = benchmarks.coverage(windows, forecast.mean - width, forecast.mean + width)
         ours = [stats.multivariate_normal.logpdf(e, cov=c) for e, c in zip(errors, forecast.covariance, strict=True)]
         gain = np.array(ours) - stats.norm.logpdf(errors, scale=constant).sum(axis=1)
         rows.append((test, len(errors), inside, gain))
@@ -153,7 +153,7 @@ def honesty(machine: Machine, posterior, train, tests, horizon: float = 0.1) -> 
 
 def alone(machine: Machine, recording) -> dict[str, tuple[float, float]]:
     """{quantity: (mean, sd)} of a fit to one recording."""
-    posterior = pp.fit(jax.random.key(0), machine.alone, recordings.trajectories([recording]), Laplace())
+    posterior = pp.fit(jax.random.key(0), machine.alone, benchmarks.trajectories([recording]), Laplace())
     samples = posterior.samples(jax.random.key(1), 4000)
     return {name: (float(samples[name].mean()), float(samples[name].std())) for name in machine.quantities}
 
@@ -176,7 +176,7 @@ def report(name: str, folder) -> str:
     machine = MACHINES[name]
     train, tests = machine.load(folder)
     start = time.perf_counter()
-    data = recordings.trajectories(train, machine.segment)
+    data = benchmarks.trajectories(train, machine.segment)
     posterior = pp.fit(jax.random.key(0), machine.dynamics, data, Laplace())
     seconds = time.perf_counter() - start
     lines = [f"Fitted on {len(train)} recordings in {seconds:.0f} s, compilation included.", ""]

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 import physppl as pp
-from physppl import plots, recordings
+from physppl import plots
+from physppl.evaluation import benchmarks
 from physppl.inference import HMC, Laplace
 from physppl.models import pendulum
 
@@ -34,7 +35,7 @@ LEAST_SQUARES = {
 
 def fits(train) -> dict[str, pp.Posterior]:
     """{backend: posterior} given the training recordings."""
-    data = recordings.transitions(train)
+    data = benchmarks.transitions(train)
     return {name: pp.fit(jax.random.key(0), dynamics, data, backend) for name, backend in backends.items()}
 
 
@@ -46,19 +47,19 @@ def scores(posteriors, tests, draws: int = 200) -> list[dict]:
     """
     rows = []
     for test, references in LEAST_SQUARES.items():
-        longest = recordings.windows(tests[test], recordings.LONGEST)
+        longest = benchmarks.windows(tests[test], benchmarks.LONGEST)
         paths = {
-            name: recordings.forecast(jax.random.key(1), p, longest.initial_state, longest.inputs, draws)
+            name: benchmarks.forecast(jax.random.key(1), p, longest.initial_state, longest.inputs, draws)
             for name, p in posteriors.items()
         }
         for horizon, reference in references.items():
-            windows = recordings.windows(tests[test], horizon)
-            straight = recordings.rmse(windows, recordings.constant_velocity(windows)).item()
+            windows = benchmarks.windows(tests[test], horizon)
+            straight = benchmarks.rmse(windows, benchmarks.constant_velocity(windows)).item()
             row = {"test": test, "horizon": horizon, "constant velocity": straight, "least squares": reference}
             for name, path in paths.items():
                 angles = path[:, :, round(horizon / dynamics.dt), :1]  # all horizons start at the same places
-                rmse = recordings.rmse(windows, angles.mean(0)).item()
-                inside = recordings.coverage(windows, *np.quantile(angles, [0.05, 0.95], axis=0)).item()
+                rmse = benchmarks.rmse(windows, angles.mean(0)).item()
+                inside = benchmarks.coverage(windows, *np.quantile(angles, [0.05, 0.95], axis=0)).item()
                 row |= {name: rmse, f"{name} ratio": rmse / reference, f"{name} coverage": inside}
             rows.append(row)
     return rows
@@ -80,7 +81,7 @@ def main(folder: Path) -> None:
     data = os.environ.get("PHYSPPL_DATA")
     if not data:
         raise SystemExit("PHYSPPL_DATA must name the folder that holds dfki_simple_pendulum.")
-    train, tests = recordings.simple_pendulum(data)
+    train, tests = benchmarks.simple_pendulum(data)
     posteriors = fits(train)
     for posterior in posteriors.values():
         print(posterior.summary(), end="\n\n")

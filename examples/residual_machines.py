@@ -39,7 +39,7 @@ from real_machines import ARM, MACHINES, QUBE, predictive
 from scipy.stats import norm
 
 import physppl as pp
-from physppl import recordings
+from physppl.evaluation import benchmarks
 from physppl.inference import Laplace
 from physppl.models import furuta, two_link
 
@@ -91,17 +91,17 @@ def identified(name: str) -> pp.Posterior:
     """Physics alone, on the training recordings."""
     machine = MACHINES[name]
     train, _ = machine.load(os.environ["PHYSPPL_DATA"])
-    return pp.fit(jax.random.key(0), machine.dynamics, recordings.trajectories(train, machine.segment), Laplace())
+    return pp.fit(jax.random.key(0), machine.dynamics, benchmarks.trajectories(train, machine.segment), Laplace())
 
 
 def learned(name: str, train) -> pp.Posterior:
     """A residual given physics, on some recordings."""
     case = CASES[name]
     model = case.module.dynamics(program=given_physics(case, identified(name)), **case.options)
-    return pp.fit(jax.random.key(0), model, recordings.trajectories(train, MACHINES[name].segment), Laplace())
+    return pp.fit(jax.random.key(0), model, benchmarks.trajectories(train, MACHINES[name].segment), Laplace())
 
 
-def scores(case: Case, windows: recordings.Windows, mean, sd) -> dict:
+def scores(case: Case, windows: benchmarks.Windows, mean, sd) -> dict:
     """Squared errors (2,), share inside 90 % intervals, and negative log density of a reading, of one test."""
     error = case.place.difference(windows.position[:, -1], np.asarray(mean))
     nll = 0.5 * (error / sd) ** 2 + np.log(sd) + 0.5 * np.log(2 * np.pi)
@@ -120,7 +120,7 @@ def on_recordings(name: str, residual: bool) -> dict:
     posterior = learned(name, train) if residual else identified(name)
     found = {}
     for test, held_out in tests.items():
-        windows = recordings.windows(held_out, HORIZON)
+        windows = benchmarks.windows(held_out, HORIZON)
         forecast = predictive(machine, posterior, windows, held_out[0])
         found[test] = scores(CASES[name], windows, forecast.mean, forecast.sd)
     return {"tests": found, "status": int(posterior.status)}
@@ -137,7 +137,7 @@ def left_out(name: str) -> dict:
     train, _ = machine.load(os.environ["PHYSPPL_DATA"])
     found = {}
     for out in train:
-        windows = recordings.windows([out], HORIZON)
+        windows = benchmarks.windows([out], HORIZON)
         found[out.name] = []
         for belief in (identified(name), learned(name, [r for r in train if r is not out])):
             forecast = predictive(machine, belief, windows, out)

@@ -20,11 +20,11 @@ from scipy.stats import chi2
 
 import physppl as pp
 from physppl import plots
-from physppl.identifiability import belief as gaussian
 from physppl.inference import Laplace
 from physppl.inference.laplace import LaplacePosterior
+from physppl.internal.units import label
 from physppl.models import two_link
-from physppl.units import label
+from physppl.posterior.identifiability import belief as gaussian
 
 DT, STEPS = 0.02, 128  # s; 2.56 s a data set
 DAMPING = 0.01  # N m s/rad, of both joints, known

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.inference.curvature import NOISES
-from physppl.trajectories import Trajectories
-from physppl.transitions import Transitions
-from physppl.virtual import Gaussian, VirtualSpace, gaussians, latent_part
+from physppl.data.trajectories import Trajectories
+from physppl.data.transitions import Transitions
+from physppl.density.curvature import NOISES
+from physppl.density.unconstrained import Gaussian, VirtualSpace, gaussians, latent_part
 
 
 class Joint(NamedTuple):

@@ -7,14 +7,14 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 from numpyro import handlers
 
-from physppl.backend import judge, prepared
+from physppl.density.curvature import scatter
+from physppl.density.unconstrained import VirtualSpace, latent_part
 from physppl.dynamics import Dynamics
-from physppl.errors import APART, Status, closest
-from physppl.inference.curvature import scatter
-from physppl.posterior import Posterior
-from physppl.precision import doubles
-from physppl.transition import Transition
-from physppl.virtual import VirtualSpace, latent_part
+from physppl.internal.errors import APART, Status, closest
+from physppl.internal.precision import doubles
+from physppl.language.transition import Transition
+from physppl.posterior.backend import judge, prepared
+from physppl.posterior.base import Posterior
 
 # {NumPyro's name of a per-draw diagnostic: ArviZ's}
 STATS = {"diverging": "diverging", "num_steps": "n_steps", "accept_prob": "acceptance_rate", "energy": "energy"}

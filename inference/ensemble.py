@@ -9,14 +9,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.backend import Backend
-from physppl.errors import Status
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference.diversity import Anchored, Diversity, Joint
 from physppl.inference.draws import DrawsPosterior
 from physppl.inference.search import Adam, Newton, Search
-from physppl.posterior import MEAN_DRAWS, Posterior, of_program
-from physppl.transition import AbstractTransition, AverageTransition
-from physppl.virtual import VirtualSpace
+from physppl.internal.errors import Status
+from physppl.language.transition import AbstractTransition, AverageTransition
+from physppl.posterior.backend import Backend
+from physppl.posterior.base import MEAN_DRAWS, Posterior, of_program
 
 FEW = 300  # parameters up to which Newton's linear algebra is the cheaper search
 DRAWS = 15  # of the prior, at least, from which its sds are taken

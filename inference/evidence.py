@@ -16,11 +16,11 @@ from jax.scipy.linalg import solve_triangular
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
+from physppl.data.transitions import Transitions
+from physppl.density.curvature import NOISES, Local, local
+from physppl.density.mode import Mode, find, unit_of
+from physppl.density.unconstrained import VirtualSpace, latent_part
 from physppl.dynamics import Dynamics
-from physppl.inference.curvature import NOISES, Local, local
-from physppl.inference.mode import Mode, find, unit_of
-from physppl.transitions import Transitions
-from physppl.virtual import VirtualSpace, latent_part
 
 
 class Chosen(NamedTuple):

@@ -10,7 +10,6 @@ from jax import Array
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Float
 
-from physppl import linear
 from physppl.inference.function_space import (
     Points,
     Told,
@@ -24,6 +23,7 @@ from physppl.inference.function_space import (
     spread,
     square_factor,
 )
+from physppl.internal import gaussians
 
 
 class Objective(eqx.Module):
@@ -88,7 +88,7 @@ class JointKL(Objective):
         shift = kept @ solve_triangular(across, factor.T @ mean, lower=True)
         tall = white.features.reshape(-1, white.features.shape[-1])
         lower = jnp.linalg.cholesky(ridged(tall.T @ tall, self.ridge))
-        free = linear.lower_inverse(lower).T
+        free = gaussians.lower_inverse(lower).T
         return Weights(own.mean - shift, square_factor(jnp.concatenate([kept, free], axis=1)))
 
 
@@ -153,7 +153,7 @@ class Printed(Objective):
         square = square + jnp.einsum("pk,dpq,qk->d", factor, told.gram, factor)
         fit = -0.5 * jnp.sum(square / noise**2 + told.rows * jnp.log(2 * jnp.pi * noise**2))
         precision = self._precision(points, noise)
-        within = linear.outer(points.features @ factor) + jnp.diag(noise**2)
+        within = gaussians.outer(points.features @ factor) + jnp.diag(noise**2)
         error = points.mean - points.features @ mean
         apart = jnp.einsum("mde,med->m", precision, within) + jnp.einsum("md,mde,me->m", error, precision, error)
         divergence = 0.5 * (apart - len(noise) - jnp.linalg.slogdet(precision)[1] - jnp.linalg.slogdet(within)[1])
@@ -161,7 +161,7 @@ class Printed(Objective):
 
     def _precision(self, points: Points, noise) -> Float[Array, "M D D"]:
         """Inverse covariance of the prior's noisy outputs at each point."""
-        return jnp.linalg.inv(linear.outer(points.factor) + jnp.diag(noise**2))
+        return jnp.linalg.inv(gaussians.outer(points.factor) + jnp.diag(noise**2))
 
 
 def _mean_gram(features: Float[Array, "M D P"], precision: Float[Array, "M D D"]) -> Float[Array, "P P"]:

@@ -17,7 +17,7 @@ from jax import Array
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Float
 
-from physppl import linear
+from physppl.internal import gaussians
 
 
 class Points(NamedTuple):
@@ -153,7 +153,7 @@ def log_evidence(told: Told, noise: Float[Array, " D"]) -> Float[Array, ""]:
     """Log marginal density of the values, in units of their scales."""
     mean, precision = conditioned(told, noise)
     square = jnp.sum(told.square / noise**2 + told.rows * jnp.log(2 * jnp.pi * noise**2))
-    return -0.5 * (square - mean @ precision @ mean) - linear.half_log_det(precision)
+    return -0.5 * (square - mean @ precision @ mean) - gaussians.half_log_det(precision)
 
 
 def learned(

@@ -10,22 +10,22 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl import linear
-from physppl.backend import Backend, empty, fit, union
+from physppl.data.input_measures import Box, JitteredData, Measure, Mixture
+from physppl.data.transitions import Transitions
+from physppl.density.curvature import Local
+from physppl.density.mode import Mode, find, unit_of
+from physppl.density.unconstrained import VirtualSpace
 from physppl.dynamics import Dynamics
 from physppl.inference import function_space as algebra
-from physppl.inference.curvature import Local
 from physppl.inference.function_objectives import Objective, Printed, Projected
 from physppl.inference.function_space import Points, Slack, Told, Weights
 from physppl.inference.laplace import Laplace, LaplacePosterior
-from physppl.inference.mode import Mode, find, unit_of
 from physppl.inference.network import NAME, Network, behind, bound
-from physppl.measures import Box, JitteredData, Measure, Mixture
-from physppl.noise import PROCESS
-from physppl.posterior import Posterior
-from physppl.precision import doubles
-from physppl.transitions import Transitions
-from physppl.virtual import VirtualSpace
+from physppl.internal import gaussians
+from physppl.internal.precision import doubles
+from physppl.language.noise import PROCESS
+from physppl.posterior.backend import Backend, empty, fit, union
+from physppl.posterior.base import Posterior
 
 SHOWN = 16  # functions of the prior that features are learned from
 SEARCHES, EVALUATIONS = 4, 60  # for a noise that is not known
@@ -132,7 +132,7 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
         point = chosen.point.at[own].set(center)
         curvature = chosen.local.curvature.at[np.ix_(own, own)].set(precision)
         evidence = chosen.local.log_joint - told.rows * np.sum(np.log(scale))  # of values in their own units
-        at_mode = evidence + linear.half_log_det(precision) - 0.5 * len(own) * np.log(2 * np.pi)
+        at_mode = evidence + gaussians.half_log_det(precision) - 0.5 * len(own) * np.log(2 * np.pi)
         found = chosen._replace(point=point, local=Local(at_mode, jnp.zeros_like(point), curvature))
         space = space.holding(_params(weights, hidden))
         share = algebra.missing_variance(points, algebra.regressed(points, 1e-8)) / algebra.typical(points.factor) ** 2

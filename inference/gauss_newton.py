@@ -14,12 +14,12 @@ from jax import Array
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from physppl.backend import empty
+from physppl.data.transitions import Transitions
+from physppl.density.curvature import NOISES, row_jacobians
+from physppl.density.unconstrained import VirtualSpace, gaussians, latent_part
 from physppl.dynamics import Dynamics
-from physppl.inference.curvature import NOISES, row_jacobians
 from physppl.inference.products import Leading, Whitened
-from physppl.transitions import Transitions
-from physppl.virtual import VirtualSpace, gaussians, latent_part
+from physppl.posterior.backend import empty
 
 ENOUGH = 1e-12  # squared length of a step, in posterior sds, at which a search ends
 RANK = 64  # of the approximation that the conjugate gradients begin with

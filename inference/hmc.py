@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from physppl import linear
-from physppl.backend import Backend
-from physppl.errors import Status
-from physppl.inference.curvature import local
+from physppl.density.curvature import local
+from physppl.density.mode import find, unit_of
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference.draws import DrawsPosterior, ended
-from physppl.inference.mode import find, unit_of
 from physppl.inference.nuts import Engine, Plan, blackjax_nuts
-from physppl.parallel import spread
-from physppl.virtual import VirtualSpace
+from physppl.internal import gaussians
+from physppl.internal.errors import Status
+from physppl.internal.parallel import spread
+from physppl.posterior.backend import Backend
 
 
 class HMC(Backend[DrawsPosterior]):
@@ -96,8 +96,8 @@ def _starts(key, space: VirtualSpace, model, data, chains: int, searches: int = 
     best = jnp.argmax(jnp.where(jnp.isfinite(densities), densities, -jnp.inf), axis=1)
     starts = draws.reshape(len(best), tries, -1)[jnp.arange(len(best)), best]
     found = jax.vmap(lambda z: find(evaluate, z[None], unit, steps))(starts)
-    factors = jax.vmap(linear.inverse_factor)(found.local.curvature)
-    evidence = jax.vmap(linear.log_evidence)(found.local.log_joint, factors)
+    factors = jax.vmap(gaussians.inverse_factor)(found.local.curvature)
+    evidence = jax.vmap(gaussians.log_evidence)(found.local.log_joint, factors)
     chosen = jax.random.categorical(mode_key, jnp.where(jnp.isfinite(evidence), evidence, -1e30), shape=(chains,))
     factors = jnp.where(jnp.isfinite(evidence)[:, None, None], factors, jnp.diag(unit))
     return found.point[chosen], factors[chosen]

@@ -9,19 +9,19 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl import linear
-from physppl.backend import Backend, judge, prepared, union
+from physppl.data.trajectories import Trajectories
+from physppl.data.transitions import Transitions
+from physppl.density.curvature import MANY, added, believed, likelihood, local, row_jacobians, scatter
+from physppl.density.mode import Mode, find, unit_of
+from physppl.density.unconstrained import VirtualSpace
 from physppl.dynamics import Dynamics
-from physppl.errors import Status, check_key
-from physppl.inference.curvature import MANY, added, believed, likelihood, local, row_jacobians, scatter
-from physppl.inference.mode import Mode, find, unit_of
-from physppl.posterior import Posterior, of_program
-from physppl.precision import doubles
-from physppl.sensing import MEASUREMENT, OFFSETS, VARIATION
-from physppl.trajectories import Trajectories
-from physppl.transition import AbstractTransition, LinearisedTransition
-from physppl.transitions import Transitions
-from physppl.virtual import VirtualSpace
+from physppl.dynamics.sensors import MEASUREMENT, OFFSETS, VARIATION
+from physppl.internal import gaussians
+from physppl.internal.errors import Status, check_key
+from physppl.internal.precision import doubles
+from physppl.language.transition import AbstractTransition, LinearisedTransition
+from physppl.posterior.backend import Backend, judge, prepared, union
+from physppl.posterior.base import Posterior, of_program
 
 TOLERANCE = 0.01  # posterior sds from the mode where a search of recordings ends: each evaluation filters all samples
 
@@ -168,8 +168,8 @@ class LaplacePosterior(Posterior):
         self.model, self.data, self.space, self.linearised = model, data, space, linearised
         self.method, self.by_evidence = method, by_evidence
         self.mode, self.decrement, self.steps = found.point, found.decrement, found.steps
-        self.factor = linear.inverse_factor(found.local.curvature)
-        self.log_evidence = linear.log_evidence(found.local.log_joint, self.factor)
+        self.factor = gaussians.inverse_factor(found.local.curvature)
+        self.log_evidence = gaussians.log_evidence(found.local.log_joint, self.factor)
         definite = jnp.all(jnp.isfinite(self.factor))
         status = jnp.where(found.decrement < 2e-4, Status.OK, Status.NOT_CONVERGED)
         status = jnp.where(definite, status, Status.NOT_POSITIVE_DEFINITE)
@@ -219,7 +219,7 @@ class LaplacePosterior(Posterior):
 
     def _entropy(self) -> Float[Array, ""]:
         columns = self.factor[:, np.flatnonzero(of_program(self.space))]
-        return linear.entropy(columns.T @ columns)
+        return gaussians.entropy(columns.T @ columns)
 
     def _samples(self, key: PRNGKeyArray, draws: int):
         noise = jax.random.normal(key, (draws, len(self.mode)), self.mode.dtype)

@@ -19,13 +19,13 @@ from jax import Array
 from jax.scipy.special import logsumexp
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl import linear
-from physppl.backend import Backend
-from physppl.errors import Status, closest
-from physppl.inference.curvature import Local, local
+from physppl.density.curvature import Local, local
+from physppl.density.mode import find, unit_of
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference.draws import DrawsPosterior
-from physppl.inference.mode import find, unit_of
-from physppl.virtual import VirtualSpace
+from physppl.internal import gaussians
+from physppl.internal.errors import Status, closest
+from physppl.posterior.backend import Backend
 
 DF = 5.0  # of the Student-t that proposes: heavier tails than what it explores
 ENOUGH = 1e-3  # posterior sds from the mode where a search ends: the evidence is then right to its square
@@ -137,8 +137,8 @@ class NestedLaplace(Backend["NestedPosterior"]):
                 return Local(here.log_joint, here.gradient.at[outer].set(0.0), block)
 
             found = find(evaluate, start.at[outer].set(value)[None], unit, self.steps, patience=0, tolerance=ENOUGH)
-            factor = linear.inverse_factor(found.local.curvature[np.ix_(inner, inner)])
-            density = linear.log_evidence(found.local.log_joint, factor)
+            factor = gaussians.inverse_factor(found.local.curvature[np.ix_(inner, inner)])
+            density = gaussians.log_evidence(found.local.log_joint, factor)
             usable = jnp.isfinite(density) & (found.decrement < 2e-4)
             mean = moved(key, found.point, factor)
             return Point(found.point, mean, factor, jnp.where(usable, density, -jnp.inf))

@@ -12,8 +12,8 @@ from jaxtyping import Float, PRNGKeyArray
 from numpyro import handlers
 
 from physppl.dynamics import Dynamics
-from physppl.integrate import Step
-from physppl.residual import residual
+from physppl.language.integrate import Step
+from physppl.language.residual import residual
 
 NAME = "network"  # of the site
 

@@ -6,11 +6,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from physppl.backend import Backend
+from physppl.data.transitions import Transitions
 from physppl.dynamics import Dynamics
 from physppl.inference.evidence import maximise
 from physppl.inference.laplace import LaplacePosterior
-from physppl.transitions import Transitions
+from physppl.posterior.backend import Backend
 
 
 class NeuralLinear(Backend[LaplacePosterior]):

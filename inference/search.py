@@ -12,14 +12,14 @@ import optax
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.inference.curvature import Local, added, local
+from physppl.data.trajectories import Trajectories
+from physppl.data.transitions import Transitions
+from physppl.density.curvature import Local, added, local
+from physppl.density.mode import find, unit_of
+from physppl.density.unconstrained import gaussians
 from physppl.inference.diversity import Joint, Member, Tilt, among
 from physppl.inference.laplace import TOLERANCE
-from physppl.inference.mode import find, unit_of
-from physppl.parallel import spread
-from physppl.trajectories import Trajectories
-from physppl.transitions import Transitions
-from physppl.virtual import gaussians
+from physppl.internal.parallel import spread
 
 
 class Found(NamedTuple):

@@ -11,19 +11,19 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl import linear
-from physppl.backend import Backend
+from physppl.data.transitions import Transitions
+from physppl.density.curvature import row_jacobians
+from physppl.density.unconstrained import VirtualSpace
 from physppl.dynamics import Dynamics
-from physppl.errors import Status
-from physppl.inference.curvature import row_jacobians
 from physppl.inference.evidence import free_space
 from physppl.inference.gauss_newton import Problem, descend, search
 from physppl.inference.structures import DataSpace, Root, Structure
-from physppl.posterior import Posterior
-from physppl.precision import doubles
-from physppl.transition import AbstractTransition, LinearisedTransition
-from physppl.transitions import Transitions
-from physppl.virtual import VirtualSpace
+from physppl.internal import gaussians
+from physppl.internal.errors import Status
+from physppl.internal.precision import doubles
+from physppl.language.transition import AbstractTransition, LinearisedTransition
+from physppl.posterior.backend import Backend
+from physppl.posterior.base import Posterior
 
 MANY = 64  # entries of a site from which they are taken for weights, which start at a draw of their prior
 PROBES = 64  # draws by which effective parameters are counted
@@ -208,7 +208,7 @@ class StructuredPosterior(Posterior):
         noises, rows = problem.noises, jnp.sum(problem.data.valid)
         slopes = jax.jacfwd(problem.log_noise)(mode)[:, noises]
         prior = jnp.diag(problem.prior_precision(mode)[noises])
-        self.noise_factor = linear.inverse_factor(2 * rows * slopes.T @ slopes + prior)
+        self.noise_factor = gaussians.inverse_factor(2 * rows * slopes.T @ slopes + prior)
         log_noise = problem.log_noise(mode)
         log_joint = problem.log_joint(mode, log_noise)
         narrower = jnp.sum(jnp.log(self.sds)) - root.half_log_det + jnp.sum(jnp.log(jnp.diagonal(self.noise_factor)))

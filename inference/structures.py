@@ -17,8 +17,8 @@ from jax.scipy.sparse.linalg import cg
 from jax.typing import DTypeLike
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl import linear
 from physppl.inference.products import Leading, Whitened, traces
+from physppl.internal import gaussians
 
 
 class Root(eqx.Module):
@@ -96,7 +96,7 @@ class Full(Structure):
 
     def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Rows:
         matrix = whitened.dense()
-        factor = linear.inverse_factor(jnp.eye(whitened.shape[1], dtype=dtype) + matrix.T @ matrix)
+        factor = gaussians.inverse_factor(jnp.eye(whitened.shape[1], dtype=dtype) + matrix.T @ matrix)
         return Rows(factor, -jnp.sum(jnp.log(jnp.diagonal(factor))))
 
 

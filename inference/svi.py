@@ -14,12 +14,12 @@ from jaxtyping import Float, PRNGKeyArray
 from numpyro.infer import Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoGuide, AutoMultivariateNormal
 
-from physppl.backend import Backend
-from physppl.errors import Status
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference.draws import DrawsPosterior, unconstrained
 from physppl.inference.evidence import free_space
 from physppl.inference.laplace import Laplace
-from physppl.virtual import VirtualSpace
+from physppl.internal.errors import Status
+from physppl.posterior.backend import Backend
 
 CLIP = 100.0  # gradient norm, of an ELBO per outcome: a draw in an impossible place counts as a bad one, not as all
 

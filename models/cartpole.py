@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
+from physppl.control.systems import SimulatedSystem
+from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
 from physppl.models.priors import Between, hold, sample
 from physppl.models.truth import true_transition
-from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
-from physppl.systems import SimulatedSystem
-from physppl.tasks import Task
+from physppl.planning.tasks import Task
 
 GRAVITY = 9.81  # m/s2
 FORCE = 10.0  # N per unit action

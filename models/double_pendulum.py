@@ -4,13 +4,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from physppl.control.systems import SimulatedSystem
+from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
-from physppl.integrate import Step
-from physppl.models.friction import friction
+from physppl.language.friction import friction
+from physppl.language.integrate import Step
 from physppl.models.priors import Between, hold, sample, up_to
 from physppl.models.truth import true_transition
-from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
-from physppl.systems import SimulatedSystem
 
 GRAVITY = 9.81  # m/s2
 EULER_DT = 0.1  # s, of the explicit Euler map that PhyDream learns

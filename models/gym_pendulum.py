@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 
+from physppl.control.systems import SimulatedSystem
+from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
-from physppl.integrate import Step
-from physppl.sites import physical
-from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
-from physppl.systems import SimulatedSystem
-from physppl.tasks import Task
+from physppl.language.integrate import Step
+from physppl.language.sites import physical
+from physppl.planning.tasks import Task
 
 DT = 0.05  # s
 MAX_SPEED = 8.0  # rad/s

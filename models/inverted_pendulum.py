@@ -8,12 +8,12 @@ import math
 
 import jax.numpy as jnp
 
+from physppl.control.systems import SimulatedSystem
+from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
 from physppl.models.priors import Between, hold, sample, up_to
 from physppl.models.truth import true_transition
-from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
-from physppl.systems import SimulatedSystem
-from physppl.tasks import Limits, Task
+from physppl.planning.tasks import Limits, Task
 
 GRAVITY = 9.81  # m/s2
 FORCE = 100.0  # N per unit action: the motor's gear

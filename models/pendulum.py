@@ -4,14 +4,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from physppl.control.systems import SimulatedSystem
+from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
-from physppl.models.friction import friction
+from physppl.language.friction import friction
 from physppl.models.priors import Between, hold, sample
 from physppl.models.standing import held
 from physppl.models.truth import true_transition
-from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
-from physppl.systems import SimulatedSystem
-from physppl.tasks import Task
+from physppl.planning.tasks import Task
 
 GRAVITY = 9.81  # m/s2
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpyro
 from jax import Array
 
+from physppl.internal.units import UNITLESS
+from physppl.language.program import Program, note_units
+from physppl.language.sites import physical
 from physppl.models.truth import refuse_unknown
-from physppl.program import Program, note_units
-from physppl.sites import physical
-from physppl.units import UNITLESS
 
 
 class Between(NamedTuple):

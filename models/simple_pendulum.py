@@ -7,12 +7,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from physppl.control.systems import SimulatedSystem
+from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
-from physppl.models.friction import friction
+from physppl.language.friction import friction
 from physppl.models.priors import Between, derived, hold, sample, up_to
 from physppl.models.truth import true_transition
-from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
-from physppl.systems import SimulatedSystem
 
 GRAVITY = 9.81  # m/s2
 WEIGHT, ROD, LENGTH = 0.546, 0.13, 0.5  # kg, at the end of the rod; kg; m

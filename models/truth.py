@@ -8,9 +8,9 @@ from typing import Any
 import numpyro
 
 from physppl.dynamics import Dynamics
-from physppl.errors import unknown
-from physppl.program import Program
-from physppl.transition import Transition
+from physppl.internal.errors import unknown
+from physppl.language.program import Program
+from physppl.language.transition import Transition
 
 
 def refuse_unknown(names, program: Callable[..., Any], field: Callable, sites) -> None:

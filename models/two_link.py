@@ -4,13 +4,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from physppl.control.systems import SimulatedSystem
+from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
-from physppl.models.friction import friction
+from physppl.language.friction import friction
 from physppl.models.priors import Between, derived, hold, sample, up_to
 from physppl.models.truth import true_transition
-from physppl.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
-from physppl.systems import SimulatedSystem
-from physppl.tasks import Limits, Task
+from physppl.planning.tasks import Limits, Task
 
 GRAVITY = 9.81  # m/s2
 STRIBECK = 0.5  # rad/s, over which dry friction falls from its value at standstill

@@ -19,11 +19,11 @@ from helpers import linear_dynamics, linear_noise, linear_truth
 from numpyro.infer.util import log_density
 
 import physppl as pp
-from physppl.filtering import smooth
+from physppl.dynamics.kalman import smooth
+from physppl.dynamics.recordings import filtered
 from physppl.inference import Laplace
 from physppl.models import cartpole, double_pendulum, pendulum
 from physppl.planning import ICEM, MPPI
-from physppl.recording_likelihood import filtered
 
 FOLDER = Path(__file__).with_name("golden")
 KEY = 7

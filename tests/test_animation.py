@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 import physppl as pp
-from physppl import animation
 from physppl.models import cartpole, furuta, quanser_cartpole, two_link
+from physppl.plots import machines
 
 MACHINES = {
-    "furuta": (furuta.dynamics(dt=0.01), animation.animate_furuta, {"arm_range": 0.75}, 40),
-    "cartpole": (cartpole.dynamics(), animation.animate_cartpole, {"pole": 1.0, "upright": 0.0}, 50),
-    "quanser_cartpole": (quanser_cartpole.dynamics(dt=0.02), animation.animate_cartpole, {"track": 0.407}, 40),
-    "two_link": (two_link.dynamics(dt=0.02), animation.animate_two_link, {"target": (1.0, 1.0)}, 40),
+    "furuta": (furuta.dynamics(dt=0.01), machines.animate_furuta, {"arm_range": 0.75}, 40),
+    "cartpole": (cartpole.dynamics(), machines.animate_cartpole, {"pole": 1.0, "upright": 0.0}, 50),
+    "quanser_cartpole": (quanser_cartpole.dynamics(dt=0.02), machines.animate_cartpole, {"track": 0.407}, 40),
+    "two_link": (two_link.dynamics(dt=0.02), machines.animate_two_link, {"target": (1.0, 1.0)}, 40),
 }
 
 
@@ -39,7 +39,7 @@ def test_animations_play_in_real_time(name, tmp_path):
 
 
 def test_the_furuta_pendulum_hangs_and_stands_where_it_is_drawn():
-    elbow, tip = animation.furuta_points([0.0, 0.0, np.pi / 2], [0.0, np.pi, np.pi / 2], 0.1, 0.3)
+    elbow, tip = machines.furuta_points([0.0, 0.0, np.pi / 2], [0.0, np.pi, np.pi / 2], 0.1, 0.3)
     np.testing.assert_allclose(elbow, [[0.1, 0, 0], [0.1, 0, 0], [0, 0.1, 0]], atol=1e-12)
     np.testing.assert_allclose(tip - elbow, [[0, 0, -0.3], [0, 0, 0.3], [-0.3, 0, 0]], atol=1e-12)
 
@@ -52,7 +52,7 @@ def test_the_drawn_furuta_pendulum_keeps_the_energy_of_the_simulated_one():
         system = furuta.system(dt, **free)
         start = np.array([0.2, 2.0, 3.0, -5.0])
         states = np.asarray(pp.rollout(system.transition, start, np.zeros((600, 1))))
-    elbow, tip = animation.furuta_points(states[:, 0], states[:, 1], furuta.ARM_LENGTH, furuta.PENDULUM_LENGTH)
+    elbow, tip = machines.furuta_points(states[:, 0], states[:, 1], furuta.ARM_LENGTH, furuta.PENDULUM_LENGTH)
     nodes, weights = np.polynomial.legendre.leggauss(2)  # exact for a quadratic along the rod
     energy = furuta.ARM_MASS / 12 * furuta.ARM_LENGTH**2 * states[1:-1, 2] ** 2 / 2  # the arm turns about its middle
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):

@@ -22,12 +22,12 @@ from helpers import (
 from scipy import stats
 
 import physppl as pp
-from physppl import uniformity
-from physppl.calibration import Calibration, calibrate
-from physppl.errors import Status
+from physppl.density.unconstrained import VirtualSpace
+from physppl.evaluation import rank_tests
+from physppl.evaluation.calibration import Calibration, calibrate
 from physppl.inference import HMC, DrawsPosterior, Laplace
+from physppl.internal.errors import Status
 from physppl.models import pendulum
-from physppl.virtual import VirtualSpace
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_its_truths_come_from_the_prior(exact):
 @pytest.mark.parametrize("defect", [{"scale": 0.7}, {"scale": 1.5}, {"bias": 0.4}, {"bias": -0.4}])
 def test_planted_defects_are_rejected(exact, defect):
     """`power` says that 300 data sets see each of them nearly always."""
-    assert uniformity.power(300, quantities=4, level=1e-3, runs=200, **defect) > 0.98
+    assert rank_tests.power(300, quantities=4, level=1e-3, runs=200, **defect) > 0.98
     assert exact.planted(**defect).rejected
 
 
@@ -84,7 +84,7 @@ def test_recordings_are_simulated_and_ranked():
     found = calibrate(jax.random.key(3), dynamics, design, Laplace())
     assert found.names == ("length",) and found.passed, found
     for defect in ({"scale": 0.6}, {"bias": 0.5}):
-        assert uniformity.power(200, level=1e-3, **defect) > 0.97
+        assert rank_tests.power(200, level=1e-3, **defect) > 0.97
         assert found.planted(**defect).rejected, defect
 
 
@@ -137,19 +137,19 @@ def test_power_agrees_with_a_table_of_others():
     Here two tests share the level, so power is a little lower for the better one.
     """
     for defect, low, high in (({"scale": 0.8}, 0.6, 0.85), ({"scale": 0.7}, 0.95, 1.0), ({"bias": 0.3}, 0.75, 0.92)):
-        assert low < uniformity.power(200, level=0.01, **defect) <= high, defect
-    assert uniformity.power(200, level=0.01) < 0.01 + 4 * np.sqrt(0.01 / 2000)  # nothing wrong: the level
+        assert low < rank_tests.power(200, level=0.01, **defect) <= high, defect
+    assert rank_tests.power(200, level=0.01) < 0.01 + 4 * np.sqrt(0.01 / 2000)  # nothing wrong: the level
 
 
 def test_bands_are_the_tests():
-    low, high = uniformity.coverage_band(200, 0.9, 1e-3)
+    low, high = rank_tests.coverage_band(200, 0.9, 1e-3)
     for count in range(150, 201):
         values = np.where(np.arange(200) < count, 0.5, 0.999)
-        assert (uniformity.coverage(values) >= 1e-3) == (low - 1e-12 <= count / 200 <= high + 1e-12), count
+        assert (rank_tests.coverage(values) >= 1e-3) == (low - 1e-12 <= count / 200 <= high + 1e-12), count
     uniform = np.random.default_rng(0).uniform(size=(50, 200))
     stray = np.array([stats.kstest(row, "uniform").pvalue < 0.05 for row in uniform])
-    covered = np.array([uniformity.coverage(row) < 0.05 for row in uniform])
-    assert np.array_equal(uniformity.rejected(uniform, 0.05), stray | covered)
+    covered = np.array([rank_tests.coverage(row) < 0.05 for row in uniform])
+    assert np.array_equal(rank_tests.rejected(uniform, 0.05), stray | covered)
 
 
 def test_the_table_the_figure_and_arviz(exact):
@@ -195,7 +195,7 @@ def test_wrong_arguments_are_named(as_user):
         ({"runs": -1}, "power: runs must be"),
     ):
         with pytest.raises(ValueError, match=said):
-            uniformity.power(100, **options)
+            rank_tests.power(100, **options)
 
 
 def test_a_program_that_observes_something_is_refused():

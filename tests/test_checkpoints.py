@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import physppl as pp
-from physppl.checkpoints import Checkpoints
-from physppl.fingerprint import fingerprint
+from physppl.control.checkpoints import Checkpoints
 from physppl.inference import HMC, Laplace
+from physppl.internal.fingerprint import fingerprint
 from physppl.models import furuta, pendulum
 from physppl.planning import ICEM, RandomPolicy, RandomShooting
 
@@ -175,7 +175,7 @@ def test_fingerprints_see_what_functions_use(monkeypatch):
 
 
 PRINTS = """
-from physppl.fingerprint import fingerprint
+from physppl.internal.fingerprint import fingerprint
 from physppl.models import pendulum
 print(*map(fingerprint, (pendulum.dynamics(), pendulum.system(), pendulum.swing_up)))
 """

@@ -25,14 +25,14 @@ from helpers import (
 from numpyro.infer import MCMC, NUTS
 
 import physppl as pp
-from physppl import scores
-from physppl.held_out import predict_ahead
+from physppl.density.unconstrained import VirtualSpace
+from physppl.evaluation import scoring_rules
+from physppl.evaluation.cross_validation import leave_one_out
+from physppl.evaluation.predictive_scores import forecastable, windows
+from physppl.evaluation.recording_forecasts import predict_ahead
 from physppl.inference import DrawsPosterior, Laplace, from_numpyro
-from physppl.leave_out import leave_one_out
-from physppl.predictions import forecastable, windows
-from physppl.virtual import VirtualSpace
 
-LEVELS = np.array(scores.LEVELS)
+LEVELS = np.array(scoring_rules.LEVELS)
 
 
 class ImportanceSampling(pp.Backend):
@@ -107,13 +107,13 @@ def mixture(seed, draws, df=None):
     rng = np.random.default_rng(seed)
     means, sds = rng.normal(size=(draws, 5, 2)), rng.uniform(0.2, 1.5, (draws, 1, 2))
     df = None if df is None else jnp.full((draws, 5, 2), df)
-    return rng.normal(size=(5, 2)) * 2, scores.Mixture(jnp.asarray(means), jnp.asarray(sds), df)
+    return rng.normal(size=(5, 2)) * 2, scoring_rules.Mixture(jnp.asarray(means), jnp.asarray(sds), df)
 
 
 def test_crps_is_the_integral_over_the_distribution_function(x64):
     """The mixture's own CRPS follows by adding the pairs of a draw with itself."""
     outcomes, found = mixture(0, 7)
-    fair = np.asarray(jax.jit(scores.crps, static_argnums=2)(jnp.asarray(outcomes), found, 6))
+    fair = np.asarray(jax.jit(scoring_rules.crps, static_argnums=2)(jnp.asarray(outcomes), found, 6))
     sds = np.broadcast_to(found.sds, found.means.shape)
     for i, j in np.ndindex(outcomes.shape):
         parts = scipy.stats.norm(np.asarray(found.means)[:, i, j], sds[:, i, j])
@@ -137,16 +137,16 @@ def test_log_density_and_intervals_are_those_of_scipy(x64, df):
     counted = np.array([[True, True]] * 4 + [[True, False]])
     outcomes = jnp.asarray(outcomes)
     score = lambda f, *more: jax.jit(f)(outcomes, found, *more)  # noqa: E731
-    logs = score(scores.log_density, jnp.asarray(counted))
+    logs = score(scoring_rules.log_density, jnp.asarray(counted))
     means, sds = np.asarray(found.means), np.asarray(found.sds)
     parts = scipy.stats.norm(means, sds) if df is None else scipy.stats.t(df, means, sds)
     density = np.where(counted, parts.pdf(outcomes), 1.0).prod(-1).mean(0)
     np.testing.assert_allclose(logs, np.log(density), rtol=1e-10)
     rank = parts.cdf(outcomes).mean(0)
-    np.testing.assert_allclose(score(scores.cdf), rank, rtol=1e-8)
+    np.testing.assert_allclose(score(scoring_rules.cdf), rank, rtol=1e-8)
     expected = np.abs(rank - 0.5) <= LEVELS[:, None, None] / 2
-    np.testing.assert_array_equal(score(scores.inside), expected)
-    assert np.isnan(score(scores.crps)).all() == (df is not None)
+    np.testing.assert_array_equal(score(scoring_rules.inside), expected)
+    assert np.isnan(score(scoring_rules.crps)).all() == (df is not None)
 
 
 def test_figures_are_the_closed_forms_of_a_conjugate_model(laplace, train, test_data):

@@ -10,10 +10,10 @@ from arviz_stats.base import array_stats
 from helpers import coloured_actions, recording
 
 import physppl as pp
-from physppl.forecasting import forecast
+from physppl.density.unconstrained import VirtualSpace
+from physppl.evaluation.forecasts import forecast
 from physppl.inference import HMC, Laplace
 from physppl.models import cartpole, pendulum
-from physppl.virtual import VirtualSpace
 
 pytestmark = pytest.mark.science
 LEVELS, STEPS, WINDOWS = (0.5, 0.8, 0.95), (1, 5, 20), 2000

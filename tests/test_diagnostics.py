@@ -13,9 +13,9 @@ from numpyro import handlers
 from test_identifiability import product, tank, tank_data
 
 import physppl as pp
-from physppl import diagnostics
 from physppl.inference import HMC, DrawsPosterior, FunctionSpaceVI, Laplace, NeuralLinear, StructuredLaplace
 from physppl.models import pendulum
+from physppl.posterior import diagnostics
 
 TRUTH = {"mass": 0.9, "length": 1.1, "damping": 0.08}
 

@@ -18,6 +18,7 @@ from helpers import (
 from test_exactness import Regression
 
 import physppl as pp
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference import (
     Adam,
     Anchored,
@@ -31,11 +32,10 @@ from physppl.inference import (
     widest_disagreement,
 )
 from physppl.inference.diversity import Joint, resampled
+from physppl.language.transition import LaterTransition
 from physppl.models import pendulum
 from physppl.planning import ICEM
 from physppl.planning.planner import evaluate
-from physppl.transition import LaterTransition
-from physppl.virtual import VirtualSpace
 
 KEY = jax.random.key(0)
 STATE, ACTIONS = np.array([0.3, -0.5]), np.array([[0.5], [-0.9], [0.1], [0.7]])

@@ -9,8 +9,8 @@ import pytest
 from helpers import planners
 
 import physppl as pp
-from physppl.errors import Status
 from physppl.inference import HMC, Laplace
+from physppl.internal.errors import Status
 from physppl.planning import ICEM, RandomPolicy, RandomShooting
 
 state = pp.StateSpace(angle=pp.Angle(), velocity=pp.Real("rad/s", scale=8.0))

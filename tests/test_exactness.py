@@ -20,11 +20,11 @@ from numpyro.infer.util import potential_energy
 from scipy.stats import multivariate_normal
 
 import physppl as pp
+from physppl.density.mode import find
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference import Laplace, curvature
 from physppl.inference.laplace import at
-from physppl.inference.mode import find
 from physppl.models import cartpole, pendulum
-from physppl.virtual import VirtualSpace
 
 
 @pytest.fixture(autouse=True)

@@ -32,12 +32,12 @@ from numpyro.infer.util import log_density
 from scipy.linalg import block_diag
 
 import physppl as pp
-from physppl.filtering import smooth
+from physppl.density.curvature import _gaussian, local
+from physppl.density.unconstrained import Gaussian, VirtualSpace
+from physppl.dynamics.kalman import smooth
+from physppl.dynamics.recordings import filtered
 from physppl.inference import Laplace
-from physppl.inference.curvature import _gaussian, local
 from physppl.inference.laplace import at
-from physppl.recording_likelihood import filtered
-from physppl.virtual import Gaussian, VirtualSpace
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -13,9 +13,9 @@ from numpyro import handlers
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 
 import physppl as pp
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference import DrawsPosterior, Laplace
-from physppl.progress import compile_clock
-from physppl.virtual import VirtualSpace
+from physppl.internal.progress import compile_clock
 
 state = pp.StateSpace(level=pp.Real("m", scale=2.0), flow=pp.Real("m/s"))
 action = pp.ActionSpace(valve=pp.Bounded(-1.0, 1.0))

@@ -9,9 +9,9 @@ import pytest
 from oracles import machines, oracles, prior_draws, scattered
 
 import physppl as pp
+from physppl.language.friction import friction
+from physppl.language.program import rebuild
 from physppl.models import cartpole, double_pendulum, furuta, pendulum, quanser_cartpole, simple_pendulum, two_link
-from physppl.models.friction import friction
-from physppl.program import rebuild
 
 ROWS = 400
 named = pytest.mark.parametrize("model", [*machines, pendulum, cartpole], ids=lambda m: m.__name__.split(".")[-1])

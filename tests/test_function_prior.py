@@ -8,8 +8,8 @@ from helpers import linear_data, linear_dynamics, linear_features, linear_noise
 from test_function_space import NOISE, regression
 
 import physppl as pp
+from physppl.data.input_measures import Box
 from physppl.inference import Ensemble, FunctionSpaceVI, Slack
-from physppl.measures import Box
 from physppl.models import pendulum
 
 

@@ -10,10 +10,10 @@ import pytest
 from helpers import linear_data, linear_dynamics, linear_features, linear_mean, linear_noise, linear_sd, recording
 
 import physppl as pp
+from physppl.data.input_measures import Box, JitteredData, Mixture, Visited
 from physppl.inference import FunctionSpaceVI, JointKL, Laplace, Printed, Projected, Slack
 from physppl.inference import function_space as algebra
 from physppl.inference.function_space import Points, Weights
-from physppl.measures import Box, JitteredData, Mixture, Visited
 from physppl.models import pendulum
 
 NOISE = np.array([0.002, 0.02])

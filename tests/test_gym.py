@@ -9,12 +9,12 @@ import pytest
 from helpers import example
 
 import physppl as pp
-from physppl.acquisition import PosteriorMean
-from physppl.fingerprint import fingerprint
-from physppl.gym import GymSystem
+from physppl.control.gym import GymSystem
 from physppl.inference import Laplace
+from physppl.internal.fingerprint import fingerprint
 from physppl.models import gym_pendulum, inverted_pendulum
 from physppl.planning import ICEM, RandomPolicy, RandomShooting
+from physppl.planning.acquisition import PosteriorMean
 
 gymnasium = pytest.importorskip("gymnasium", reason="the [gym] extra is not installed")
 from gymnasium.spaces import Box, Dict, Discrete  # noqa: E402

@@ -123,7 +123,7 @@ def test_a_param_without_a_prior_is_refused_by_name():
 
 ON_EIGHT_DEVICES = """
     import jax, jax.numpy as jnp, numpy as np
-    from physppl.parallel import spread
+    from physppl.internal.parallel import spread
     assert jax.device_count() == 8
     jax.config.update("jax_enable_x64", True)
 

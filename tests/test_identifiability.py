@@ -21,11 +21,11 @@ from helpers import (
 )
 
 import physppl as pp
-from physppl import moments
-from physppl.identifiability import compare
+from physppl.density import moments
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference import DrawsPosterior, Laplace
 from physppl.models import pendulum
-from physppl.virtual import VirtualSpace
+from physppl.posterior.identifiability import compare
 
 space = pp.StateSpace(level=pp.Real("m"))
 action = pp.ActionSpace(valve=pp.Bounded(-1.0, 1.0))

@@ -18,7 +18,7 @@ import xarray
 import physppl as pp
 from physppl.cli import machine, main, report
 from physppl.cli.identify import FILES
-from physppl.held_out import WIDTH, _at, _held, predict_ahead, surprises
+from physppl.evaluation.recording_forecasts import WIDTH, _at, _held, predict_ahead, surprises
 from physppl.inference import Laplace
 from physppl.models import cartpole, double_pendulum, furuta, gym_pendulum, pendulum
 

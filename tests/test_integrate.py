@@ -9,7 +9,7 @@ import scipy.linalg
 from jax.test_util import check_grads
 
 import physppl as pp
-from physppl.integrate import StepResidual, stepper
+from physppl.language.integrate import StepResidual, stepper
 
 MATRIX = np.array([[0.0, 1.0], [-4.0, -0.3]])  # a damped oscillator
 INPUT = np.array([[0.0], [2.0]])

@@ -6,7 +6,7 @@ import pytest
 from helpers import example
 
 import physppl as pp
-from physppl.errors import Status
+from physppl.internal.errors import Status
 
 gymnasium = pytest.importorskip("gymnasium", reason="the [gym] extra is not installed")
 mujoco = pytest.importorskip("mujoco", reason="the [mujoco] extra is not installed")

@@ -11,9 +11,9 @@ from numpyro import handlers
 from oracles import machines, oracles, prior_draws, published, scattered, two_bodies
 
 import physppl as pp
-from physppl import recordings
+from physppl.evaluation import benchmarks
+from physppl.language.program import rebuild, unit_table
 from physppl.models import double_pendulum, furuta, quanser_cartpole, simple_pendulum, two_link
-from physppl.program import rebuild, unit_table
 
 DATA = os.environ.get("PHYSPPL_DATA")
 DRAWS = 200
@@ -289,8 +289,8 @@ def test_systems_start_near_hanging_at_rest(model):
 @pytest.mark.skipif(not DATA, reason="PHYSPPL_DATA names no folder of real recordings")
 @pytest.mark.parametrize("model", [furuta, two_link, simple_pendulum], ids=lambda m: m.__name__.split(".")[-1])
 def test_recordings_fit_into_the_spaces(model):
-    train, tests = getattr(recordings, model.__name__.split(".")[-1])(DATA)
+    train, tests = getattr(benchmarks, model.__name__.split(".")[-1])(DATA)
     dynamics = model.dynamics()
     for recording in [*train, *(r for group in tests.values() for r in group)]:
-        dynamics.check(recordings.transitions([recording]))
+        dynamics.check(benchmarks.transitions([recording]))
         assert recording.dt == dynamics.dt

@@ -7,12 +7,12 @@ import pytest
 from helpers import drawn, linear_data, linear_dynamics
 
 import physppl as pp
-from physppl.agent import Agent
-from physppl.episodes import play
+from physppl.control.agent import Agent
+from physppl.control.episodes import play
 from physppl.inference import Laplace
 from physppl.models import pendulum
-from physppl.objectives import Constrained
 from physppl.planning import ICEM, RandomPolicy, RandomShooting
+from physppl.planning.objectives import Constrained
 
 TASK = pp.Task(lambda x, u: x[0] - u[0] ** 2, steps=10)
 

@@ -134,7 +134,9 @@ def test_the_modules_form_no_cycle():
         visit(name)
 
 
-@pytest.mark.parametrize("name", ["physppl", "physppl.models", "physppl.inference", "physppl.planning"])
+@pytest.mark.parametrize(
+    "name", ["physppl", "physppl.models", "physppl.inference", "physppl.planning", "physppl.plots"]
+)
 def test_exports_are_listed_in_order_and_once(name):
     tree = ast.parse(modules()[name].read_text())
     exported = [

@@ -12,10 +12,11 @@ from helpers import linear_data, linear_dynamics, recording
 from PIL import Image
 
 import physppl as pp
-from physppl import animation, loop_plots, plots
+from physppl import plots
 from physppl.inference import Laplace
 from physppl.models import pendulum
 from physppl.planning import RandomPolicy
+from physppl.plots import loops, machines
 
 TRUTH = {"mass": 0.9, "length": 1.1, "damping": 0.08}
 BOUNDS = {"mass": (0.2, 2.0), "length": (0.3, 1.8), "damping": (0.0, 0.2)}
@@ -90,7 +91,7 @@ def labels(figure):
 
 
 def test_importing_loads_no_matplotlib():
-    modules = "physppl, physppl.plots, physppl.animation, physppl.summary, physppl.recordings"
+    modules = "physppl, physppl.plots, physppl.plots.machines, physppl.posterior.summary, physppl.evaluation.benchmarks"
     code = f"import sys, {modules}; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -192,7 +193,7 @@ def a_run(posterior, returns, solved):
 
 def test_returns_show_episodes_and_baselines(linear):
     run = a_run(linear, [1.0, 5.0, 6.0], [False, True, True])
-    figure = loop_plots.returns(run, oracle=[6.5, 7.5], random=0.5)
+    figure = loops.returns(run, oracle=[6.5, 7.5], random=0.5)
     assert_legible(figure)
     [axis] = figure.axes
     lines = {line.get_label(): line for line in axis.get_lines()}
@@ -205,7 +206,7 @@ def test_returns_show_episodes_and_baselines(linear):
 
 def test_learning_curves_show_medians_and_quartiles_of_every_agent():
     values = np.arange(20.0).reshape(5, 4)
-    figure = loop_plots.learning_curves({"one": values, "other": values + 1}, oracle=19.0)
+    figure = loops.learning_curves({"one": values, "other": values + 1}, oracle=19.0)
     assert_legible(figure)
     [axis] = figure.axes
     lines = {line.get_label(): line for line in axis.get_lines()}
@@ -238,7 +239,7 @@ def test_animation_has_a_frame_per_step_and_plays_in_real_time(tmp_path):
     steps = 12
     states = np.stack([np.linspace(0, 3, steps + 1), np.zeros(steps + 1)], 1)
     actions = np.linspace(-2.5, 2.5, steps)[:, None]
-    path = animation.animate_pendulum(tmp_path / "swing.gif", states, actions, pendulum.dynamics(), every=2)
+    path = machines.animate_pendulum(tmp_path / "swing.gif", states, actions, pendulum.dynamics(), every=2)
     with Image.open(path) as picture:
         assert picture.n_frames == steps // 2 and picture.info["duration"] == 100  # ms: two steps of 0.05 s
         frames = []

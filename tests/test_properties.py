@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from numpyro.infer.util import log_density, potential_energy
 
 import physppl as pp
+from physppl.data.transitions import bucket
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference import Laplace
+from physppl.internal.progress import compile_clock
 from physppl.models import pendulum
-from physppl.progress import compile_clock
-from physppl.transitions import bucket
-from physppl.virtual import VirtualSpace
 
 few = settings(max_examples=10)
 seeds = st.integers(0, 2**16)

@@ -6,7 +6,7 @@ import pytest
 import xarray
 
 import physppl as pp
-from physppl import readers
+from physppl.data import readers
 from physppl.models import furuta, pendulum
 
 pytestmark = pytest.mark.usefixtures("as_user")

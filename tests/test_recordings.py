@@ -12,9 +12,9 @@ from helpers import example, linear_data, linear_dynamics
 from scipy.signal import savgol_coeffs
 
 import physppl as pp
-from physppl import recordings
+from physppl.evaluation import benchmarks
+from physppl.evaluation.benchmarks import Recording
 from physppl.inference import Laplace
-from physppl.recordings import Recording
 
 DATA = os.environ.get("PHYSPPL_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="PHYSPPL_DATA names no folder of real recordings")
@@ -32,7 +32,7 @@ def module(path: Path):
 def reference():
     written, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the data folder stays as it is
     try:
-        return module(Path(DATA) / "recordings.py")
+        return module(Path(DATA) / "benchmarks.py")
     finally:
         sys.dont_write_bytecode = written
 
@@ -50,7 +50,7 @@ def made_up(samples=200, coordinates=2, inputs=1, **protocol):
 @needs_data
 @pytest.mark.parametrize("machine", ["furuta", "two_link", "simple_pendulum"])
 def test_readers_windows_and_scores_agree_with_the_reference(reference, machine):
-    train, tests = getattr(recordings, machine)(DATA)
+    train, tests = getattr(benchmarks, machine)(DATA)
     their_train, their_tests = getattr(reference, machine)()
     assert list(tests) == list(their_tests)
     assert all(r.delay > 0 for r in train) == (machine != "simple_pendulum")
@@ -61,14 +61,14 @@ def test_readers_windows_and_scores_agree_with_the_reference(reference, machine)
             for part in ("position", "state", "inputs"):
                 np.testing.assert_array_equal(getattr(a, part), getattr(b, part))
         for horizon in (0.1, 0.2, 0.5):
-            a, b = recordings.windows(mine, horizon), reference.windows(theirs, horizon)
+            a, b = benchmarks.windows(mine, horizon), reference.windows(theirs, horizon)
             for part in ("initial_state", "inputs", "position"):
                 np.testing.assert_array_equal(getattr(a, part), getattr(b, part))
-            predicted = recordings.constant_velocity(a)
+            predicted = benchmarks.constant_velocity(a)
             np.testing.assert_array_equal(predicted, reference.constant_velocity(b))
-            np.testing.assert_array_equal(recordings.rmse(a, predicted), reference.rmse(b, predicted))
+            np.testing.assert_array_equal(benchmarks.rmse(a, predicted), reference.rmse(b, predicted))
             bounds = predicted - 0.1, predicted + 0.2
-            np.testing.assert_array_equal(recordings.coverage(a, *bounds), reference.coverage(b, *bounds))
+            np.testing.assert_array_equal(benchmarks.coverage(a, *bounds), reference.coverage(b, *bounds))
 
 
 def test_smoothing_is_the_least_squares_cubic():
@@ -86,35 +86,35 @@ def test_smoothing_is_the_least_squares_cubic():
 
 def test_windows_start_where_the_protocol_says():
     recording, _ = made_up(delay=3, stride=7, margin=5)
-    found = recordings.windows([recording, recording], 0.1)
+    found = benchmarks.windows([recording, recording], 0.1)
     starts = np.arange(5, 200 - 50 - 5, 7)  # 50 samples, the longest horizon, follow every start
     assert len(found) == 2 * len(starts) and found.horizon == pytest.approx(0.1)
     assert found.inputs.shape == (len(found), 10, 1) and found.position.shape == (len(found), 11, 2)
     np.testing.assert_array_equal(found.inputs[: len(starts), 0, 0], starts - 3)  # the made-up input is its own index
     np.testing.assert_array_equal(found.initial_state[: len(starts)], recording.state[starts])
     np.testing.assert_array_equal(found.position[: len(starts), -1], recording.position[starts + 10])
-    longest = recordings.windows([recording, recording], 0.5)
+    longest = benchmarks.windows([recording, recording], 0.5)
     np.testing.assert_array_equal(longest.initial_state, found.initial_state)  # the same starts for every horizon
 
 
 def test_scores_by_hand():
     recording, _ = made_up(margin=5)
-    found = recordings.windows([recording], 0.2)
+    found = benchmarks.windows([recording], 0.2)
     end = found.position[:, -1]
     shift = np.where(np.arange(len(found))[:, None] % 2, 0.3, -0.1) * np.ones(2)
     odd = np.mean(np.arange(len(found)) % 2)
-    np.testing.assert_allclose(recordings.rmse(found, end + shift), np.sqrt(odd * 0.09 + (1 - odd) * 0.01))
-    np.testing.assert_allclose(recordings.coverage(found, end - 0.2, end + shift), odd)
+    np.testing.assert_allclose(benchmarks.rmse(found, end + shift), np.sqrt(odd * 0.09 + (1 - odd) * 0.01))
+    np.testing.assert_allclose(benchmarks.coverage(found, end - 0.2, end + shift), odd)
     with pytest.raises(ValueError, match="ends of the windows must have shape"):
-        recordings.rmse(found, end[:, 0])
+        benchmarks.rmse(found, end[:, 0])
     with pytest.raises(ValueError, match="ends of the windows must have shape"):
-        recordings.coverage(found, 0.0, 1.0)
+        benchmarks.coverage(found, 0.0, 1.0)
 
 
 def test_transitions_keep_to_one_recording_and_delay_inputs():
     first, _ = made_up(samples=60, margin=4, delay=2)
     second, _ = made_up(samples=80, margin=4, delay=2)
-    data = recordings.transitions([first, second])
+    data = benchmarks.transitions([first, second])
     assert len(data) == (60 - 8 - 1) + (80 - 8 - 1)
     np.testing.assert_array_equal(data.states[:51], first.state[4:55])
     np.testing.assert_array_equal(data.next_states[:51], first.state[5:56])
@@ -141,7 +141,7 @@ def files(folder: Path, *names: str):
 
 def test_reader_resamples_to_the_mean_torque(tmp_path):
     files(tmp_path, "ddp", "energy_shaping", "direct_collocation", "sac")
-    train, tests = recordings.simple_pendulum(tmp_path)
+    train, tests = benchmarks.simple_pendulum(tmp_path)
     assert [len(r.times) for r in train] == [600, 400] and list(tests) == ["direct collocation", "sac 0-4 s"]
     sac = tests["sac 0-4 s"][0]
     np.testing.assert_allclose(sac.inputs[:, 0], 2 * (sac.times + 0.005), atol=1e-9)  # a ramp's mean: its middle
@@ -167,7 +167,7 @@ GROUPS = ("qq_chrip_10to0Hz_p1.5V", "qq_chrip_10to0Hz_m1.5V", "qq-su_250Hz_7s_",
 
 def test_furuta_reader_differentiates_angles_and_drops_the_artefact(tmp_path):
     qube_files(tmp_path, dict.fromkeys(GROUPS, 5))
-    train, tests = recordings.furuta(tmp_path)
+    train, tests = benchmarks.furuta(tmp_path)
     assert [r.inputs[0, 0] for r in train] == [0, 1, 0, 1] and {k: len(v) for k, v in tests.items()} == {
         "chirp": 5,
         "swing-up": 5,
@@ -180,10 +180,10 @@ def test_furuta_reader_differentiates_angles_and_drops_the_artefact(tmp_path):
 
 def test_furuta_reader_counts_its_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="'furuta_qube' is missing"):
-        recordings.furuta(tmp_path)
+        benchmarks.furuta(tmp_path)
     qube_files(tmp_path, dict.fromkeys(GROUPS, 5) | {GROUPS[2]: 4})  # one less would move a test into training
     with pytest.raises(FileNotFoundError, match="holds 4 files 'qq-su_250Hz_7s__.* instead of 5"):
-        recordings.furuta(tmp_path)
+        benchmarks.furuta(tmp_path)
 
 
 def test_two_link_reader_resamples_to_250_hz(tmp_path):
@@ -201,7 +201,7 @@ def test_two_link_reader_resamples_to_250_hz(tmp_path):
             "tau_meas": 0 * pos,
         }
         np.savez(folder / f"C1_sysid_20230629-{run}.npz", t=t, **arrays)
-    train, tests = recordings.two_link(tmp_path)
+    train, tests = benchmarks.two_link(tmp_path)
     assert [r.name for r in train] == runs[:4] and [tests[k][0].name for k in tests] == runs[4:]
     one = train[1]
     now = t[0] + one.times
@@ -213,12 +213,12 @@ def test_two_link_reader_resamples_to_250_hz(tmp_path):
 
 def test_missing_folder_and_file_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
-        recordings.simple_pendulum(tmp_path / "nowhere")
+        benchmarks.simple_pendulum(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="'ddp.npz' is missing"):
-        recordings.simple_pendulum(tmp_path)
+        benchmarks.simple_pendulum(tmp_path)
     files(tmp_path, "ddp")
     with pytest.raises(FileNotFoundError, match="'energy_shaping.npz' is missing; .* holds ddp.npz"):
-        recordings.simple_pendulum(tmp_path)
+        benchmarks.simple_pendulum(tmp_path)
 
 
 def test_bad_recordings_are_refused():
@@ -231,13 +231,13 @@ def test_bad_recordings_are_refused():
         Recording.smoothed("gap", 0.01, broken, wave, window=9)
     short = Recording.smoothed("short", 0.01, wave, wave, window=9)
     with pytest.raises(ValueError, match="no recording is longer than 0.5 s"):
-        recordings.windows([short], 0.1)
+        benchmarks.windows([short], 0.1)
     with pytest.raises(ValueError, match="horizon must lie between 0.01 s and 0.5 s"):
-        recordings.windows([made_up()[0]], 0.6)
+        benchmarks.windows([made_up()[0]], 0.6)
     with pytest.raises(ValueError, match="one sampling time"):
-        recordings.transitions([short, Recording.smoothed("slow", 0.02, wave, wave, window=9)])
+        benchmarks.transitions([short, Recording.smoothed("slow", 0.02, wave, wave, window=9)])
     with pytest.raises(ValueError, match="nothing is left"):
-        recordings.transitions([Recording.smoothed("short", 0.01, wave[:41], wave[:41], window=9)])
+        benchmarks.transitions([Recording.smoothed("short", 0.01, wave[:41], wave[:41], window=9)])
 
 
 def test_forecast_is_the_belief_rolled_out():
@@ -245,8 +245,8 @@ def test_forecast_is_the_belief_rolled_out():
     data, draws = linear_data(), 2000
     states, actions = np.asarray(data.states)[:3], np.asarray(data.actions)[:3]
     key = jax.random.key(1)
-    noisy = recordings.forecast(key, posterior, states, actions[:, None], draws)[:, :, 1]
-    plain = recordings.forecast(key, posterior, states, actions[:, None], draws, noise=False)[:, :, 1]
+    noisy = benchmarks.forecast(key, posterior, states, actions[:, None], draws)[:, :, 1]
+    plain = benchmarks.forecast(key, posterior, states, actions[:, None], draws, noise=False)[:, :, 1]
     # Linear in its parameters with a Gaussian belief: one step is Gaussian, with the moments of predict and basis.
     mean, factor = (np.asarray(x) for x in posterior.basis(states, actions))
     believed = np.einsum("ndr,ner->nde", factor, factor)
@@ -259,7 +259,7 @@ def test_forecast_is_the_belief_rolled_out():
             error = np.abs(np.cov(sample[:, i].T) - covariance[i])
             assert np.all(error < 4.5 * np.sqrt(2 / draws) * np.outer(sd[i], sd[i]))
     # Every draw holds for the whole rollout: two steps are one step from where the first ended, with the same sites.
-    two = recordings.forecast(key, posterior, states[:1], actions[None, :2], 5, noise=False)
+    two = benchmarks.forecast(key, posterior, states[:1], actions[None, :2], 5, noise=False)
     drawn = jax.vmap(posterior.draw)(jax.random.split(jax.random.split(key)[0], 5))
     for k in range(5):
         transition = jax.tree.map(lambda leaf, k=k: leaf[k], drawn)
@@ -270,7 +270,7 @@ def test_forecast_is_the_belief_rolled_out():
 @needs_data
 def test_real_pendulum_is_predicted_nearly_as_well_as_by_a_trajectory_fit():
     script = example("real_pendulum")
-    train, tests = recordings.simple_pendulum(DATA)
+    train, tests = benchmarks.simple_pendulum(DATA)
     posteriors = script.fits(train)
     rows = {(row["test"], row["horizon"]): row for row in script.scores(posteriors, tests)}
     for backend, posterior in posteriors.items():

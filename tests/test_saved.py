@@ -22,10 +22,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import physppl as pp
-from physppl import files, saved
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference import DrawsPosterior
+from physppl.internal import files
 from physppl.models import pendulum
-from physppl.virtual import VirtualSpace
+from physppl.posterior import saving
 
 
 def bound(constant=0.5, site="gain", size=2, mean=0.0, state=linear_state, **options) -> pp.Dynamics:
@@ -119,7 +120,7 @@ def same(a: pp.Posterior, b: pp.Posterior) -> bool:
 
 
 def tree(posterior) -> str:
-    return json.dumps(saved.Writer(posterior.model).node(posterior, "posterior"))
+    return json.dumps(saving.Writer(posterior.model).node(posterior, "posterior"))
 
 
 @pytest.fixture(scope="module")
@@ -205,14 +206,14 @@ def test_a_field_with_a_default_may_be_newer_than_the_file(tmp_path, monkeypatch
 
 def rebuilt(content: bytes, change) -> bytes:
     """A file with another header and a checksum that fits."""
-    start = len(saved.MAGIC) + saved.DIGEST
+    start = len(saving.MAGIC) + saving.DIGEST
     body = content[start:]
     size = 8 + int.from_bytes(body[:8], "little")
     header = json.loads(body[8:size])
     change(header)
     text = json.dumps(header).encode()
     body = len(text).to_bytes(8, "little") + text + body[size:]
-    return saved.MAGIC + saved.hashlib.sha256(body).digest() + body
+    return saving.MAGIC + saving.hashlib.sha256(body).digest() + body
 
 
 def narrow(scale):
@@ -314,7 +315,7 @@ def test_files_that_are_none_are_refused(file, tmp_path, as_user):
             load(rebuilt(whole, lambda header, what=what: header.update({what: 3})))
     body = (100_000).to_bytes(8, "little") + b"[" * 100_000
     with pytest.raises(ValueError, match="is not as `save` writes: RecursionError"):
-        load(saved.MAGIC + saved.hashlib.sha256(body).digest() + body)
+        load(saving.MAGIC + saving.hashlib.sha256(body).digest() + body)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         pp.load(tmp_path / "nowhere", bound())
     with pytest.raises(IsADirectoryError):
@@ -370,7 +371,10 @@ FILES: dict[str, Any] = {}
 
 @pytest.fixture(scope="module", autouse=True)
 def encoded(belief):
-    FILES["one"], FILES["other"] = saved.encode(belief), saved.encode(drawn(belief.model, linear_data(rows=6), seed=1))
+    FILES["one"], FILES["other"] = (
+        saving.encode(belief),
+        saving.encode(drawn(belief.model, linear_data(rows=6), seed=1)),
+    )
     FILES["belief"] = belief
 
 

@@ -11,8 +11,8 @@ from numpyro import handlers
 from numpyro.infer.util import unconstrain_fn
 
 import physppl as pp
-from physppl.program import unit_table
-from physppl.sites import bounded
+from physppl.language.program import unit_table
+from physppl.language.sites import bounded
 
 state = pp.StateSpace(angle=pp.Angle(), velocity=pp.Real("rad/s", scale=8.0))
 action = pp.ActionSpace(torque=pp.Bounded(-3.0, 1.0, "N m"))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import physppl as pp
-from physppl import units
+from physppl.internal import units
 
 
 def space():

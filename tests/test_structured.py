@@ -9,6 +9,7 @@ import pytest
 from helpers import linear_action, linear_data, linear_dynamics, linear_features, linear_state, recording
 
 import physppl as pp
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference import (
     DataSpace,
     Diagonal,
@@ -24,7 +25,6 @@ from physppl.inference import (
 )
 from physppl.inference.products import Whitened
 from physppl.models import pendulum
-from physppl.virtual import VirtualSpace
 
 ROWS, SIZE = 60, 300
 

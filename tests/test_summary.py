@@ -9,9 +9,9 @@ import pytest
 from helpers import linear_data, linear_dynamics, linear_truth, recording
 
 import physppl as pp
-from physppl import summary
 from physppl.inference import HMC, Laplace
 from physppl.models import pendulum
+from physppl.posterior import summary
 
 TRUTH = {"mass": 0.9, "length": 1.1, "damping": 0.08}
 NOISE = 0.01  # of the coordinates' scales, over one step

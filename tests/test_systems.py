@@ -7,12 +7,12 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import physppl as pp
-from physppl.agent import Agent
-from physppl.episodes import judged
+from physppl.control.agent import Agent
+from physppl.control.episodes import judged
 from physppl.inference import Laplace
 from physppl.models import furuta, pendulum
-from physppl.objectives import Constrained
 from physppl.planning import ICEM, Planner, RandomPolicy, RandomShooting
+from physppl.planning.objectives import Constrained
 
 DT = 0.05
 TASK = pp.Task(lambda x, u: x[0], 20)

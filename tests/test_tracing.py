@@ -7,9 +7,9 @@ from helpers import backends, linear_action, linear_data, linear_program, linear
 
 import physppl as pp
 from physppl.inference import HMC
+from physppl.internal.progress import compile_clock
 from physppl.models import pendulum
 from physppl.planning import ICEM
-from physppl.progress import compile_clock
 
 TASK = pp.Task(lambda x, u: -(x[1] ** 2), steps=12)
 PLANNER = ICEM(horizon=5, population=16, elites=4, keep=2)

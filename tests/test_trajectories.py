@@ -14,11 +14,11 @@ from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, Predictive
 
 import physppl as pp
+from physppl.data.trajectories import fine_bucket, lagged
+from physppl.density.curvature import local
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference import Laplace
-from physppl.inference.curvature import local
 from physppl.models import pendulum
-from physppl.trajectories import fine_bucket, lagged
-from physppl.virtual import VirtualSpace
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -11,11 +11,11 @@ import pytest
 from helpers import linear_data, linear_dynamics, recording
 
 import physppl as pp
-from physppl.backend import union
+from physppl.data.repeats import repeats
 from physppl.inference import HMC, DrawsPosterior, Laplace, LaplacePosterior
+from physppl.internal.progress import compile_clock
 from physppl.models import pendulum
-from physppl.progress import compile_clock
-from physppl.repeats import repeats
+from physppl.posterior.backend import union
 
 KEY = jax.random.key(0)
 both = pytest.mark.parametrize("backend", [Laplace(), Laplace(recursive=True)], ids=["all data", "recursive"])

@@ -14,22 +14,22 @@ import numpy as np
 from numpyro import handlers
 
 import physppl as pp
-from physppl import animation
 from physppl.cli.machine import MODELS
-from physppl.errors import closest, unknown
+from physppl.internal.errors import closest, unknown
 from physppl.models import furuta, quanser_cartpole, two_link
+from physppl.plots import machines
 
 TASKS = ("swing_up", "reach")
 MACHINES = {n: m for n, m in MODELS.items() if hasattr(m, "system") and any(hasattr(m, task) for task in TASKS)}
 FLAT = {"two_link": {"gravity": 0.0}}  # known of a machine by its task: the arm that reaches lies flat
 NOISE = 0.01  # sd of readings of the SIM2GP experiments (github.com/bhahner/MC-PILCO)
 ANIMATIONS = {
-    "cartpole": functools.partial(animation.animate_cartpole, pole=1.0, upright=0.0),
-    "furuta": functools.partial(animation.animate_furuta, arm_range=furuta.ARM_RANGE),
-    "gym_pendulum": functools.partial(animation.animate_pendulum, upright=0.0),
-    "pendulum": animation.animate_pendulum,
-    "quanser_cartpole": functools.partial(animation.animate_cartpole, track=quanser_cartpole.TRACK),
-    "two_link": functools.partial(animation.animate_two_link, target=two_link.TARGET),
+    "cartpole": functools.partial(machines.animate_cartpole, pole=1.0, upright=0.0),
+    "furuta": functools.partial(machines.animate_furuta, arm_range=furuta.ARM_RANGE),
+    "gym_pendulum": functools.partial(machines.animate_pendulum, upright=0.0),
+    "pendulum": machines.animate_pendulum,
+    "quanser_cartpole": functools.partial(machines.animate_cartpole, track=quanser_cartpole.TRACK),
+    "two_link": functools.partial(machines.animate_two_link, target=two_link.TARGET),
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from physppl.progress import compile_clock
+from physppl.internal.progress import compile_clock
 
 
 def say(what: object) -> None:

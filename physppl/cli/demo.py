@@ -9,7 +9,7 @@ import tyro
 
 from physppl.cli import demo_furuta, demo_pendulum, learning
 from physppl.cli.console import list_files, make_writable, say, timed
-from physppl.progress import compile_clock
+from physppl.internal.progress import compile_clock
 
 EPISODES = {"furuta": 4, "pendulum": 3}
 

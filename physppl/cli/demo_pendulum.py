@@ -8,14 +8,15 @@ import jax
 import numpy as np
 
 import physppl as pp
-from physppl import plots, recordings
+from physppl import plots
 from physppl.cli.acting import machine
 from physppl.cli.console import say, timed
 from physppl.cli.learning import Learning
+from physppl.evaluation import benchmarks
 from physppl.inference import Laplace
+from physppl.internal.units import pretty
 from physppl.models import pendulum
 from physppl.planning import ICEM, RandomPolicy
-from physppl.units import pretty
 
 FRICTION = 0.1  # N m, the dry friction of the simulated pendulum, of which no program below knows
 UNITS = {"mass": "kg", "length": "m", "damping": "N m s/rad", "dry friction": "N m"}
@@ -77,14 +78,14 @@ def identify(key, out: Path) -> pp.Posterior:
 
 def real(folder: str) -> Recorded:
     """The recordings of the real simple pendulum, smoothed, at 100 Hz."""
-    train, tests = recordings.simple_pendulum(folder)
+    train, tests = benchmarks.simple_pendulum(folder)
     [test] = tests["direct collocation"]
     piece = test.between(0.1, 3.11)
     machine = pp.ActionSpace(torque=pp.Bounded(-6.0, 6.0, "N m"))  # its motor's rated torque
     dynamics = pp.Dynamics(pendulum.program_with_coulomb, pendulum.state, machine, dt=test.dt)
     names = " and ".join(repr(r.name) for r in train)
     return Recorded(
-        f"recordings {names} of a real one, in {folder}", dynamics, recordings.transitions(train),
+        f"recordings {names} of a real one, in {folder}", dynamics, benchmarks.transitions(train),
         "a real swing-up ('direct collocation')", piece.state, piece.inputs[:-1], 100,
     )  # fmt: skip
 

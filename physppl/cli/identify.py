@@ -16,15 +16,16 @@ import numpy as np
 from tyro.conf import arg
 
 import physppl as pp
-from physppl import plots, readers
-from physppl.backend import Backend
+from physppl import plots
 from physppl.cli import machine, report
 from physppl.cli.console import make_writable, timed
-from physppl.held_out import predict_ahead, surprises
+from physppl.data import readers
+from physppl.data.trajectories import concrete_spacing, lagged
+from physppl.evaluation.recording_forecasts import predict_ahead, surprises
 from physppl.inference import HMC, Laplace
-from physppl.recording_plots import prediction, residuals
-from physppl.trajectories import concrete_spacing, lagged
-from physppl.units import label
+from physppl.internal.units import label
+from physppl.plots.recordings import prediction, residuals
+from physppl.posterior.backend import Backend
 
 DELAYS = range(5)  # steps, of --delay auto
 KEPT_OUT = 5  # the last of so many parts of each recording

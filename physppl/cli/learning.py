@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import physppl as pp
-from physppl import loop_plots, plots
+from physppl import plots
 from physppl.cli.acting import Machine, animate
 from physppl.cli.console import say, timed
-from physppl.episodes import judged
+from physppl.control.episodes import judged
+from physppl.control.loops import HEAD
 from physppl.inference import Laplace
-from physppl.loops import HEAD
 from physppl.planning import Planner, RandomPolicy
-from physppl.summary import summarise
+from physppl.plots import loops
+from physppl.posterior.summary import summarise
 
 BASELINES = 3  # episodes of the oracle and of random actions
 FILES = {
@@ -60,7 +61,7 @@ def learn(key, number: int, learning: Learning, episodes: int, out: Path) -> pp.
     say("   Where a program lacks a friction, the parameters it has make up for it: compare truth and 'in 90 %'.")
     with timed(f"drawn: swing_up_parameters.png, returns.png, {learning.figure_name}, swing_up.gif"):
         plots.parameters(run.posterior, truth).savefig(out / "swing_up_parameters.png")
-        figure = loop_plots.returns(run, oracle=[e.returns for e in oracle], random=[e.returns for e in random])
+        figure = loops.returns(run, oracle=[e.returns for e in oracle], random=[e.returns for e in random])
         figure.savefig(out / "returns.png")
         learning.figure(plot_key, run, system, oracle[0]).savefig(out / learning.figure_name)
         last = jax.tree.map(lambda x: x[-1], run.episodes)

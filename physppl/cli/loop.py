@@ -9,15 +9,16 @@ import jax
 from tyro.conf import Positional, arg
 
 import physppl as pp
-from physppl import loop_plots, plots
+from physppl import plots
 from physppl.cli.acting import MACHINES, Machine, animate, machine
 from physppl.cli.console import list_files, make_writable, mistakes, numbers, say, timed
-from physppl.files import write
+from physppl.control.loops import HEAD
 from physppl.inference import Laplace
-from physppl.loops import HEAD
+from physppl.internal.files import write
+from physppl.internal.units import label
 from physppl.planning import ICEM, MPPI, GradientShooting, Planner, RandomShooting
-from physppl.summary import summarise
-from physppl.units import label
+from physppl.plots import loops
+from physppl.posterior.summary import summarise
 
 PLANNERS = {  # by name, with what each calls its population and its iterations
     "icem": (ICEM, "population", "iterations"),
@@ -205,7 +206,7 @@ def _results(run: pp.Run, chosen: Machine, out: Path) -> None:
     say(f"\n{summarise(jax.random.key(0), run.posterior, truth=chosen.truth)}\n")
     with timed("drawn and saved"):
         plots.parameters(run.posterior, chosen.truth).savefig(out / "parameters.png")
-        loop_plots.returns(run).savefig(out / "returns.png")
+        loops.returns(run).savefig(out / "returns.png")
         last = jax.tree.map(lambda x: x[-1], run.episodes)
         title = f"episode {len(run.seconds)}"
         animate(chosen.name, out / "last_episode.gif", last, chosen.dynamics, title)

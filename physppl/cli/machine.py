@@ -12,11 +12,11 @@ from numpyro import handlers
 
 import physppl as pp
 from physppl import models
-from physppl.errors import closest
-from physppl.integrate import Step, StepResidual
-from physppl.noise import PROCESS
-from physppl.program import rebuild
-from physppl.sensing import GAIN, TIMING
+from physppl.dynamics.sensors import GAIN, TIMING
+from physppl.internal.errors import closest
+from physppl.language.integrate import Step, StepResidual
+from physppl.language.noise import PROCESS
+from physppl.language.program import rebuild
 
 STILL = 1e-5  # of a position's scale: the prior scale of noise that moves it in a step other than by its velocity
 ROUNDING = 1e-4  # of a step, in which two are the same

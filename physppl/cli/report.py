@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from physppl.errors import Status
-from physppl.held_out import Ahead
-from physppl.identifiability import DETERMINED, UNDETERMINED, Identifiability
-from physppl.spaces import ActionSpace, StateSpace
-from physppl.summary import Summary, aligned
-from physppl.units import label, pretty
+from physppl.data.spaces import ActionSpace, StateSpace
+from physppl.evaluation.recording_forecasts import Ahead
+from physppl.internal.errors import Status
+from physppl.internal.units import label, pretty
+from physppl.posterior.identifiability import DETERMINED, UNDETERMINED, Identifiability
+from physppl.posterior.summary import Summary, aligned
 
 PACKAGES = ("physppl", "jax", "numpyro", "numpy")
 FEW = 0.7  # of the readings in 90 % intervals: fewer is more than bad luck with the few motions that were held out

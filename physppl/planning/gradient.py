@@ -9,9 +9,9 @@ import optax
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
+from physppl.data.spaces import ActionSpace
 from physppl.planning.planner import Objective, Planner, bounds, evaluate, shifted
 from physppl.planning.proposals import Coloured, Proposal, draw
-from physppl.spaces import ActionSpace
 
 
 class PlanState(NamedTuple):

@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
 
+from physppl.data.spaces import ActionSpace
 from physppl.planning.planner import Objective, Planner, bounds
-from physppl.spaces import ActionSpace
 
 
 class PlanState(NamedTuple):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.integrate import rollouts
-from physppl.spaces import ActionSpace
+from physppl.data.spaces import ActionSpace
+from physppl.language.integrate import rollouts
 
 Objective = Callable[[Array, Array], Array]
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
+from physppl.data.spaces import ActionSpace
 from physppl.planning.planner import Objective, Planner, bounds
-from physppl.spaces import ActionSpace
 
 
 class PlanState(NamedTuple):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
+from physppl.data.spaces import ActionSpace
 from physppl.planning.planner import Objective, Planner, bounds, evaluate, shifted
 from physppl.planning.proposals import Proposal, White, draw
-from physppl.spaces import ActionSpace
 
 
 class PlanState(NamedTuple):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from helpers import example
 
+from physppl.density.unconstrained import VirtualSpace
 from physppl.inference import DataSpace, Diagonal, Full, LastLayer, LowRank, Pathwise, structured
 from physppl.inference.structured import start
-from physppl.precision import doubles
-from physppl.virtual import VirtualSpace
+from physppl.internal.precision import doubles
 
 large = example("large_laplace")
 peers = example("large_laplace_peers")

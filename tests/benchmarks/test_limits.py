@@ -16,9 +16,9 @@ import pytest
 
 import physppl as pp
 from physppl.inference import laplace
+from physppl.language.transition import LinearisedTransition
 from physppl.models import cartpole
 from physppl.planning import ICEM, White
-from physppl.transition import LinearisedTransition
 
 folder = os.environ.get("PHYSPPL_PERF")
 if not folder:

@@ -17,8 +17,8 @@ from numpyro.infer import MCMC, NUTS
 
 import physppl as pp
 from physppl.inference import HMC
+from physppl.internal.progress import compile_clock
 from physppl.models import cartpole, pendulum
-from physppl.progress import compile_clock
 
 agreement = example("agreement")
 ASKED, GOAL = 3.5, 5.0  # times plain NumPyro's effective draws per second

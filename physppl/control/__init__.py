@@ -1,0 +1,1 @@
+"""The closed loop: systems, agents, episodes, and loops that learn."""

@@ -1,0 +1,221 @@
+"""One episode of an agent on a machine, compiled whole or stepped from Python."""
+
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from physppl.control.agent import Agent, controlled_batch
+from physppl.control.systems import HostSystem, System
+from physppl.dynamics import Dynamics
+from physppl.internal.errors import PhyspplWarning, check_key
+from physppl.language.transition import AbstractTransition
+from physppl.planning.objectives import Constrained
+from physppl.planning.planner import Planner
+from physppl.planning.tasks import Task
+
+
+class Episode(eqx.Module):
+    """What happened in one episode; stacked episodes have leading axes.
+
+    Attributes:
+        states: (T + 1, D) observed.
+        actions: (T, A) commanded.
+        rewards: (T,) of the true states, or the host system's own.
+        valid: (T,) False after the end, where the rows are frozen.
+        terminated: whether what happened ended it, and not the time limit.
+        failed: (T,) share of the planner's candidates that diverged.
+    """
+
+    states: Float[Array | np.ndarray, "*E T1 D"]
+    actions: Float[Array | np.ndarray, "*E T A"]
+    rewards: Float[Array | np.ndarray, "*E T"]
+    valid: Bool[Array | np.ndarray, "*E T"]
+    terminated: Bool[Array | np.ndarray, "*E"]
+    failed: Float[Array | np.ndarray, "*E T"]
+
+    @property
+    def returns(self) -> Float[Array, "*E"]:
+        """Sum of the rewards."""
+        return jnp.sum(jnp.where(self.valid, self.rewards, 0.0), axis=-1)
+
+
+def episode(
+    key: PRNGKeyArray,
+    system: System | HostSystem,
+    task: Task,
+    planner: Planner,
+    transition: AbstractTransition,
+) -> Episode:
+    """One episode of replanning for the task's reward at every step, with one transition function.
+
+    Planning with the system's own transition gives the oracle; with `RandomPolicy` it gives the random baseline.
+
+    Raises:
+        FloatingPointError: where the system's state diverges, naming step and coordinate.
+    """
+    check_key(key)
+    transitions = jax.tree.map(lambda leaf: leaf[None], transition.particles())
+    return play(key, system, task, Agent(planner, transitions, Constrained(task.earned, task), None))
+
+
+def play(key: PRNGKeyArray, system: System | HostSystem, task: Task, agent: Agent) -> Episode:
+    """One episode of an agent; of a host system of B machines B episodes, stacked unless B is 1.
+
+    Raises:
+        FloatingPointError: where the system's state diverges or a reading is not finite, naming step and coordinate.
+        ValueError: where step or coordinates of machine and agent differ.
+    """
+    check_match(system, agent.transitions.dynamics)
+    if isinstance(system, HostSystem):
+        record = _hosted(key, system, task, agent)
+    else:
+        record = _compiled(key, system, task, agent)
+    return _checked(record, agent.transitions.dynamics)
+
+
+@eqx.filter_jit
+def _compiled(key, system: System, task: Task, agent: Agent) -> Episode:
+    reset_key, key = jax.random.split(key)
+    state, first = system.reset(reset_key)
+
+    def control(carry, key):
+        state, observation, memory, alive = carry
+        plan_key, system_key = jax.random.split(key)
+        action, memory, info = agent.control(plan_key, memory, observation)
+        next_state, next_observation, terminated = system.step(system_key, state, action)
+        next_state, next_observation = jax.tree.map(
+            lambda new, old: jnp.where(alive, new, old), (next_state, next_observation), (state, observation)
+        )
+        reward = task.stage(system.physical(next_state), action)
+        record = (next_observation, action, reward, alive, info["failed"])
+        return (next_state, next_observation, memory, alive & ~terminated), record
+
+    start = (state, first, agent.init(), jnp.ones((), bool))
+    (*_, alive), (states, actions, rewards, valid, failed) = jax.lax.scan(
+        control, start, jax.random.split(key, task.steps)
+    )
+    return Episode(jnp.concatenate([first[None], states]), actions, rewards, valid, ~alive, failed)
+
+
+def _hosted(key, system: HostSystem, task: Task, agent: Agent) -> Episode:
+    batch, width = system.batch, len(agent.transitions.dynamics.state)
+    seed_key, key = jax.random.split(key)
+    memory = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch, *jnp.shape(leaf))), agent.init())
+    control = lambda step, memory, states: controlled_batch(  # noqa: E731
+        agent, jax.random.split(jax.random.fold_in(key, step), batch), memory, jnp.asarray(states, float)
+    )
+    jax.block_until_ready(control(0, memory, np.zeros((batch, width))))  # compiled before the machine moves
+    states = [_seen(system.reset(int(jax.random.randint(seed_key, (), 0, 2**31 - 1))), agent, batch, 0)]
+    alive, terminated = np.ones(batch, bool), np.zeros(batch, bool)
+    actions, rewards, valid, failed = [], [], [], []
+    for step in range(task.steps):
+        chosen, memory, info = control(step, memory, states[-1])
+        actions.append(np.asarray(chosen))
+        after = system.step(actions[-1])
+        ended, cut = (_each(x, batch, name, bool) for name, x in zip(after._fields[2:], after[2:], strict=True))
+        seen = np.where(alive[:, None], after.states, states[-1])
+        states.append(_seen(seen, agent, batch, step + 1))
+        own = _stages(task, seen, actions[-1]) if after.rewards is None else after.rewards
+        rewards.append(_each(own, batch, "rewards", float))
+        valid.append(alive)
+        failed.append(np.asarray(info["failed"]))
+        terminated |= alive & ended
+        alive = alive & ~(ended | cut)
+        if not alive.any():
+            break
+    missing = task.steps - len(actions)  # the record has one length, whenever the episode ended
+    if missing:
+        states += [states[-1]] * missing
+        for rows, fill in ((actions, actions[-1]), (rewards, np.zeros(batch)), (failed, np.zeros(batch))):
+            rows += [fill] * missing
+        valid += [np.zeros(batch, bool)] * missing
+    across = lambda rows: np.stack(rows, axis=1)  # noqa: E731
+    record = Episode(across(states), across(actions), across(rewards), across(valid), terminated, across(failed))
+    return record if batch > 1 else jax.tree.map(lambda x: x[0], record)
+
+
+def _seen(states, agent: Agent, batch: int, step: int) -> np.ndarray:
+    """Observed states (B, D), refused where nothing can be planned from them."""
+    space, states = agent.transitions.dynamics.state, np.asarray(states)
+    if states.shape != (batch, len(space)):
+        names = ", ".join(space.names)
+        raise ValueError(f"a host system must observe ({batch}, {len(space)}) ({names}); got {states.shape}.")
+    if not np.all(np.isfinite(states)):
+        machine, i = np.argwhere(~np.isfinite(states))[0]
+        raise FloatingPointError(
+            f"the host system's {space.names[i]!r} is {states[machine, i]} at step {step} (machine {machine}). "
+            "Nothing can be planned from that: check the sensor, or let `step` end the episode."
+        )
+    return states
+
+
+def _each(values, batch: int, name: str, kind: type) -> np.ndarray:
+    """One per machine."""
+    values = np.asarray(values, kind)
+    if values.shape != (batch,):
+        raise ValueError(f"HostStep: {name} must be ({batch},), one per machine; got shape {values.shape}.")
+    return values
+
+
+@eqx.filter_jit
+def _stages(task: Task, states, actions):
+    return jax.vmap(task.stage)(jnp.asarray(states, float), jnp.asarray(actions, float))
+
+
+def _checked(record: Episode, dynamics: Dynamics) -> Episode:
+    bad = ~np.isfinite(np.asarray(record.states))
+    if bad.any():
+        *_, step, i = np.argwhere(bad)[0]
+        raise FloatingPointError(
+            f"the system's {dynamics.state.names[i]!r} is not finite from step {step} on: its simulation diverged. "
+            "Give the simulated system more substeps or a smaller dt, or check its parameters."
+        )
+    blind = np.asarray(record.valid) & (np.asarray(record.failed) == 1.0)
+    if blind.any():
+        warnings.warn(
+            f"at {int(blind.sum())} of {int(np.sum(record.valid))} control steps no plan had a finite value: the "
+            "agent went on with an old one. Look for an objective that is not finite, a belief whose functions diverge "
+            "(raise `substeps`, tighten the prior), or a horizon too long for an unstable machine.",
+            PhyspplWarning,
+            stacklevel=3,
+        )
+    return record
+
+
+def judged(task: Task, episodes: Episode) -> np.ndarray | None:
+    """Which of stacked episodes solve the task, by its own judgement of what they saw; None where it has none.
+
+    An episode that ended by itself does not: what it would have done in the steps that were left nobody knows.
+    """
+    if task.solved is None:
+        return None
+    states, valid = np.asarray(episodes.states), np.asarray(episodes.valid)
+    flat = zip(states.reshape(-1, *states.shape[-2:]), valid.reshape(-1, valid.shape[-1]), strict=True)
+    found = [bool(task.solved(jnp.asarray(s[: 1 + int(v.sum())]))) for s, v in flat]
+    return np.asarray(np.reshape(found, states.shape[:-2]) & ~np.asarray(episodes.terminated))
+
+
+def check_match(system, dynamics: Dynamics) -> None:
+    """Refuse an agent whose step or coordinates are not the machine's.
+
+    Raises:
+        ValueError: naming both.
+    """
+    own = system.dynamics
+    if own is None:
+        return
+    for what, mine, yours in (
+        ("dt, s,", own.dt, dynamics.dt),
+        ("state coordinates", own.state.names, dynamics.state.names),
+        ("actions", own.action.names, dynamics.action.names),
+    ):
+        if mine != yours:
+            raise ValueError(
+                f"the machine's {what} and those of the dynamics that the agent believes in differ: {mine} and "
+                f"{yours}. "
+                "Build both with the same values, e.g. furuta.system(dt=0.01) and furuta.dynamics(dt=0.01)."
+            )

@@ -1,0 +1,1 @@
+"""What was recorded: spaces, transitions, trajectories, and the readers and checks of them."""

@@ -1,0 +1,128 @@
+"""Data against spaces: shapes, finite values, bounds, each named where it does not fit."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from physppl.data.spaces import ActionSpace, StateSpace
+from physppl.data.trajectories import Trajectories
+from physppl.data.transitions import Transitions
+from physppl.internal.errors import is_concrete
+
+
+def check_data(data: Transitions, state: StateSpace, action: ActionSpace, where: str) -> None:
+    """Refuse data that do not fit the spaces; `where` says who asks.
+
+    Raises:
+        TypeError: for anything but Transitions.
+        ValueError: naming the row and coordinate of what is missing, not finite or out of bounds.
+    """
+    if not isinstance(data, Transitions):
+        raise TypeError(f"{where} takes Transitions(states=, actions=, next_states=); got {type(data).__name__}.")
+    for argument, space in (("states", state), ("actions", action)):
+        width = getattr(data, argument).shape[-1]
+        if width != len(space):
+            raise ValueError(
+                f"{where}: {argument} must have {len(space)} columns ({', '.join(space.names)}); got {width}."
+            )
+    if not is_concrete(data.states, data.actions, data.next_states, data.valid, data.times):
+        return
+    valid = np.asarray(data.valid)
+    _check_finite(np.asarray(data.times)[..., None], valid, "times", ("time",), where)
+    for argument, space in (
+        ("states", state),
+        ("actions", action),
+        ("next_states", state),
+    ):
+        if getattr(data, argument) is not None:
+            _check_finite(np.asarray(getattr(data, argument)), valid, argument, space.names, where)
+    _check_bounds(np.asarray(data.actions), valid, action, where, "transition")
+
+
+def check_trajectories(data: Trajectories, sensors: StateSpace, dynamics, where: str) -> None:
+    """Refuse recordings that do not fit the sensors, the inputs or the step.
+
+    Raises:
+        ValueError: naming sample and coordinate, with the remedy.
+    """
+    for argument, space in (("observations", sensors), ("actions", dynamics.action)):
+        values = getattr(data, argument)
+        if values is not None and values.shape[-1] != len(space):
+            raise ValueError(
+                f"{where}: {argument} must have {len(space)} columns ({', '.join(space.names)}); got "
+                f"{values.shape[-1]}. Name what is recorded: Dynamics(..., sensors=('angle',))."
+            )
+    if data.start is not None:
+        shape = (*data.batch_shape, len(dynamics.state))
+        for name, value in zip(("mean", "sd"), data.start, strict=True):
+            if value.shape != shape:
+                raise ValueError(f"{where}: the {name} of `start` must have shape {shape}; got {value.shape}.")
+            known = np.asarray(value) if is_concrete(value) else np.zeros(0)
+            if not (np.all(np.isfinite(known)) and (name == "mean" or np.all(known >= 0))):
+                raise ValueError(f"{where}: the {name} of `start` must be finite, and an sd not negative; got {value}.")
+    if not is_concrete(data.observations, data.actions, data.valid, data.times):
+        return
+    valid = np.asarray(data.valid)
+    everywhere = np.ones_like(valid)
+    _check_finite(np.asarray(data.times)[..., None], everywhere, "times", ("time",), where, "sample")
+    _check_finite(np.asarray(data.actions), everywhere, "actions", dynamics.action.names, where, "sample")
+    steps = np.diff(np.asarray(data.times, float), axis=-1)
+    if data.regular and steps.size and not np.isclose(np.mean(steps), dynamics.dt, rtol=1e-3):
+        raise ValueError(
+            f"{where}: the recording has a sample every {np.mean(steps):.4g} s, the Dynamics a step of "
+            f"{dynamics.dt:.4g} s. Bind it with dt={np.mean(steps):.4g}, or resample the recording."
+        )
+    if steps.size and steps.max() > 3 * dynamics.dt:
+        k = int(np.argwhere(steps > 3 * dynamics.dt)[0, -1])
+        raise ValueError(
+            f"{where}: {steps.max():.4g} s pass without a sample after sample {k}, more than three steps of "
+            f"{dynamics.dt:.4g} s. Add samples with valid=False at the missing times, or cut the recording there."
+        )
+    _check_bounds(np.asarray(data.actions), everywhere, dynamics.action, where, "sample")
+    if data.observations is not None and sensors.is_angle.any():
+        jumps = np.abs(np.diff(np.asarray(data.observations), axis=-2)) > np.pi
+        jumps &= (valid[..., 1:] & valid[..., :-1])[..., None] & sensors.is_angle  # NaN, nothing read, is no jump
+        if jumps.any():
+            *at, i = np.argwhere(jumps)[0]
+            raise ValueError(
+                f"{where}: angle {sensors.names[i]!r} jumps by more than half a turn after sample {_row(at)}. Readings "
+                "count turns: pass np.unwrap of the column; mark a sample that is wrong with valid=False."
+            )
+
+
+def check_widths(states, actions, state: StateSpace, action: ActionSpace, where: str) -> None:
+    """Refuse states (..., D) and actions (..., A) that are not of the spaces, by their shapes alone.
+
+    Raises:
+        ValueError: naming the argument and the coordinates.
+    """
+    for argument, value, space in (("state", states, state), ("action", actions, action)):
+        if jnp.shape(value)[-1:] != (len(space),):
+            names, shape = ", ".join(space.names), jnp.shape(value)
+            raise ValueError(f"{where}: {argument} must end in {len(space)} ({names}); got shape {shape}.")
+
+
+def _check_bounds(actions, valid, action: ActionSpace, where: str, row: str) -> None:
+    slack = 1e-6 * (action.high - action.low)
+    outside = ((actions < action.low - slack) | (actions > action.high + slack)) & valid[..., None]
+    if outside.any():
+        *at, i = np.argwhere(outside)[0]
+        name, unit = action.names[i], action.units[i]
+        raise ValueError(
+            f"{where}: {int(outside.sum())} actions are out of bounds, first {name!r} = {actions[(*at, i)]:.4g} "
+            f"{unit} at {row} {_row(at)}, outside [{action.low[i]:g}, {action.high[i]:g}]. "
+            "Record what the machine received (after its own limits), or widen the ActionSpace."
+        )
+
+
+def _check_finite(values, valid, argument: str, names, where: str, kind: str = "transition") -> None:
+    bad = ~np.isfinite(values) & valid[..., None]
+    if bad.any():
+        *row, i = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{where}: {argument} has {int(bad.sum())} non-finite values, first at {kind} {_row(row)}, coordinate "
+            f"{names[i]!r} ({values[(*row, i)]}). Drop the row, or mark it with valid=False."
+        )
+
+
+def _row(row) -> str:
+    return str(int(row[0])) if len(row) == 1 else str(tuple(int(r) for r in row))

@@ -1,0 +1,280 @@
+"""Data of the trajectory likelihood: what sensors recorded over time, with padding and several recordings."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from physppl.data import readers
+from physppl.internal.errors import as_array, is_concrete, unknown
+
+
+class Trajectories(eqx.Module):
+    """Sensor readings y_k at times t_k under inputs a_k held over [t_k, t_k+1), of one machine.
+
+    A leading axis holds several recordings of that machine (`Trajectories.stack`). States are never observed directly:
+    the likelihood filters them out.
+
+    Attributes:
+        observations: (..., N, d) in the sensors' order and units, NaN where one saw nothing; None: inputs alone, for
+            predictive use.
+        actions: (..., N, A) as recorded; an input delay belongs to the Dynamics. The last row is held by nobody.
+        valid: (..., N) bool; False marks samples without a reading (dropped, or padding). Time goes on over a gap.
+        times: (..., N) s, increasing.
+        start: (mean, sd), (..., D) each: what is known of the first state; None leaves it to the Dynamics.
+        segment: samples over which the motion is taken as deterministic: process noise enters every so many steps, with
+            the sd of as many. 1 is a state-space model, a length beyond N single shooting.
+
+    Raises:
+        TypeError: for strings and other non-numbers, naming the argument.
+        ValueError: for shapes that do not fit, or times that do not increase.
+    """
+
+    observations: Any
+    actions: Any
+    valid: Any
+    times: Any
+    start: Any
+    segment: int = eqx.field(static=True)
+    regular: bool = eqx.field(static=True)
+
+    def __init__(self, observations, actions, times=None, *, valid=None, dt=None, start=None, segment: int = 1):
+        actions = as_array(actions, "actions")
+        if actions.ndim not in (2, 3) or actions.shape[-2] == 0:
+            raise ValueError(
+                f"actions must be (N, A), or (recordings, N, A), with N >= 1 samples; got {actions.shape}. A single "
+                "input is a column: u[:, None]."
+            )
+        rows = actions.shape[:-1]
+        if observations is not None:
+            observations = as_array(observations, "observations")
+            if observations.ndim < 2 or observations.shape[:-1] != rows:
+                raise ValueError(
+                    f"observations (N, d) and actions (N, A) must have as many rows; got {observations.shape} against "
+                    f"{actions.shape}. The action of the last row is not used; repeat one if it is missing."
+                )
+        if (times is None) == (dt is None):
+            raise ValueError("Trajectories needs exactly one of times, (N,) s, and dt, s.")
+        if dt is not None:
+            times = np.broadcast_to(dt * np.arange(rows[-1]), rows)
+        times = as_array(times, "times")
+        if times.shape != rows:
+            raise ValueError(f"times must have shape {rows}, one per sample; got {times.shape}.")
+        if not isinstance(segment, Integral) or segment < 1:
+            raise ValueError(
+                f"segment must be a whole number of samples of at least 1; got {segment}. One beyond the length of the "
+                "recording is single shooting."
+            )
+        if valid is None or isinstance(valid, list | tuple):
+            valid = np.ones(rows, bool) if valid is None else np.asarray(valid)
+        if valid.shape != rows or valid.dtype != bool:
+            raise ValueError(f"valid must be bool of shape {rows}; got {valid.dtype} {valid.shape}.")
+        if start is not None:
+            if not isinstance(start, tuple | list) or len(start) != 2:
+                raise ValueError("start must be a pair (mean, sd) of the first state, (D,) each.")
+            start = tuple(as_array(x, "start") for x in start)
+        regular = True
+        if is_concrete(times):
+            steps = np.diff(np.asarray(times, float), axis=-1)
+            if np.any(steps <= 0):
+                k = int(np.argwhere(steps <= 0)[0, -1])
+                raise ValueError(f"times must increase; from sample {k} to {k + 1} they do not.")
+            rounding = 4 * np.finfo(times.dtype).eps * np.abs(times).max()
+            regular = steps.size == 0 or bool(np.ptp(steps) <= 1e-5 * np.median(steps) + rounding)
+        if observations is not None and is_concrete(observations, valid):
+            # A sensor writes NaN where it saw nothing; those of the others count.
+            valid = np.asarray(valid) & np.isfinite(observations).any(-1)
+            observations = np.where(valid[..., None], observations, 0.0)
+        self.observations, self.actions, self.valid, self.times = observations, actions, valid, times
+        self.start, self.segment, self.regular = start, int(segment), regular
+
+    def __len__(self) -> int:
+        """Samples of each recording, padding included."""
+        return self.actions.shape[-2]
+
+    def __repr__(self) -> str:
+        several = f"{self.batch_shape[0]} recordings of " if self.batch_shape else ""
+        counted = f" ({int(np.sum(self.valid))} valid)" if is_concrete(self.valid) else ""
+        seen = "inputs only" if self.observations is None else f"{self.observations.shape[-1]} sensors"
+        segment = f", segments of {self.segment}" if self.segment > 1 else ""
+        return f"Trajectories({several}{len(self)} samples{counted}, {seen}, {self.actions.shape[-1]} inputs{segment})"
+
+    @property
+    def seen(self) -> Any:
+        """(..., N, d) bool: which readings count."""
+        return jnp.isfinite(self.observations) & jnp.asarray(self.valid)[..., None]
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """() for one recording, (recordings,) for several."""
+        return tuple(self.actions.shape[:-2])
+
+    @property
+    def inputs(self) -> "Trajectories":
+        """The same without readings, for `numpyro.infer.Predictive`."""
+        return self._with(None)
+
+    def with_outcomes(self, observations) -> "Trajectories":
+        """The same inputs with these readings (..., N, d)."""
+        return self._with(observations)
+
+    def pad(self, length: int, step: float = 1.0) -> "Trajectories":
+        """Padded to `length` samples; padding repeats the last input, goes on in time and is not valid.
+
+        A single sample does not say how time goes on: then by `step`, s.
+        """
+        extra = length - len(self)
+        if extra < 0:
+            raise ValueError(f"pad: {len(self)} samples do not fit into {length}.")
+        if extra == 0:
+            return self
+        times = np.asarray(self.times, float)
+        step = np.median(np.diff(times, axis=-1)) if len(self) > 1 else step
+        hold = lambda x: np.concatenate([x, np.repeat(x[..., -1:, :], extra, axis=-2)], axis=-2)  # noqa: E731
+        return Trajectories(
+            None if self.observations is None else hold(np.asarray(self.observations)),
+            hold(np.asarray(self.actions)),
+            np.concatenate([times, times[..., -1:] + step * np.arange(1, extra + 1)], axis=-1),
+            valid=np.concatenate([self.valid, np.zeros((*self.batch_shape, extra), bool)], axis=-1),
+            start=self.start,
+            segment=self.segment,
+        )
+
+    @staticmethod
+    def from_csv(path, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
+        """The recording in a CSV file, a column per sensor, per input and for the time, found by name.
+
+        Empty cells are missing readings; of readings that exceed the inputs by one the last is left out.
+
+        Args:
+            dynamics: the Dynamics whose sensors and inputs are recorded.
+            recording: a column whose changes separate recordings; they are stacked.
+            reading: columns, units, dt and unwrap, as of `physppl.data.readers.recording`.
+
+        Raises:
+            FileNotFoundError, KeyError, TypeError, ValueError: as of `physppl.data.readers.recording`.
+        """
+        table = readers.read_csv(path)
+        if recording is None:
+            return Trajectories(**readers.recording(table, dynamics, **reading), segment=segment)
+        if recording not in table.arrays:
+            raise unknown("column", recording, table.arrays, table.where)
+        label = table.arrays[recording]
+        parts = []
+        for rows in np.split(np.arange(len(label)), 1 + np.flatnonzero(label[1:] != label[:-1])):
+            piece = table._replace(
+                where=f"{table.where}, {recording} {label[rows[0]]}",
+                arrays={name: values[rows] for name, values in table.arrays.items()},
+            )
+            parts.append(Trajectories(**readers.recording(piece, dynamics, **reading), segment=segment))
+        return Trajectories.stack(parts)
+
+    @staticmethod
+    def from_npz(path, dynamics, *, segment: int = 1, **reading) -> "Trajectories":
+        """The recording in an npz file, as `from_csv`; "state:0" is the first column of an array (N, D)."""
+        return Trajectories(**readers.recording(readers.read_npz(path), dynamics, **reading), segment=segment)
+
+    @staticmethod
+    def from_xarray(dataset, dynamics, *, segment: int = 1, **reading) -> "Trajectories":
+        """The recording in an xarray Dataset, or in a netCDF file by its path, as `from_npz`.
+
+        Units are taken from each variable's `attrs["units"]` where `units` does not give them.
+        """
+        return Trajectories(**readers.recording(readers.read_xarray(dataset), dynamics, **reading), segment=segment)
+
+    @staticmethod
+    def stack(parts: Sequence["Trajectories"]) -> "Trajectories":
+        """Several recordings of one machine, padded to the longest.
+
+        Raises:
+            TypeError: for anything but Trajectories.
+            ValueError: for none, or parts that differ in segment length, in having readings, or in having a start.
+        """
+        if not parts:
+            raise ValueError("stack: no Trajectories were given.")
+        for part in parts:
+            if not isinstance(part, Trajectories):
+                raise TypeError(f"Trajectories.stack takes Trajectories; got {type(part).__name__}.")
+        first, longest = parts[0], max(len(p) for p in parts)
+        for what in ("segment", "observations", "start"):
+            values = [getattr(p, what) for p in parts]
+            if len(set(values if what == "segment" else [v is None for v in values])) > 1:
+                raise ValueError(f"stack: the recordings differ in {what}; give it to all or none, and the same.")
+        parts = [p if p.batch_shape else p._recording_axis() for p in parts]
+        step = max(map(concrete_spacing, parts)) or 1.0
+        parts = [p.pad(longest, step) for p in parts]
+        join = lambda xs: np.concatenate([np.asarray(x) for x in xs])  # noqa: E731
+        return Trajectories(
+            None if first.observations is None else join([p.observations for p in parts]),
+            join([p.actions for p in parts]),
+            join([p.times for p in parts]),
+            valid=join([p.valid for p in parts]),
+            start=None if first.start is None else tuple(map(join, zip(*(p.start for p in parts), strict=True))),
+            segment=first.segment,
+        )
+
+    def _recording_axis(self) -> "Trajectories":
+        """One recording as a stack of one."""
+        lead = lambda x: None if x is None else x[None]  # noqa: E731
+        start = None if self.start is None else tuple(map(lead, self.start))
+        return self._with(lead(self.observations), lead(self.actions), lead(self.times), lead(self.valid), start)
+
+    def _with(self, observations, actions=None, times=None, valid=None, start=None) -> "Trajectories":
+        return eqx.tree_at(
+            lambda t: (t.observations, t.actions, t.times, t.valid, t.start),
+            self,
+            (
+                observations,
+                self.actions if actions is None else actions,
+                self.times if times is None else times,
+                self.valid if valid is None else valid,
+                self.start if start is None else start,
+            ),
+            is_leaf=lambda x: x is None,
+        )
+
+    def rows(self) -> "Trajectories":
+        """With a recording axis, as the likelihood takes it."""
+        return self if self.batch_shape else self._recording_axis()
+
+    def __getitem__(self, keep: slice) -> "Trajectories":
+        """A contiguous piece of every recording; a start known before the piece is dropped with what it described."""
+        if not isinstance(keep, slice) or keep.step not in (None, 1):
+            raise TypeError("Trajectories can be cut by a slice of samples without a step, e.g. data[100:400].")
+        cut = lambda x, axis: x[..., keep, :] if axis == -2 else x[..., keep]  # noqa: E731
+        return Trajectories(
+            None if self.observations is None else cut(self.observations, -2),
+            cut(self.actions, -2),
+            cut(self.times, -1),
+            valid=cut(self.valid, -1),
+            start=self.start if keep.start in (None, 0) else None,
+            segment=self.segment,
+        )
+
+
+def fine_bucket(length: int) -> int:
+    """The next of 8, 10, 12, 14, 16, 20, 24, ... that holds `length` samples: recordings of about one length share
+    compiled programs, and at most a quarter is padding."""
+    power = max(8, 1 << (max(length, 2) - 1).bit_length() - 1)
+    return next(n for n in (power, *(power * k // 4 for k in (5, 6, 7, 8))) if n >= length)
+
+
+def concrete_spacing(data: Trajectories) -> float:
+    """Median time between samples, s; of a single sample 0."""
+    steps = np.diff(np.asarray(data.times, float), axis=-1)
+    return float(np.median(steps)) if steps.size else 0.0
+
+
+def lagged(actions, delay):
+    """Inputs (N, A) as they arrive `delay` steps late, in samples: a fraction blends two held inputs as their mean over
+    the step. Before the first input the first one is taken."""
+    if isinstance(delay, int):
+        return actions[jnp.maximum(jnp.arange(len(actions)) - delay, 0)]
+    whole = jnp.floor(delay).astype(int)
+    part = delay - whole
+    index = jnp.arange(len(actions)) - whole
+    newer, older = (actions[jnp.clip(i, 0, len(actions) - 1)] for i in (index, index - 1))
+    return (1 - part) * newer + part * older

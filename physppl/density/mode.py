@@ -1,0 +1,120 @@
+"""The joint mode in virtual space by damped Fisher scoring, from several starts at once.
+
+Levenberg (1944) and Marquardt (1963) damping on the curvature of `curvature.py`. One copy of the model is
+compiled: a step evaluates the candidate, and acceptance looks back.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from physppl.density.curvature import Local
+
+
+class Mode(NamedTuple):
+    """Where the search ended, and how."""
+
+    point: Float[Array, " P"]
+    local: Local
+    decrement: Float[Array, ""]  # squared length of the next step, in posterior sds
+    steps: Array
+
+
+def unit_of(draws: Float[Array, "J P"]) -> Float[Array, " P"]:
+    """The prior's sd along each axis of virtual space, from draws of it; one where it has none."""
+    sd = jnp.std(draws, axis=0)
+    return jnp.where(jnp.isfinite(sd) & (sd > 0), sd, 1.0)
+
+
+def find(
+    evaluate: Callable[[Array], Local],
+    starts: Float[Array, "K P"],
+    unit: Float[Array, " P"],
+    steps: int,
+    patience: int = 25,
+    tolerance: float = 1e-9,
+) -> Mode:
+    """The best mode reached from several starts, searched side by side.
+
+    The search ends when the best start has converged (next step shorter than `tolerance`) and the others have had
+    `patience` steps to overtake it.
+
+    Args:
+        evaluate: the local density.
+        starts: points of virtual space.
+        unit: the prior's sd along each axis; a step goes no further than three of them.
+        steps: evaluations per start, at most.
+        patience: evaluations that every start is granted.
+        tolerance: in posterior sds.
+    """
+    enough = tolerance**2
+    size, dtype = starts.shape[-1], starts.dtype
+    infinity = jnp.full(len(starts), jnp.inf, dtype)
+    nothing = Local(
+        -infinity, jnp.zeros_like(starts), jnp.broadcast_to(jnp.eye(size, dtype=dtype), (*starts.shape, size))
+    )
+
+    def unfinished(carry):
+        _, best, _, _, decrement, _, k = carry
+        settled = decrement[jnp.argmax(best.log_joint)] < enough
+        return (k < steps) & ~(settled & (k >= patience)) & jnp.any(decrement >= enough)
+
+    def body(carry):
+        *search, k = carry
+        return (*jax.vmap(lambda *s: _advance(evaluate, unit, *s))(*search), k + 1)
+
+    damping = jnp.full(len(starts), 1e-3, dtype)
+    carry = (starts, nothing, starts, damping, infinity, jnp.zeros_like(nothing.curvature), 0)
+    point, best, _, _, decrement, _, k = jax.lax.while_loop(unfinished, body, carry)
+    winner = jnp.argmax(best.log_joint)
+    return Mode(point[winner], jax.tree.map(lambda x: x[winner], best), decrement[winner], jnp.asarray(k))
+
+
+def _advance(evaluate, unit, point, best, candidate, damping, decrement, secant):
+    """Evaluate the candidate, keep it if it is no worse, and propose the next."""
+    new = evaluate(candidate)
+    finite = jnp.isfinite(new.log_joint) & jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new.curvature))
+    # A step that is worse by rounding only is taken: near the mode the gradient knows more than the sum of densities.
+    slack = jnp.where(jnp.isfinite(best.log_joint), 1e-9 + 1e-13 * jnp.abs(best.log_joint), 0.0)
+    accept = finite & (new.log_joint >= best.log_joint - slack)
+    secant = jnp.where(accept, _corrected(secant, new, best, candidate - point, decrement), secant)
+    point = jnp.where(accept, candidate, point)
+    best = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, best)
+    damping = jnp.where(accept, jnp.maximum(damping * 0.1, 1e-14), jnp.clip(damping * 8, 1e-2, 1e12))
+    own = jnp.diagonal(best.curvature)
+    scale = jnp.maximum(own, unit**-2)
+    # The tail of a noise's prior has a slope but no curvature, and would send a step without bound to zero noise.
+    floor = jnp.maximum(0.25 * unit**-2 - own, 0.0)
+    damped = best.curvature + jnp.diag(floor + damping * scale)
+    lower = jnp.linalg.cholesky(damped + secant)
+    step = jax.scipy.linalg.cho_solve((lower, True), best.gradient)
+    failed = ~jnp.all(jnp.isfinite(step))
+    # No step: the point itself comes next, is no worse, and its acceptance divides by ten. What made the matrix
+    # indefinite may be the correction; then the next step is without.
+    damping = jnp.where(
+        failed, jnp.where(jnp.any(secant != 0), damping * 10, jnp.clip(damping * 80, 1e-3, 1e12)), damping
+    )
+    secant = jnp.where(failed, 0.0, secant)
+    # Of the whole step: a clipped one may even point downhill, and would pass for convergence.
+    decrement = jnp.where(failed | (damping > 0.1), jnp.inf, step @ best.gradient)
+    step = jnp.where(failed, 0.0, jnp.clip(step, -3 * unit, 3 * unit))
+    return point, best, point + step, damping, decrement, secant
+
+
+def _corrected(secant, new: Local, best: Local, step, decrement):
+    """What the curvature lacks to explain how the gradient changed along the last step, by symmetric rank one.
+
+    Where a model is wrong its Fisher information is not the density's curvature, and the last steps would shorten by a
+    constant factor only (J. Dennis, D. Gay, R. Welsch, ACM Trans. Mathematical Software 7, 1981). Far from the mode
+    steps are too long to tell.
+    """
+    missing = best.gradient - new.gradient - (new.curvature + secant) @ step
+    size = missing @ step
+    # Of the shortest steps the change is rounding.
+    told = (decrement > 1e-8) & (jnp.abs(size) > 1e-6 * jnp.linalg.norm(missing) * jnp.linalg.norm(step))
+    update = jnp.outer(missing, missing) / jnp.where(told, size, 1.0)
+    return jnp.where(decrement < 1.0, secant + jnp.where(told, update, 0.0), 0.0)

@@ -1,0 +1,70 @@
+"""Moments in virtual space: of the prior, of a belief, and what data add between them."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from physppl.density import curvature
+from physppl.density.unconstrained import VirtualSpace, latent_part
+
+DRAWS = 4000  # of a prior that is not Gaussian in virtual space: its variances are known to 2 % of a Gaussian's
+PLACES = 4  # where the prior's curvature is compared, to tell whether it is Gaussian
+
+
+def belief(posterior) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
+    """Centre and covariance in virtual space: of a belief's draws where it holds some, else of its Gaussian."""
+    if hasattr(posterior, "points"):
+        points = posterior.points.reshape(-1, posterior.points.shape[-1])
+        return jnp.mean(points, axis=0), jnp.atleast_2d(jnp.cov(points.T))
+    return posterior.mode, posterior.factor.T @ posterior.factor
+
+
+def prior(space: VirtualSpace, model, data) -> tuple[np.ndarray, np.ndarray]:
+    """Median (P,) and covariance (P, P) of the prior in virtual space: exact where it is Gaussian, else of draws."""
+    draws = _draws(space, model, data)
+    slopes, hessians = map(np.asarray, _shape(space, model, data, draws[:PLACES]))
+    draws = np.asarray(draws)
+    median, covariance = np.median(draws, axis=0), np.atleast_2d(np.cov(draws.T))
+    # A Gaussian's curvature is the same everywhere. Those of its coordinates that depend on no other are exact.
+    gaussian = np.ptp(hessians, axis=0).max(axis=1) <= 1e-6 * np.abs(hessians[0]).max(axis=1)
+    while np.any(tied := gaussian & np.any(hessians[0][:, ~gaussian] != 0, axis=1)):
+        gaussian &= ~tied
+    if gaussian.any():
+        own = np.linalg.inv(-hessians[0][np.ix_(gaussian, gaussian)])
+        median[gaussian] = draws[0, gaussian] + own @ slopes[0, gaussian]
+        covariance[gaussian] = covariance[:, gaussian] = 0.0
+        covariance[np.ix_(gaussian, gaussian)] = own
+    return median, covariance
+
+
+@eqx.filter_jit
+def _draws(space: VirtualSpace, model, data) -> Float[Array, "S P"]:
+    return jax.vmap(lambda key: space.draw_prior(key, model, data))(jax.random.split(jax.random.key(0), DRAWS))
+
+
+@eqx.filter_jit
+def _shape(space: VirtualSpace, model, data, points: Float[Array, "K P"]):
+    """Slopes (K, P) and Hessians (K, P, P) of the log prior density."""
+    density = lambda z: space.log_densities(space.trace(*latent_part(model, z, data)), z)[0]  # noqa: E731
+    return jax.vmap(jax.grad(density))(points), jax.vmap(jax.hessian(density))(points)
+
+
+@eqx.filter_jit
+def local(space: VirtualSpace, model, data, z: Float[Array, " P"]) -> tuple[Array, Array, Array]:
+    """The log joint density, its gradient (P,) and its curvature (P, P)."""
+    return curvature.local(space, model, data, z)
+
+
+def information(space: VirtualSpace, model, data, z: Float[Array, " P"]) -> Float[np.ndarray, "P P"]:
+    """What the data add to the curvature at a point of virtual space: their Fisher information."""
+    _, hessians = _shape(space, model, data, jnp.broadcast_to(z, (PLACES, len(z))))  # compiled for the prior already
+    return np.asarray(local(space, model, data, z)[2] + hessians[0])
+
+
+@eqx.filter_jit
+def log_joint(space: VirtualSpace, model, data, points: Float[Array, "K P"]) -> Float[Array, " K"]:
+    """Log joint densities at points of virtual space. Without derivatives it compiles several times faster."""
+    return jax.vmap(lambda z: space.log_joint(model, z, data))(points)

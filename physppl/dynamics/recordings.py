@@ -1,0 +1,231 @@
+"""The likelihood of recordings: x[k+1] = F(x[k], a[k]) + process noise, y[k] = observe(x[k]) + measurement noise.
+
+The states are latent and filtered out (`physppl.dynamics.kalman`): the model's sites stay few, each reading enters
+once, and one reading given all earlier ones is one term of the likelihood.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.primitives import _PYRO_STACK
+
+from physppl.data.trajectories import Trajectories, lagged
+from physppl.dynamics.kalman import Filtered, Samples, Step, kalman_filter
+from physppl.dynamics.sensors import DELAY, OFFSETS, Sensing, of_program
+from physppl.language.integrate import Step as DiscreteStep
+from physppl.language.integrate import StepResidual, stepper
+from physppl.language.program import Record, rebuild, refuse_unknown
+
+
+class Recorded(NamedTuple):
+    """One recording and the values of all sites for it; with a leading axis, all recordings."""
+
+    program: dict[str, Array]
+    others: dict[str, Array]
+    observations: Array
+    actions: Array
+    times: Array
+    seen: Array
+    start: tuple[Array, Array]
+    segments: Array  # (N,) of how many dt the noise enters after each sample
+
+
+def sample(sensing: Sensing, record: Record, data: Trajectories) -> None:
+    """Declare the sites of the sensors, of the inputs, and of the scatter between recordings."""
+    for noise in sensing.noises:
+        if noise is not sensing.variation:
+            noise.sample()
+    if isinstance(sensing.delay, dist.Distribution):
+        numpyro.sample(DELAY, sensing.delay)
+    if sensing.variation is not None:
+        size = sum(_virtual(record, name).size for name in record.supports if of_program(name))
+        count = data.rows().batch_shape[0]
+        sensing.variation.sample(size)
+        numpyro.sample(OFFSETS, dist.Normal(0.0, 1.0).expand((count, size)).to_event(2))
+
+
+def observe(dynamics, data: Trajectories) -> Any:
+    """The sample statement of recordings: the site `observation`, one log-likelihood per sample."""
+    rows = data.rows()
+    for handler in _PYRO_STACK:
+        if isinstance(handler, numpyro.plate):
+            raise NotImplementedError(
+                f"Dynamics({dynamics.name}): Trajectories cannot stand in a plate, here {handler.name!r}. Stack the "
+                "recordings, and give `variation` if the machine differs from one to the next."
+            )
+    record = dynamics.declare(rows)
+    own = {"observation", "recording", "sample"}  # NumPyro's samplers substitute plates as well
+    refuse_unknown(dynamics, record.names | own, f"Dynamics({dynamics.name})")
+    recorded = _recorded(dynamics, record, rows)
+    if rows.observations is None:
+        key: Any = numpyro.prng_key()
+        keys = jax.random.split(key, rows.batch_shape[0])
+        readings = jax.vmap(lambda key, r: _simulate(dynamics, key, r, rows.regular))(keys, recorded)
+        return numpyro.deterministic("observation", readings)
+    course = jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(recorded)
+    with numpyro.plate("recording", rows.batch_shape[0], dim=-2), numpyro.plate("sample", len(rows), dim=-1):
+        likelihood = _predicted(dynamics.sensing, recorded.others, course).mask(recorded.seen).to_event(1)
+        return numpyro.sample("observation", likelihood.mask(rows.valid), obs=recorded.observations)
+
+
+def _predicted(sensing: Sensing, others: Mapping[str, Array], course: Filtered) -> dist.Distribution:
+    """Of each reading given all earlier ones.
+
+    An error that is in part Gaussian, from what is not known of the state, has lighter tails than the sensor's own: its
+    degrees of freedom give the sum its variance. With the sensor's, outliers would be explained by process noise.
+    """
+    if sensing.df is None:
+        return dist.Normal(course.expected, course.spread)
+    sensor_sd = jnp.broadcast_to(sensing.measurement.value(others), (len(course.spread), len(sensing.space)))
+    share = (sensor_sd[:, None] / course.spread) ** 2
+    return dist.StudentT(2 + (sensing.df - 2) / share, course.expected, course.spread)
+
+
+def filtered(dynamics, sites: Mapping[str, Array], data: Trajectories) -> Filtered:
+    """The filter's course over each recording, (R, N, ...), at given values of the sites that `sites(data)` names."""
+    rows = data.rows()
+    with handlers.substitute(data=dict(sites)):
+        record = dynamics.declare(rows)
+    return jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(_recorded(dynamics, record, rows))
+
+
+def _recorded(dynamics, record: Record, rows: Trajectories) -> Recorded:
+    sensing, count = dynamics.sensing, rows.batch_shape[0]
+    program = {k: v for k, v in record.values.items() if of_program(k)}
+    others = {k: v for k, v in record.values.items() if not of_program(k) and k != OFFSETS}
+    spread = lambda v: jnp.broadcast_to(v, (count, *jnp.shape(v)))  # noqa: E731
+    program, others = jax.tree.map(spread, program), jax.tree.map(spread, others)
+    if sensing.variation is not None:
+        if len(record.values[OFFSETS]) != count:
+            raise ValueError(
+                f"Dynamics({dynamics.name}): {OFFSETS} are those of {len(record.values[OFFSETS])} recordings, the data "
+                f"hold {count}. Other recordings differ in their own way: leave {OFFSETS} out of the samples, and they "
+                "are drawn anew."
+            )
+        shifts = sensing.variation.value(record.values) * record.values[OFFSETS]
+        program = jax.vmap(lambda shift: _shifted(record, shift))(shifts)
+    real = lambda x: jnp.asarray(x, float)  # noqa: E731
+    shape = (count, len(rows), len(sensing.space))
+    seen, readings = jnp.broadcast_to(jnp.asarray(rows.valid)[..., None], shape), jnp.zeros(shape)
+    if rows.observations is not None:
+        seen, readings = rows.seen, jnp.where(rows.seen, real(rows.observations), 0.0)
+    start = _first_states(dynamics, readings, seen)
+    if rows.start is not None:
+        start = (real(rows.start[0]), real(rows.start[1]))
+    times, size, segment = real(rows.times), len(rows), min(rows.segment, len(rows))
+    steps = jnp.ones((count, size))
+    if not rows.regular:
+        steps = jnp.diff(times, append=times[:, -1:] + dynamics.dt) / dynamics.dt
+    elapsed = jnp.cumsum(steps, axis=1)
+    own = elapsed - jnp.pad(elapsed, ((0, 0), (segment, 0)))[:, :size]
+    segments = jnp.where((jnp.arange(size) + 1) % rows.segment == 0, own, 0.0)
+    return Recorded(program, others, readings, real(rows.actions), times, seen, start, segments)
+
+
+def _virtual(record: Record, name: str) -> Array:
+    return jnp.asarray(biject_to(record.supports[name]).inv(record.values[name]))
+
+
+def _shifted(record: Record, shift) -> dict[str, Array]:
+    """The program's values moved by `shift` in virtual space."""
+    values, at = {k: v for k, v in record.values.items() if of_program(k)}, 0
+    for name in values:
+        if name in record.supports:
+            virtual = _virtual(record, name)
+            moved = virtual + shift[at : at + virtual.size].reshape(virtual.shape)
+            values[name] = biject_to(record.supports[name])(moved)
+            at += virtual.size
+    return values
+
+
+def _first_states(dynamics, readings, seen):
+    """What is known of the first states where nobody says: their scales, about the first reading where it is one."""
+    count, sd = len(readings), jnp.asarray(dynamics.state.scale, float)
+    mean = jnp.zeros((count, len(sd)))
+    if dynamics.sensing.observe is None:
+        first = jnp.take_along_axis(readings, jnp.argmax(seen, axis=1)[:, None], axis=1)[:, 0]
+        mean = mean.at[:, jnp.array(dynamics.sensing.index)].set(first)
+    return mean, jnp.broadcast_to(sd, mean.shape)
+
+
+def _machine(dynamics, recorded: Recorded, regular: bool) -> tuple[Step, Samples]:
+    """The dynamics over one sample, and what the filter reads."""
+    sensing: Sensing = dynamics.sensing
+    field = rebuild(dynamics.program, recorded.program, f"Dynamics({dynamics.name})")
+    if not regular and isinstance(field, DiscreteStep | StepResidual):
+        raise ValueError(
+            f"Dynamics({dynamics.name}): times are irregular, and the program returns a {type(field).__name__}, which "
+            "knows one step alone. Resample the recording, or pass dt= if only the clock is inexact."
+        )
+    over = lambda length: stepper(field, length, dynamics.solver, dynamics.substeps, dynamics.name)  # noqa: E731
+    fixed = over(dynamics.dt)
+
+    def step(t, length, x, u):
+        return fixed(t, x, u) if regular else over(length)(t, x, u)
+
+    last = jnp.full(1, dynamics.dt)
+    lengths = jnp.full(len(recorded.times), dynamics.dt)
+    if not regular:
+        lengths = jnp.concatenate([jnp.diff(recorded.times), last])
+    inputs = lagged(recorded.actions, recorded.others[DELAY] if DELAY in recorded.others else sensing.delay)
+    process = jnp.sqrt(recorded.segments)[:, None] * dynamics.noise.value(recorded.others)
+    alive = jnp.cumsum(jnp.any(recorded.seen, axis=-1)[::-1])[::-1] > 0
+    samples = Samples(
+        recorded.times, lengths, recorded.observations, recorded.seen, alive, inputs,
+        input_sd(sensing, recorded.others, inputs), process,
+    )  # fmt: skip
+    return step, samples
+
+
+def input_sd(sensing: Sensing, sites: Mapping[str, Any], inputs: Array) -> Array | None:
+    """Sd (..., N, A) of the error of inputs as they arrive: a share of their size and of their last change."""
+    if sensing.gain is None and sensing.timing is None:
+        return None
+    variance = jnp.zeros_like(inputs)
+    if sensing.gain is not None:
+        variance = variance + (sensing.gain.value(sites) * inputs) ** 2
+    if sensing.timing is not None:
+        change = jnp.diff(inputs, axis=-2, prepend=inputs[..., :1, :])
+        variance = variance + (sensing.timing.value(sites) * change) ** 2
+    positive = variance > 0  # the square root has no slope at zero
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+
+
+def _filter(dynamics, recorded: Recorded, regular: bool) -> Filtered:
+    step, samples = _machine(dynamics, recorded, regular)
+    sensing: Sensing = dynamics.sensing
+    sensor_sd = sensing.measurement.value(recorded.others)
+    return kalman_filter(step, sensing.read, sensor_sd, *recorded.start, samples, sensing.df)
+
+
+def _simulate(dynamics, key, recorded: Recorded, regular: bool) -> Array:
+    """Readings (N, d) of a machine that starts as `start` says."""
+    step, samples = _machine(dynamics, recorded, regular)
+    sensing: Sensing = dynamics.sensing
+    start_key, key, sensor_key = jax.random.split(key, 3)
+    mean, sd = recorded.start
+    state = mean + sd * jax.random.normal(start_key, mean.shape, mean.dtype)
+
+    def body(x, at):
+        key, sample = at
+        state_key, input_key = jax.random.split(key)
+        u = sample.inputs
+        if sample.input_sd is not None:
+            u = u + sample.input_sd * jax.random.normal(input_key, u.shape, x.dtype)
+        ahead = step(sample.times, sample.lengths, x, u)
+        return ahead + sample.process_sd * jax.random.normal(state_key, x.shape, x.dtype), x
+
+    _, states = jax.lax.scan(body, state, (jax.random.split(key, len(samples.times)), samples))
+    readings = jax.vmap(sensing.read)(states)
+    shape, dtype = readings.shape, readings.dtype
+    noise = jax.random.normal(sensor_key, shape, dtype)
+    if sensing.df is not None:
+        noise = jax.random.t(sensor_key, sensing.df, shape, dtype)
+    return readings + sensing.measurement.value(recorded.others) * noise

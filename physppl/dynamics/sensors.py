@@ -1,0 +1,150 @@
+"""How a machine's motion becomes a recording: its sensors and their noise, late and inexact inputs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+
+from physppl.data.checks import check_trajectories
+from physppl.data.spaces import StateSpace
+from physppl.data.trajectories import Trajectories
+from physppl.internal.errors import closest
+from physppl.language.noise import PROCESS, Scale
+
+MEASUREMENT, DELAY, GAIN, TIMING = "measurement_noise", "input_delay", "input_gain_error", "input_timing_error"
+VARIATION, OFFSETS = "variation", "variation_offsets"
+ARGUMENTS = (  # of Dynamics, by name
+    "dt", "solver", "substeps", "process_noise", "sensors", "observe",
+    MEASUREMENT, "measurement_df", DELAY, GAIN, TIMING, VARIATION,
+)  # fmt: skip
+SITES = (MEASUREMENT, DELAY, GAIN, TIMING, VARIATION, OFFSETS)  # every site of a recording that is not the program's
+
+
+def of_program(name: str) -> bool:
+    """Whether a site of a Dynamics is its program's, not a noise or an error of a recording."""
+    return name not in (PROCESS, *SITES)
+
+
+@dataclass(frozen=True)
+class Sensing:
+    """Sensors and inputs of recordings; made by Dynamics from its own arguments.
+
+    Attributes:
+        space: the sensors; its scales are the units of the measurement noise's prior.
+        observe: state (D,) -> readings (d,); None reads `index` of the state.
+        index: coordinates read, where `observe` is None.
+        measurement: sd of a reading; the scale of a Student-t where `df` is given.
+        df: degrees of freedom of heavy-tailed readings; None is Gaussian.
+        delay: samples between a recorded input and its effect; a NumPyro distribution is its prior, fractions included.
+        gain: sd of the input's error as a fraction of the input: an actuator that gives more or less than it is told.
+        timing: sd of the input's error as a fraction of its change since the last sample: clocks that jitter.
+        variation: sd, in virtual space, of a machine's parameters from one recording to the next; where it has a prior,
+            each parameter has its own.
+    """
+
+    space: StateSpace
+    observe: Callable[[Array], Array] | None
+    index: tuple[int, ...]
+    measurement: Scale
+    df: float | None
+    delay: Any
+    gain: Scale | None
+    timing: Scale | None
+    variation: Scale | None
+
+    @classmethod
+    def of(
+        cls,
+        dynamics,
+        sensors,
+        observe,
+        measurement_noise,
+        measurement_df: float | None = None,
+        input_delay: Any = 0,
+        input_gain_error: Any = None,
+        input_timing_error: Any = None,
+        variation: Any = None,
+        **unknown,
+    ) -> "Sensing":
+        """From the arguments of Dynamics.
+
+        Raises:
+            ValueError: for sensors that are neither coordinates nor explained by `observe`, a delay or df out of range.
+            KeyError: for a sensor that is no coordinate.
+            TypeError: for an argument that Dynamics does not have, with close matches.
+        """
+        where, state, action = f"Dynamics({dynamics.name})", dynamics.state, dynamics.action
+        for name in unknown:
+            raise TypeError(f"{where} takes no argument {name!r}.{closest(name, ARGUMENTS)}")
+        index: tuple[int, ...] = ()
+        if isinstance(sensors, StateSpace) != (observe is not None):
+            raise ValueError(
+                f"{where}: sensors are names of state coordinates, e.g. sensors=('angle',), or a StateSpace together "
+                "with observe=, the function from state to readings."
+            )
+        if observe is None:
+            names: Sequence[str] = state.names if sensors is None else sensors
+            if isinstance(names, str) or not names:
+                raise ValueError(f"{where}: sensors must be a tuple of coordinates; got {sensors!r}.")
+            index = tuple(state.index(name) for name in names)
+            if len(set(names)) < len(index):
+                raise ValueError(f"{where}: sensors name a coordinate twice: {', '.join(names)}.")
+            sensors = StateSpace(**{name: state.coordinates[name] for name in names})
+        number = int | float | np.number
+        if measurement_df is not None and not (isinstance(measurement_df, number) and measurement_df > 2):
+            raise ValueError(f"{where}: measurement_df must exceed 2 (None is Gaussian); got {measurement_df}.")
+        if not isinstance(input_delay, dist.Distribution):
+            counts = isinstance(input_delay, number) and not isinstance(input_delay, bool)
+            if not counts or not (input_delay >= 0 and float(input_delay).is_integer()):
+                raise ValueError(
+                    f"{where}: input_delay must be a whole number of samples or a NumPyro prior over samples, e.g. "
+                    f"dist.Uniform(0, 4); got {input_delay!r}."
+                )
+            input_delay = int(input_delay)
+        if measurement_noise is None:
+            measurement_noise = dist.HalfNormal(0.1)
+        ones = (1.0,) * len(action)
+
+        def optional(name, value, unit):
+            return None if value is None else Scale.of(name, value, unit, "", where)
+
+        return cls(
+            sensors, observe, index,
+            Scale.of(MEASUREMENT, measurement_noise, sensors.scale, ", ".join(sensors.units), where),
+            None if measurement_df is None else float(measurement_df), input_delay,
+            optional(GAIN, input_gain_error, ones), optional(TIMING, input_timing_error, ones),
+            optional(VARIATION, variation, (1.0,)),
+        )  # fmt: skip
+
+    @property
+    def noises(self) -> tuple[Scale, ...]:
+        return tuple(s for s in (self.measurement, self.gain, self.timing, self.variation) if s is not None)
+
+    def variance(self, sites) -> Array:
+        """Variances (d,) of the readings' own noise."""
+        tails = 1.0 if self.df is None else self.df / (self.df - 2)
+        return tails * self.measurement.value(sites) ** 2
+
+    def check(self, dynamics, data: Trajectories) -> None:
+        """Refuse recordings that do not fit.
+
+        Raises:
+            ValueError: naming sample and coordinate, with the remedy.
+        """
+        check_trajectories(data, self.space, dynamics, f"Dynamics({dynamics.name})")
+
+    def read(self, state: Array) -> Array:
+        """Readings (d,) of a state (D,), without noise."""
+        if self.observe is None:
+            return state[jnp.array(self.index)]
+        reading = jnp.asarray(self.observe(state), state.dtype)
+        if reading.shape != (len(self.space),):
+            raise ValueError(
+                f"observe must return one reading per sensor ({', '.join(self.space.names)}), shape "
+                f"({len(self.space)},); got {reading.shape}."
+            )
+        return reading

@@ -1,0 +1,1 @@
+"""Posteriors against data, against the truth, and against one another."""

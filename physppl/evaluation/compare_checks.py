@@ -1,0 +1,121 @@
+"""What `compare` refuses, and what it warns of."""
+
+import warnings
+from collections.abc import Mapping
+from numbers import Integral
+
+import jax
+import numpy as np
+
+from physppl.data.repeats import parts, repeats
+from physppl.data.trajectories import Trajectories
+from physppl.data.transitions import Transitions
+from physppl.dynamics import Dynamics
+from physppl.evaluation.predictive_scores import forecastable
+from physppl.internal.errors import PhyspplWarning, unknown
+from physppl.posterior.base import Posterior
+
+
+def check_arguments(posteriors, test_data, reference, horizons, draws) -> tuple[int, ...]:
+    """Refuse what cannot be compared; the horizons, from 1, in order."""
+    if not isinstance(posteriors, Mapping):
+        raise TypeError(f"compare takes {{name: posterior}}; got {type(posteriors).__name__}.")
+    if not posteriors:
+        raise ValueError("compare: no posterior was given; pass {name: posterior}.")
+    for name, posterior in posteriors.items():
+        if hasattr(posterior, "get_samples"):
+            raise TypeError(
+                f"compare: {name!r} is a NumPyro {type(posterior).__name__}. Make it a belief first: "
+                "physppl.inference.from_numpyro(mcmc)."
+            )
+        if not isinstance(posterior, Posterior):
+            raise TypeError(
+                f"compare: {name!r} must be a Posterior, as pp.fit returns it; got {type(posterior).__name__}."
+            )
+    if reference is not None and reference not in posteriors:
+        raise unknown("posterior", str(reference), map(str, posteriors), "compare(reference=...)")
+    horizons = tuple(horizons)
+    if any(not isinstance(h, Integral) or isinstance(h, bool) or h < 1 for h in horizons):
+        raise ValueError(f"compare: horizons are whole numbers of steps from 1; got {horizons}.")
+    if draws < 2:
+        raise ValueError(f"compare: a belief's spread needs draws of at least 2; got {draws}.")
+    models = {name: p.model for name, p in posteriors.items() if isinstance(p.model, Dynamics)}
+    _same_machine(models)
+    if test_data is not None:
+        _check_test_data(models, test_data)
+    return tuple(sorted({1, *map(int, horizons)}))
+
+
+def _same_machine(models: dict[str, Dynamics]) -> None:
+    """Programs may differ; what is predicted may not."""
+    described = {
+        name: {"state": m.state, "action": m.action, "sensors": m.sensing.space, "dt": m.dt}
+        for name, m in models.items()
+    }
+    for name, own in list(described.items())[1:]:
+        first = next(iter(described))
+        for what, value in own.items():
+            if value != described[first][what]:
+                raise ValueError(
+                    f"compare: {first!r} and {name!r} are about different machines: {what} {described[first][what]} "
+                    f"and {value}. Compare beliefs that predict the same."
+                )
+
+
+def _check_test_data(models: dict[str, Dynamics], data) -> None:
+    if not isinstance(data, Transitions | Trajectories):
+        raise TypeError(f"compare: test_data must be Transitions or Trajectories; got {type(data).__name__}.")
+    if not models:
+        raise ValueError(
+            "compare: none of the posteriors is about a Dynamics, so none predicts test_data. Leave test_data out, or "
+            "pass the Dynamics inside the model: physppl.inference.from_numpyro(mcmc, dynamics, data)."
+        )
+    outcomes = data.observations if isinstance(data, Trajectories) else data.next_states
+    if outcomes is None:
+        raise ValueError(f"compare: test_data must hold what came of the inputs; got {data}.")
+    if isinstance(data, Transitions) and data.batch_shape:
+        raise ValueError(f"compare: test_data of a fleet {data.batch_shape}; compare one machine at a time.")
+    if not np.any(data.valid):
+        raise ValueError(f"compare: test_data has no valid outcome; got {data}.")
+    next(iter(models.values())).check(data)
+
+
+def notes(posteriors, test_data, dataset) -> tuple[str, ...]:
+    """What to know before believing a comparison; of test data that a fit saw also a warning."""
+    found = []
+    seen = {name: repeats(p.data, test_data) for name, p in posteriors.items()}
+    if names := [name for name, count in seen.items() if count]:
+        found.append(
+            f"{max(seen.values())} of the test data were among those that {', '.join(names)} was fitted to: these "
+            "figures are in-sample. Hold some data out."
+        )
+        warnings.warn(f"compare: {found[-1]}", PhyspplWarning, stacklevel=3)
+    if len({_content(p.data) for p in posteriors.values()}) > 1:
+        found.append("the fits are of different data: their ELPD-LOO do not compare.")
+    if test_data is not None:
+        found += _windowless(posteriors, test_data, dataset)
+        lost = (~np.isfinite(dataset.rmse)).any("coordinate") & (dataset.outcomes > 0)
+        for name in dataset.posterior.values[lost.any("horizon").values]:
+            predicts = isinstance(posteriors[name].model, Dynamics)
+            why = "some are not finite" if predicts else "its model is not a Dynamics"
+            found.append(f"{name} lacks predictions: {why}.")
+    return tuple(found)
+
+
+def _windowless(posteriors, test_data, dataset) -> list[str]:
+    """Over which horizons some of the test data, or all, cannot be forecast."""
+    if isinstance(test_data, Transitions):
+        empty = ", ".join(str(h) for h in dataset.horizon.values[dataset.outcomes.values == 0])
+        why = "in Transitions, each row's next state is the next row's state."
+        return [f"the test data hold no window of {empty} steps: {why}"] if empty else []
+    dt = next(p.model.dt for p in posteriors.values() if isinstance(p.model, Dynamics))
+    count = test_data.rows().batch_shape[0]
+    short = {h: count - len(forecastable(test_data, int(h), dt)) for h in dataset.horizon.values if h > 1}
+    where = ", ".join(f"of {h} steps in {n} of {count} recordings" for h, n in short.items() if n)
+    return [f"there is no window {where}: it ends where all sensors were read."] if where else []
+
+
+def _content(data) -> tuple[bytes, ...]:
+    if isinstance(data, Transitions | Trajectories):
+        return tuple(parts(data))
+    return tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(data))

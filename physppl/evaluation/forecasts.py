@@ -1,0 +1,140 @@
+"""Open-loop predictive distributions: where a machine will be, and how sure one can be of it."""
+
+import functools
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl.density.unconstrained import VirtualSpace
+from physppl.dynamics.kalman import propagate
+from physppl.dynamics.recordings import input_sd
+from physppl.dynamics.sensors import OFFSETS, VARIATION
+from physppl.language.integrate import rollout
+from physppl.posterior.base import Posterior
+
+
+class Forecast(NamedTuple):
+    """Mean (B, d) and covariance (B, d, d) of the readings at the end of B windows."""
+
+    mean: Float[np.ndarray, "B d"]
+    covariance: Float[np.ndarray, "B d d"]
+
+    @property
+    def sd(self) -> Float[np.ndarray, "B d"]:
+        return np.sqrt(np.diagonal(self.covariance, axis1=1, axis2=2))
+
+
+def forecast_readings(
+    key: PRNGKeyArray,
+    posterior: Posterior,
+    states: Float[Array | np.ndarray, "B D"],
+    inputs: Float[Array | np.ndarray, "B T A"],
+    start_sd: Float[Array | np.ndarray, " D"] | float = 0.0,
+    draws: int = 64,
+    *,
+    start_covariance: Float[Array | np.ndarray, "B D D"] | None = None,
+    times: Float[Array | np.ndarray, " B"] | float = 0.0,
+) -> Forecast:
+    """The first two moments of what the sensors will read T steps ahead of known states.
+
+    The mean is that of rollouts under draws of the belief. The covariance adds what the draws disagree about to what
+    stays noise under each: that of the start, of the inputs, of the process and of the sensors, carried along the
+    rollout at the belief's mean parameters by the filter's differences.
+
+    Args:
+        states: at the windows' starts.
+        inputs: as they arrive (an input delay already applied), held over each step.
+        start_sd: of the error of `states`, per coordinate.
+        draws: of the belief.
+        start_covariance: of the error of each of `states`, e.g. as a filter states it; in place of `start_sd`.
+        times: s, at which the windows start; of no account unless the program reads the time.
+    """
+    with jax.enable_x64(True):
+        mean_key, key = jax.random.split(key)
+        sites = mean_sites(mean_key, posterior)
+        transitions = jax.vmap(posterior._draw)(jax.random.split(key, draws))
+        if start_covariance is None:
+            sd = jnp.broadcast_to(jnp.asarray(start_sd, float), states.shape)
+            start_covariance = jax.vmap(jnp.diag)(sd**2)
+        start = jnp.asarray(start_covariance, float)
+        states, inputs = jnp.asarray(states, float), jnp.asarray(inputs, float)
+        times = jnp.broadcast_to(jnp.asarray(times, float), states.shape[:1])
+        moments = _moments(sites, transitions, states, inputs, start, times, dynamics=posterior.model)
+    return Forecast(*map(np.asarray, moments))
+
+
+def mean_sites(key: PRNGKeyArray, posterior: Posterior) -> dict[str, Array]:
+    """The belief's mean of each latent site that one recording has."""
+    samples = posterior.samples(key, 256)
+    latent = VirtualSpace.of(posterior.model, posterior.data, params=posterior.params).names
+    means = {n: jnp.mean(jnp.asarray(samples[n], float), axis=0) for n in latent if n not in (VARIATION, OFFSETS)}
+    return means | posterior.params
+
+
+@functools.partial(jax.jit, static_argnames="dynamics")
+def _moments(sites, transitions, states, inputs, start, times, *, dynamics):
+    sensing, step = dynamics.sensing, dynamics.bind(sites).stepper()
+    process = jnp.diag(dynamics.noise.value(sites) ** 2)
+    errors = input_sd(sensing, sites, inputs)
+
+    def spread(state, covariance, inputs, errors, began):
+        def body(carry, at):
+            x, covariance, t = carry
+            x, covariance, _ = propagate(lambda x, u: step(t, x, u), x, covariance, *at)
+            return (x, covariance + process, t + dynamics.dt), None
+
+        (x, covariance, _), _ = jax.lax.scan(body, (state, covariance, began), (inputs, errors))
+        rows = jax.jacfwd(sensing.read)(x)
+        return rows @ covariance @ rows.T
+
+    def end(transition, state, inputs, began):
+        advance = transition.stepper()
+        passed = began + dynamics.dt * jnp.arange(len(inputs))
+        x, _ = jax.lax.scan(lambda x, at: (advance(at[0], x, at[1]), None), state, (passed, inputs))
+        return sensing.read(x)
+
+    noise = jax.vmap(spread)(states, start, inputs, errors, times)
+    ends = jax.vmap(lambda f: jax.vmap(lambda *window: end(f, *window))(states, inputs, times))(transitions)
+    mean = jnp.mean(ends, axis=0)
+    apart = jnp.einsum("kbi,kbj->bij", ends - mean, ends - mean) / (len(ends) - 1)
+    return mean, noise + apart + jnp.diag(sensing.variance(sites))
+
+
+def forecast(
+    key: PRNGKeyArray, posterior: Posterior, states, inputs, draws: int = 100, *, noise: bool = True
+) -> Float[np.ndarray, "K B N D"]:
+    """Open-loop trajectories (K, B, N = T + 1, D) under K draws of the belief; each draw rolls all windows out.
+
+    Args:
+        states: initial states (B, D), e.g. `windows.initial_state`.
+        inputs: (B, T, A), e.g. `windows.inputs`.
+        draws: K. The mean over draws is the predictive mean, their quantiles are its intervals.
+        noise: whether process noise enters at every step, as intervals need it; the mean has no use for it.
+    """
+    draw_key, noise_key = jax.random.split(key)
+    transitions = jax.vmap(posterior.draw)(jax.random.split(draw_key, draws))
+    keys = jax.random.split(noise_key, (draws, len(states)))
+    return np.asarray(_forecast(keys, transitions, jnp.asarray(states), jnp.asarray(inputs), noise))
+
+
+@eqx.filter_jit
+def _forecast(keys, transitions, states, inputs, noise: bool):
+    def roll(key, transition, state, inputs):
+        if not noise:
+            return rollout(transition, state, inputs)
+
+        def body(x, step):
+            x = transition.sample(step[0], x, step[1])
+            return x, x
+
+        steps = (jax.random.split(key, len(inputs)), inputs)
+        state = jnp.asarray(state, transition.noise.dtype)
+        return jnp.concatenate([state[None], jax.lax.scan(body, state, steps)[1]])
+
+    windows = jax.vmap(roll, in_axes=(0, None, 0, 0))
+    return jax.vmap(windows, in_axes=(0, 0, None, None))(keys, transitions, states, inputs)

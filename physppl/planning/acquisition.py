@@ -1,0 +1,114 @@
+"""Which function of a belief an agent acts on."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from physppl.language.transition import AbstractTransition, SwitchingTransition
+from physppl.posterior.base import Posterior
+
+
+class Acquisition(eqx.Module):
+    """Takes transition functions of a belief, for an episode or for a part of it.
+
+    Attributes:
+        every: control steps after which another is taken; None: one for the whole episode.
+    """
+
+    every: eqx.AbstractVar[int | None]
+
+    @abstractmethod
+    def __call__(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
+        """One transition function, or several with a leading particle axis where `particles` says so."""
+
+    def stages(self, key: PRNGKeyArray, posterior: Posterior, steps: int) -> AbstractTransition:
+        """Transitions (S, K, ...) of an episode: S parts of `every` steps each, K particles."""
+        count = 1 if self.every is None else -(-steps // self.every)
+        keys = jax.random.split(key, count) if count > 1 else [key]
+        return _stacked([self.particles(k, posterior) for k in keys])
+
+    def particles(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
+        """Transitions (K, ...) that planners average over; one, unless a subclass takes more."""
+        return self(key, posterior).particles()
+
+
+class Thompson(Acquisition):
+    """Coherent draws of the belief (W. Thompson 1933; for dynamics M. Strens, ICML 2000).
+
+    Attributes:
+        draws: several are averaged over by the planner, which then acts on what does well in all of them.
+    """
+
+    every: int | None = eqx.field(default=None, static=True)
+    draws: int = eqx.field(default=1, static=True)
+
+    def __check_init__(self):
+        _check_every(self.every)
+        if self.draws < 1:
+            raise ValueError(f"{type(self).__name__}: draws must be at least 1; got {self.draws}.")
+
+    def __call__(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
+        return posterior.draw(key)
+
+    def particles(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
+        if self.draws == 1:
+            return self(key, posterior).particles()
+        return posterior.draws(key, self.draws)
+
+
+class TrajectorySampling(Thompson):
+    """Particles that each follow a function of the belief, averaged over by the planner (K. Chua et al., "PETS",
+    NeurIPS 2018): of an ensemble its members, each as often as any other.
+
+    Attributes:
+        draws: how many.
+        switch: False, each holds its function for the whole rollout (TS-infinity), so that what the belief does not
+            know stays the same along it. True, each meets another one at every step (TS1), as if it were noise.
+    """
+
+    draws: int = eqx.field(default=8, static=True)
+    switch: bool = eqx.field(default=False, static=True)
+
+    def particles(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
+        draw_key, switch_key = jax.random.split(key)
+        members = posterior.draws(draw_key, self.draws)
+        if not self.switch:
+            return members
+        return jax.vmap(lambda k: SwitchingTransition.of(members, k))(jax.random.split(switch_key, self.draws))
+
+
+class PosteriorMean(Acquisition):
+    """The belief's mean function: certainty equivalence, which explores nothing on purpose."""
+
+    every: int | None = eqx.field(default=None, static=True)
+
+    def __call__(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
+        del key
+        return posterior.mean()
+
+
+class Chosen(Acquisition):
+    """By a function of your own.
+
+    Attributes:
+        rule: (key, posterior) -> transition.
+    """
+
+    rule: Callable[[PRNGKeyArray, Posterior], AbstractTransition] = eqx.field(static=True)
+    every: int | None = eqx.field(default=None, static=True)
+
+    def __call__(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
+        return self.rule(key, posterior)
+
+
+def _stacked(transitions: list) -> AbstractTransition:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *transitions)
+
+
+def _check_every(every: int | None) -> None:
+    if every is not None and every < 1:
+        raise ValueError(f"Acquisition: every must be at least 1 control step, or None; got {every}.")

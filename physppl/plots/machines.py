@@ -1,0 +1,248 @@
+"""Moving pictures of machines, in real time: the machine on the left, its coordinates and actions over time beside it.
+
+Each function writes a GIF and takes:
+
+    path: of the file.
+    states: (T + 1, D); actions: (T, A).
+    model: the Dynamics, for names, units, limits and dt.
+    every: steps per frame; by default as many as 0.04 s has.
+    title: above the machine.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from physppl.internal.figures import BLUE, GREEN, INK, ORANGE, styled
+from physppl.plots.gif import FAINT, Chart, Update, film
+
+PALE, STEEL = "#F2F2F2", "#B9BEC4"
+
+
+@styled
+def animate_pendulum(path, states, actions, model, *, upright=np.pi, every: int | None = 2, title: str = "") -> Path:
+    """A pendulum: the rod, and the torque as an arc.
+
+    Args:
+        upright: rad, the angle at which it stands.
+    """
+    from matplotlib.markers import MarkerStyle
+    from matplotlib.patches import Circle
+    from matplotlib.transforms import Affine2D
+
+    states, actions = np.asarray(states, float), np.asarray(actions, float)
+    limit = float(np.max(np.abs([model.action.low, model.action.high])))
+    angles = states[:, 0] - upright
+
+    def scene(axis) -> Update:
+        axis.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
+        axis.add_patch(Circle((0, 0), 1.0, fill=False, color=FAINT, lw=0.9))
+        axis.plot([0], [1], marker="x", color=ORANGE, ms=6, mew=1.4)
+        (rod,) = axis.plot([], [], color=INK, lw=3.2, solid_capstyle="round", zorder=3)
+        (bob,) = axis.plot([], [], "o", color=BLUE, ms=15, zorder=4)
+        (arc,) = axis.plot([], [], color=GREEN, lw=2.4, zorder=2, solid_capstyle="butt")
+        (tip,) = axis.plot([], [], color=GREEN, marker="^", ms=7, ls="none", zorder=2)
+        axis.plot([0], [0], "o", color=INK, ms=5, zorder=5)
+
+        def update(k: int) -> None:
+            torque = actions[min(k, len(actions) - 1), 0]
+            x, y = -np.sin(angles[k]), np.cos(angles[k])  # counter-clockwise is positive
+            rod.set_data([0, x], [0, y])
+            bob.set_data([x], [y])
+            swept = np.linspace(0, 0.8 * np.pi * torque / limit, 40)
+            x, y = 0.34 * np.cos(swept), 0.34 * np.sin(swept)
+            arc.set_data(x, y)
+            tip.set_data(x[-1:], y[-1:])
+            turn = np.degrees(swept[-1]) + (0 if torque >= 0 else 180)
+            tip.set_marker(MarkerStyle("^", transform=Affine2D().rotate_deg(turn)))
+
+        return update
+
+    return film(path, states, actions, model, scene, [Chart(0, upright)], every, title)
+
+
+@styled
+def animate_cartpole(
+    path, states, actions, model, *, pole=0.34, track=None, upright=np.pi, every: int | None = None, title: str = ""
+) -> Path:
+    """A pole on a cart: position and angle are the first two coordinates.
+
+    Args:
+        pole: m, length of the pole.
+        track: m, how far the rail goes either way; None: as far as the cart went.
+        upright: rad, the angle at which the pole stands.
+    """
+    from matplotlib.patches import FancyBboxPatch, Rectangle
+
+    states, actions = np.asarray(states, float), np.asarray(actions, float)
+    wide, tall = 0.3 * pole, 0.2 * pole
+    far = max(np.abs(states[:, 0]).max(), track or 0.0, pole)
+    limit = float(np.max(np.abs([model.action.low, model.action.high])))
+
+    def scene(axis) -> Update:
+        axis.set(xlim=(-far - 0.9 * wide, far + 0.9 * wide), ylim=(-1.25 * pole, 1.25 * pole))
+        end = far if track is None else track
+        axis.plot([-end, end], [-tall / 2] * 2, color=STEEL, lw=2.0, zorder=1, solid_capstyle="butt")
+        for x in () if track is None else (-track, track):
+            axis.plot([x, x], [-tall, 0.3 * tall], color=ORANGE, lw=2.0, zorder=1)
+        axis.axhline(pole, color=ORANGE, lw=0.9, ls=(0, (4, 3)), alpha=0.7, zorder=0)
+        shape = FancyBboxPatch((0, 0), wide, tall, "round,pad=0,rounding_size=0.02", fc=INK, ec="none", zorder=2)
+        cart = axis.add_patch(shape)
+        push = axis.add_patch(Rectangle((0, 0), 0, 0.22 * tall, fc=GREEN, ec="none", zorder=3))
+        (rod,) = axis.plot([], [], color=BLUE, lw=4.0, solid_capstyle="round", zorder=4)
+        (hinge,) = axis.plot([], [], "o", color="white", ms=3.5, zorder=5)
+
+        def update(k: int) -> None:
+            x, angle = states[k, 0], states[k, 1] - upright
+            cart.set_x(x - wide / 2)
+            cart.set_y(-tall / 2)
+            push.set_xy((x, -1.3 * tall))
+            push.set_width(pole * actions[min(k, len(actions) - 1), 0] / limit)
+            rod.set_data([x, x - pole * np.sin(angle)], [0, pole * np.cos(angle)])
+            hinge.set_data([x], [0])
+
+        return update
+
+    return film(path, states, actions, model, scene, [Chart(1, upright), Chart(0, None, INK)], every, title)
+
+
+@styled
+def animate_two_link(
+    path, states, actions, model, *, lengths=(0.2, 0.3), target=None, every: int | None = None, title: str = ""
+) -> Path:
+    """An arm of two links, angle 0 hanging or, of an arm that lies flat, pointing down the page.
+
+    Args:
+        lengths: m, of the links.
+        target: rad, both angles where the arm is wanted.
+    """
+    states, actions = np.asarray(states, float), np.asarray(actions, float)
+    reach = 1.12 * sum(lengths)
+
+    def joints(angles) -> np.ndarray:
+        turned = np.cumsum(angles)
+        steps = np.array(lengths)[:, None] * np.stack([np.sin(turned), -np.cos(turned)], 1)
+        return np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)])
+
+    tips = np.array([joints(angles)[-1] for angles in states[:, :2]])
+
+    def scene(axis) -> Update:
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach))
+        if target is not None:
+            axis.plot(*joints(target).T, color=ORANGE, lw=5.0, alpha=0.25, solid_capstyle="round", zorder=1)
+            axis.plot(*joints(target)[-1], marker="x", color=ORANGE, ms=7, mew=1.6, zorder=2)
+        (trail,) = axis.plot([], [], color=BLUE, lw=1.0, alpha=0.5, zorder=2)
+        (links,) = axis.plot([], [], color=INK, lw=4.2, solid_capstyle="round", solid_joinstyle="round", zorder=3)
+        (ends,) = axis.plot([], [], "o", color=BLUE, ms=7, zorder=4)
+
+        def update(k: int) -> None:
+            points = joints(states[k, :2])
+            links.set_data(*points.T)
+            ends.set_data(*points.T)
+            trail.set_data(*tips[max(0, k - round(0.4 / model.dt)) : k + 1].T)
+
+        return update
+
+    charts = [Chart(i, None if target is None else target[i]) for i in (0, 1)]
+    return film(path, states, actions, model, scene, charts, every, title)
+
+
+@styled
+def animate_furuta(
+    path,
+    states,
+    actions,
+    model,
+    *,
+    arm=0.085,
+    pendulum=0.129,
+    arm_range=None,
+    every: int | None = None,
+    title: str = "",
+) -> Path:
+    """A rotary pendulum in perspective: arm and pendulum are the first two coordinates, angle pi stands.
+
+    Args:
+        arm, pendulum: m, their lengths.
+        arm_range: rad, how far the arm may turn either way: drawn as a sector under it.
+    """
+    states, actions = np.asarray(states, float), np.asarray(actions, float)
+    elbow, tip = furuta_points(states[:, 0], states[:, 1], arm, pendulum)
+    see = _Camera(azimuth=0.42, elevation=0.36, distance=0.6, centre=(0.02, 0.0, -0.005))
+
+    def scene(axis) -> Update:
+        from matplotlib.patches import Polygon
+
+        axis.set(xlim=(-0.16, 0.16), ylim=(-0.2, 0.16))
+        half, top, floor = 0.045, -0.018, -0.14
+        corners = half * np.array([[1, -1], [1, 1], [-1, 1], [-1, -1]])
+        around = np.linspace(0, 2 * np.pi, 90)
+
+        def solid(points, colour, order):
+            edge = {"ec": "white", "lw": 0.7, "joinstyle": "round"}
+            axis.add_patch(Polygon(see(points), closed=True, fc=colour, zorder=order, **edge))
+
+        def disc(radius, z):
+            return np.stack([radius * np.cos(around), radius * np.sin(around), np.full(90, z)], 1)
+
+        def wall(i, j):
+            return np.array([[*corners[i], top], [*corners[j], top], [*corners[j], floor], [*corners[i], floor]])
+
+        solid(disc(0.155, floor), PALE, 0)
+        solid(wall(0, 1), "#4A5058", 2)
+        solid(wall(1, 2), "#33383E", 2)
+        solid(np.column_stack([corners, np.full(4, top)]), "#646B74", 2)
+        solid(disc(0.017, 0.0), STEEL, 3)
+        if arm_range is not None:
+            sweep = np.linspace(-arm_range, arm_range, 40)
+            rim = arm * np.stack([np.cos(sweep), np.sin(sweep), 0 * sweep], 1)
+            axis.add_patch(Polygon(see(np.vstack([np.zeros(3), rim])), closed=True, fc=ORANGE, alpha=0.13, zorder=3))
+            axis.plot(*see(rim).T, color=ORANGE, lw=1.0, alpha=0.7, zorder=3)
+        (shade,) = axis.plot([], [], color="#D2D2D2", lw=4.0, solid_capstyle="round", zorder=1)
+        (trail,) = axis.plot([], [], color=BLUE, lw=1.1, alpha=0.45, zorder=4)
+        (link,) = axis.plot([], [], color=INK, lw=5.0, solid_capstyle="round", zorder=5)
+        (rod,) = axis.plot([], [], color=BLUE, lw=5.0, solid_capstyle="round", zorder=6)
+        (bob,) = axis.plot([], [], "o", color=BLUE, ms=8, zorder=7)
+        (pivot,) = axis.plot([], [], "o", color=INK, ms=6.5, mec="white", mew=0.8, zorder=8)
+        axis.plot(*see(np.zeros(3)).T, "o", color=INK, ms=7, zorder=6)
+
+        def update(k: int) -> None:
+            ends = see(np.stack([np.zeros(3), elbow[k], tip[k]]))
+            link.set_data(*ends[:2].T)
+            rod.set_data(*ends[1:].T)
+            bob.set_data(*ends[2:].T)
+            pivot.set_data(*ends[1:2].T)
+            shade.set_data(*see(np.stack([elbow[k], tip[k]]) * [1, 1, 0] + [0, 0, floor]).T)
+            trail.set_data(*see(tip[max(0, k - round(0.25 / model.dt)) : k + 1]).T)
+            behind = elbow[k, 0] < -0.2 * arm  # then the box hides what hangs there
+            rod.set_zorder(1 if behind else 6)
+            bob.set_zorder(1 if behind else 7)
+
+        return update
+
+    return film(path, states, actions, model, scene, [Chart(1, np.pi), Chart(0, None, INK)], every, title)
+
+
+def furuta_points(theta, alpha, arm: float, pendulum: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends (T, 3) of arm and pendulum, m, z up; the arm points along x at 0, the pendulum hangs at 0."""
+    theta, alpha = np.asarray(theta), np.asarray(alpha)
+    along = np.stack([np.cos(theta), np.sin(theta), 0 * theta], -1)
+    across = np.stack([-np.sin(theta), np.cos(theta), 0 * theta], -1)
+    up = np.array([0.0, 0.0, 1.0])
+    elbow = arm * along
+    return elbow, elbow + pendulum * (np.sin(alpha)[..., None] * across - np.cos(alpha)[..., None] * up)
+
+
+class _Camera:
+    """Points (N, 3) to the picture's plane (N, 2), m at the centre's distance."""
+
+    def __init__(self, azimuth: float, elevation: float, distance: float, centre):
+        ca, sa, ce, se = np.cos(azimuth), np.sin(azimuth), np.cos(elevation), np.sin(elevation)
+        self.towards = np.array([ce * ca, ce * sa, se])  # from the centre to the camera
+        self.right, self.up = np.array([-sa, ca, 0.0]), np.array([-se * ca, -se * sa, ce])
+        self.distance, self.centre = distance, np.asarray(centre)
+
+    def __call__(self, points) -> np.ndarray:
+        seen = np.atleast_2d(points) - self.centre
+        nearer = self.distance / (self.distance - seen @ self.towards)
+        return np.stack([seen @ self.right, seen @ self.up], 1) * nearer[:, None]

@@ -1,0 +1,145 @@
+"""A Posterior as an xarray DataTree with the groups, coordinates and units that ArviZ users expect."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.infer import log_likelihood
+
+from physppl.data.trajectories import Trajectories
+from physppl.density.unconstrained import latent_part
+from physppl.dynamics import Dynamics
+from physppl.dynamics.sensors import GAIN, MEASUREMENT, OFFSETS, TIMING
+from physppl.internal.errors import Status
+from physppl.language.noise import PROCESS as NOISE
+from physppl.language.program import unit_table
+
+
+def datatree(key, posterior, draws: int):
+    """Groups posterior, prior, log_likelihood, observed_data and, where something was sampled, sample_stats."""
+    from arviz_base import from_dict
+
+    draw_key, prior_key = jax.random.split(key)
+    with jax.enable_x64(True):
+        samples = posterior.samples(draw_key, draws, group_by_chain=True)
+        flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in samples.items()}
+        prior = _prior(prior_key, posterior, list(flat), draws)
+        observed = _observed(posterior)
+        likelihood = _pointwise(posterior, samples, observed)
+    groups = {
+        "posterior": samples,
+        "prior": {k: v[None] for k, v in prior.items()},
+        "log_likelihood": likelihood,
+        "observed_data": {k: _rows(site["value"], site, 0) for k, site in observed.items()},
+    }
+    if stats := posterior.sample_stats():
+        groups["sample_stats"] = stats
+    coords, dims = _coordinates(posterior, flat)
+    groups = {g: {_plain(k): np.asarray(v) for k, v in values.items()} for g, values in groups.items()}
+    tree = from_dict(groups, coords=coords, dims=dims)
+    if isinstance(posterior.data, Trajectories):
+        rows = posterior.data.rows()
+        at = {"recording": np.nonzero(rows.valid)[0], "time": np.asarray(rows.times)[np.asarray(rows.valid)]}
+        for group in ("log_likelihood", "observed_data"):
+            tree[group] = tree[group].to_dataset().assign_coords({k: ("reading", v) for k, v in at.items()})
+    units = site_units(posterior)
+    for group in ("posterior", "prior"):
+        for name in map(str, tree[group].data_vars):
+            tree[group][name].attrs["units"] = units.get(name, "")
+    tree.attrs |= {
+        "backend": posterior.method,
+        "model": str(posterior.model),
+    }
+    tree.attrs |= {"status": Status(int(posterior.status)).name} | posterior.facts()
+    if posterior.timing is not None:
+        tree.attrs |= {"fit_seconds": posterior.timing.seconds, "compile_seconds": posterior.timing.compiling}
+    verdict = posterior.check(key)
+    tree.attrs |= {"check": verdict.verdict, "check_reasons": "\n".join(map(str, verdict.reasons))}
+    tree.attrs |= {f"check_{name}": value for name, value in verdict.figures.items()}
+    return tree
+
+
+def pointwise(posterior, samples) -> dict[str, np.ndarray]:
+    """{observed site: log likelihoods (chains, draws, rows that count)} at samples that are grouped by chain."""
+    with jax.enable_x64(True):
+        return _pointwise(posterior, samples, _observed(posterior))
+
+
+def _pointwise(posterior, samples, observed) -> dict[str, np.ndarray]:
+    chains = next(iter(samples.values())).shape[:2]
+    flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in samples.items()}
+    model = handlers.substitute(posterior.model, data=posterior.params)
+    values = jax.jit(lambda s: log_likelihood(model, s, posterior.data, parallel=True))(flat)
+    return {k: _rows(v, observed[k], 1).reshape(*chains, -1) for k, v in values.items()}
+
+
+def site_units(posterior) -> dict[str, str]:
+    """{site: unit} as the program declares them; of the process noise the units of the coordinates."""
+    model, *args = latent_part(posterior.model, posterior.data)
+    with jax.enable_x64(True), unit_table() as table:  # the data are in double precision
+        jax.eval_shape(lambda k: _run(model, k, args), jax.random.key(0))
+    return {_plain(k): v for k, v in table.items()}
+
+
+def _run(model, key, args):
+    handlers.seed(model, key)(*args)
+    return 0
+
+
+def _plain(name: str) -> str:
+    """A name without the slash, which a DataTree keeps for itself."""
+    return name.replace("/", ".")
+
+
+def _prior(key, posterior, names, draws: int):
+    model, *args = latent_part(posterior.model, posterior.data)
+
+    def one(key):
+        held = handlers.substitute(handlers.seed(model, key), data=posterior.params)
+        trace = handlers.trace(held).get_trace(*args)
+        return {name: trace[name]["value"] for name in names}
+
+    return jax.jit(jax.vmap(one))(jax.random.split(key, draws))
+
+
+def _observed(posterior) -> dict[str, dict]:
+    """{observed site: its value, which rows count (batch shape), the axis of the transitions}, as the model lays it."""
+    axes = {}
+
+    def run(key):
+        trace = handlers.trace(handlers.seed(posterior.model, key)).get_trace(posterior.data)
+        found = {}
+        for name, site in trace.items():
+            if site["type"] != "sample" or not site["is_observed"]:
+                continue
+            fn, valid = site["fn"], True
+            shape = fn.batch_shape
+            times = [f.dim for f in site["cond_indep_stack"] if f.name.split("/")[-1] == "transition"]
+            axes[name] = len(shape) + times[0] if times else max(len(shape) - 1, 0)
+            while isinstance(fn, dist.MaskedDistribution):
+                fn, valid = fn.base_dist, valid & jnp.asarray(fn._mask)
+            found[name] = {"value": site["value"], "valid": jnp.broadcast_to(valid, shape)}
+        return found
+
+    found = jax.device_get(jax.jit(run)(jax.random.key(0)))
+    return {name: site | {"axis": axes[name]} for name, site in found.items()}
+
+
+def _rows(values, site: dict, lead: int):
+    """Values of the rows that count, machine after machine: (lead axes, rows, event axes)."""
+    valid, axis = site["valid"], site["axis"]
+    if valid.ndim > 1:
+        values, valid = np.moveaxis(values, lead + axis, lead + valid.ndim - 1), np.moveaxis(valid, axis, -1)
+    return np.asarray(values)[(slice(None),) * lead + (valid,)]
+
+
+def _coordinates(posterior, samples):
+    model = posterior.model
+    if not isinstance(model, Dynamics):
+        return {}, {}
+    spaces = {"state": model.state, "sensor": model.sensing.space, "action": model.action}
+    coords = {axis: list(space.names) for axis, space in spaces.items()}
+    dims = {"next_state": ["transition", "state"], "observation": ["reading", "sensor"]}
+    named = {NOISE: "state", MEASUREMENT: "sensor", GAIN: "action", TIMING: "action", OFFSETS: "recording"}
+    return coords, dims | {site: [axis] for site, axis in named.items() if site in samples}

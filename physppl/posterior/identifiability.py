@@ -1,0 +1,285 @@
+"""Which combinations of parameters data determine: the covariance after against the one before, in virtual space."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+from numpyro import handlers
+
+from physppl.data.trajectories import Trajectories, fine_bucket
+from physppl.data.transitions import bucket
+from physppl.density.moments import belief, information, prior
+from physppl.density.unconstrained import VirtualSpace, latent_part
+from physppl.dynamics import Dynamics
+from physppl.dynamics.sensors import DELAY
+from physppl.internal.errors import unknown
+from physppl.internal.units import pretty
+from physppl.posterior.arviz import site_units
+from physppl.posterior.base import Posterior
+from physppl.posterior.summary import EXPANDED, INFORMED, aligned, amount, labels, number
+
+DETERMINED = 0.1  # of the prior's variance: less is left of a combination that the data determine
+UNDETERMINED = INFORMED**2  # more is left of one that they do not
+UNUSED = 1e-5  # noise sds: a parameter that moves all predictions by less than this, together, moves none
+SAME = 1e-6  # eigenvalues as close as this share one space, in which any basis is right
+SMALLEST = 0.1  # entry of a unit vector that is printed
+SHOWN = 12  # combinations that a report lists, and parameters
+
+
+@dataclass(frozen=True)
+class Identifiability:
+    """A report on P parameters; print it. Entries of vector sites are parameters of their own.
+
+    Attributes:
+        header: of what, on which data, at which point.
+        names: (P,) of the parameters.
+        units: (P,) of the parameters.
+        values: (P,) where the report holds, in the parameters' units.
+        sds: (P,) after the data, in the parameters' units, to first order.
+        eigenvalues: (P,) variance after the data over variance before, of each combination, ascending:
+            0 is determined, 1 is untouched.
+        directions: (P, P), one combination a row, of unit length, in units of the parameters' prior sds in virtual
+            space. The combinations are uncorrelated before the data and after them.
+        contraction: (P,) 1 - variance after / variance before, of each parameter in virtual space.
+        sensitivity: (P,) how far all predictions move together, in noise sds, when one parameter alone moves by one
+            prior sd.
+        marginalised: sites that are integrated out instead of reported: noise, and weights (long vectors).
+    """
+
+    header: str
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    values: np.ndarray
+    sds: np.ndarray
+    eigenvalues: np.ndarray
+    directions: np.ndarray
+    contraction: np.ndarray
+    sensitivity: np.ndarray
+    marginalised: tuple[str, ...]
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Parameters on which no prediction depends."""
+        return tuple(name for name, s in zip(self.names, self.sensitivity, strict=True) if s < UNUSED)
+
+    def members(self, index: int) -> list[int]:
+        """The parameters of a combination, largest entries first; small entries are left out."""
+        row = np.abs(self.directions[index]).round(6)  # equal entries stay in the program's order
+        return [int(i) for i in np.argsort(-row, kind="stable") if row[i] >= SMALLEST]
+
+    def combination(self, index: int) -> str:
+        """A combination in words, e.g. '+0.71 mass -0.70 length'."""
+        return " ".join(f"{self.directions[index, i]:+.2f} {self.names[i]}" for i in self.members(index))
+
+    def __str__(self) -> str:
+        size = len(self.names)
+        determined, untouched = (self.eigenvalues < DETERMINED).sum(), (self.eigenvalues > UNDETERMINED).sum()
+        text = f"{determined} of {size} combinations determined, {untouched} not"
+        if self.marginalised:
+            text += f"; integrated out: {', '.join(self.marginalised)}"
+        listed = [*range(size)] if size <= SHOWN else [*range(SHOWN // 2), *range(size - SHOWN // 2, size)]
+        if len(listed) < size:
+            text += f"; the {SHOWN // 2} most and least determined:"
+        combinations = [["variance left", "combination, in prior sds of virtual space"]]
+        combinations += [[f"{self.eigenvalues[i]:.3g}", self.combination(i)] for i in listed]
+        parameters = [["parameter", "value", "sd", "unit", "contraction", "sensitivity", "verdict"]]
+        for i, name in list(enumerate(self.names))[:SHOWN]:
+            figures = [number(self.values[i].item(), self.sds[i].item()), f"{self.sds[i]:.2g}", pretty(self.units[i])]
+            learnt = [f"{self.contraction[i]:.3f}", f"{self.sensitivity[i]:.3g}", self.verdict(i)]
+            parameters.append([name, *figures, *learnt])
+        return "\n".join([self.header, text, "", *aligned(combinations, {1}), "", *aligned(parameters, {0, 3, 6})])
+
+    def verdict(self, index: int) -> str:
+        """What the data say about one parameter, in words."""
+        left = 1 - self.contraction[index]
+        if self.names[index] in self.unused:
+            return "no prediction depends on it"
+        if left > UNDETERMINED:  # by itself it would keep 1 / (1 + sensitivity^2) of its variance
+            confounded = 1 / (1 + self.sensitivity[index] ** 2) < DETERMINED
+            return "confounded with others" if confounded else "the data say little"
+        return "determined" if left < DETERMINED else "in part"
+
+
+def identifiability(model: Dynamics | Posterior, data=None, *, at: dict[str, Any] | None = None) -> Identifiability:
+    """Which combinations of parameters data determine, before a fit or after one.
+
+    Generalised eigenvalues of the covariance after the data against the one before, in virtual space. Before a fit the
+    data enter by their Fisher information at one point, so a design without outcomes will do; after a Laplace fit the
+    same holds at its mode. Either way a direction that the data do not touch has eigenvalue 1 to rounding, whatever
+    the prior. A belief held as draws is judged by its draws' covariance, known to within sqrt(2 / effective draws).
+
+    Args:
+        model: a Dynamics, with data; or a Posterior, alone.
+        data: Transitions or Trajectories, recorded or planned: outcomes are not needed. (Without readings a filter
+            follows simulated ones.)
+        at: {site: value} where to ask, in the sites' units; of sites that are not named, and by default of all, the
+            median of the prior in virtual space.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for data that do not fit the model; for a value outside its site's bounds.
+        KeyError: for a value of a site that the model has not, with close matches.
+    """
+    if isinstance(model, Posterior):
+        if data is not None or at is not None:
+            raise TypeError("identifiability(posterior) takes no data and no point: it has its own.")
+        if not hasattr(model, "space"):
+            raise TypeError(f"identifiability needs a belief in virtual space, which {model.method} does not keep.")
+        with jax.enable_x64(True):
+            return _after(model)
+    if not isinstance(model, Dynamics) or data is None:
+        got = f"{type(model).__name__}{' without data' if data is None else ''}"
+        raise TypeError(f"identifiability takes a Dynamics and data, or a Posterior alone; got {got}.")
+    with jax.enable_x64(True):
+        data = _design(model, data)
+        space = VirtualSpace.of(model, data)
+        median, before = prior(space, model, data)
+        z = jnp.asarray(median) if at is None else _point(space, model, data, median, at)
+        data = _imagined(space, model, data, z)
+        fisher = information(space, model, data, z)
+        place = "before a fit, at the prior's median" if at is None else "before a fit, at given values"
+        return _report(space, model, data, z, fisher, before, _updated(before, fisher), place)
+
+
+def _after(posterior) -> Identifiability:
+    space, model, data = posterior.space, posterior.model, posterior.data
+    z, drawn = belief(posterior)
+    fisher, before = information(space, model, data, z), prior(space, model, data)[1]
+    after = np.asarray(drawn) if hasattr(posterior, "points") else _updated(before, fisher)
+    return _report(space, model, data, z, fisher, before, after, f"after {posterior.method}")
+
+
+def _updated(before: np.ndarray, fisher) -> np.ndarray:
+    """Covariance of a Gaussian belief after data with this Fisher information; exactly `before` where that is zero."""
+    lower = np.linalg.cholesky(before)
+    gain, vectors = np.linalg.eigh(lower.T @ np.asarray(fisher) @ lower)
+    # An exact Hessian, of a likelihood that is not Gaussian, may be negative away from the mode: nothing is learnt.
+    factor = lower @ vectors / np.sqrt(1 + np.maximum(gain, 0.0))
+    return factor @ factor.T
+
+
+def compare(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Generalised eigenvalues (P,) of `after` against `before`, ascending, and their combinations (P, P).
+
+    A combination is a row a of unit length in units of the sds before: a' (z / sd) has the eigenvalue as its ratio of
+    variances. Where eigenvalues coincide, a basis is chosen that is as close to single parameters as can be.
+    """
+    lower, sd = np.linalg.cholesky(before), np.sqrt(np.diagonal(before))
+    white = np.linalg.solve(lower, np.linalg.solve(lower, after).T)
+    eigenvalues, vectors = np.linalg.eigh(0.5 * (white + white.T))
+    start = 0
+    for stop in range(1, len(eigenvalues) + 1):
+        if stop == len(eigenvalues) or eigenvalues[stop] - eigenvalues[start] > SAME:
+            vectors[:, start:stop] = _plain(vectors[:, start:stop])
+            start = stop
+    rows = np.linalg.solve(lower.T, vectors).T * sd
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    largest = rows[np.arange(len(rows)), np.argmax(np.abs(rows).round(6), axis=1)]
+    return eigenvalues, rows * np.sign(largest)[:, None]
+
+
+def _plain(basis: np.ndarray) -> np.ndarray:
+    """Another orthonormal basis (P, K) of the same space: pivoted Cholesky vectors of its projector."""
+    projector, vectors = basis @ basis.T, []
+    for _ in range(basis.shape[1]):
+        pivot = np.argmax(np.diagonal(projector))
+        vector = projector[:, pivot] / np.sqrt(projector[pivot, pivot])
+        projector = projector - np.outer(vector, vector)
+        vectors.append(vector)
+    return np.stack(vectors, axis=1)
+
+
+def _design(model: Dynamics, data):
+    """Data as a fit takes them: checked, padded, in double precision."""
+    model.check(data)
+    if isinstance(data, Trajectories):
+        data = data.rows().pad(fine_bucket(len(data)), model.dt)
+    else:  # next states that are missing are put in, for none is read
+        filled = lambda d: d.states if d.next_states is None else d.next_states  # noqa: E731
+        data = eqx.tree_at(lambda d: d.next_states, data, filled(data), is_leaf=lambda x: x is None)
+        data = data.pad(bucket(len(data)))
+    return jax.tree.map(lambda x: jnp.asarray(x, float if np.asarray(x).dtype.kind == "f" else None), data)
+
+
+def _imagined(space: VirtualSpace, model: Dynamics, data, z):
+    """Data with readings of the model's own where there are none: a filter follows what it reads."""
+    if getattr(data, "observations", data) is not None:
+        return data
+    run = handlers.substitute(handlers.seed(model, jax.random.key(0)), data=space.sites(model, z, data))
+    readings = handlers.trace(run).get_trace(data)["observation"]["value"]
+    return eqx.tree_at(lambda d: d.observations, data, readings, is_leaf=lambda x: x is None)
+
+
+def _point(space: VirtualSpace, model, data, median, at: dict[str, Any]):
+    """The point of virtual space at given site values, at the median elsewhere."""
+    latent, *args = latent_part(model, data)
+    values = dict(space.sites(model, jnp.asarray(median), data))
+    for name, value in at.items():
+        if name not in values:
+            raise unknown("site", name, values, "identifiability(at=...)")
+        values[name] = jnp.broadcast_to(jnp.asarray(value, float), values[name].shape)
+    trace = handlers.trace(handlers.substitute(latent, data=values)).get_trace(*args)
+    for name in at:
+        if not np.all(trace[name]["fn"].support(values[name])):
+            raise ValueError(f"identifiability(at=...): {name} = {at[name]} is outside its prior's bounds.")
+    return space.unconstrain(trace)
+
+
+def parameters(space: VirtualSpace, model, data) -> list[tuple[str, str, str]]:
+    """(site, name, unit) of every entry of virtual space."""
+    units = site_units(SimpleNamespace(model=model, data=data))
+    return [
+        (site, *label)
+        for site, shape in zip(space.names, space.shapes, strict=True)
+        for label in labels(model, site, units.get(site.replace("/", "."), ""), shape)
+    ]
+
+
+def _report(space, model, data, z, fisher, before, after, place: str) -> Identifiability:
+    nuisances, named = _nuisances(space, model), parameters(space, model, data)
+    keep = np.array([i for i, (site, *_) in enumerate(named) if site not in nuisances])
+    information, sds = np.diagonal(fisher)[keep], np.sqrt(np.diagonal(before)[keep])
+    before, after = before[np.ix_(keep, keep)], after[np.ix_(keep, keep)]
+    eigenvalues, directions = compare(before, after)
+    values, slopes = map(np.asarray, _constrained(space, model, data, z))
+    return Identifiability(
+        header=" | ".join([str(model), *amount(data), place]),
+        names=tuple(named[i][1] for i in keep),
+        units=tuple(named[i][2] for i in keep),
+        values=values[keep],
+        sds=np.abs(slopes[keep]) * np.sqrt(np.diagonal(after)),
+        eigenvalues=eigenvalues,
+        directions=directions,
+        contraction=1 - np.diagonal(after) / np.diagonal(before),
+        sensitivity=sds * np.sqrt(np.maximum(information, 0.0)),
+        marginalised=nuisances,
+    )
+
+
+def _nuisances(space: VirtualSpace, model) -> tuple[str, ...]:
+    """Sites that a report leaves out: of a Dynamics those outside its program, and weights, if any other is left."""
+    sizes = {name: int(np.prod(shape)) for name, shape in zip(space.names, space.shapes, strict=True)}
+    own = set(sizes)
+    if isinstance(model, Dynamics):
+        own = {DELAY, *handlers.trace(handlers.seed(model.program, jax.random.key(0))).get_trace()}
+    kept = [name for name, size in sizes.items() if name in own and size <= EXPANDED]
+    kept = kept or [name for name in sizes if name in own] or list(sizes)
+    return tuple(name for name in sizes if name not in kept)
+
+
+@eqx.filter_jit
+def _constrained(space: VirtualSpace, model, data, z) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+    """Each entry's value in its unit and its slope; of sites whose entries do not map one to one, the virtual ones."""
+
+    def values(z):
+        parts, sites = space.split(z), space.sites(model, z, data)
+        same = lambda name: jnp.shape(sites[name]) == jnp.shape(parts[name])  # noqa: E731
+        return jnp.concatenate([jnp.ravel(sites[name] if same(name) else parts[name]) for name in space.names])
+
+    return values(z), jnp.diagonal(jax.jacfwd(values)(z))

@@ -1,0 +1,292 @@
+"""The table a fit ends with: every parameter with its unit, how far the data moved it, and a verdict in words."""
+
+import html
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from numpyro import handlers
+
+from physppl.data.trajectories import Trajectories
+from physppl.data.transitions import Transitions
+from physppl.density.unconstrained import latent_part
+from physppl.dynamics import Dynamics
+from physppl.dynamics.sensors import GAIN, MEASUREMENT, TIMING
+from physppl.internal.errors import Status, unknown
+from physppl.internal.units import pretty
+from physppl.language.noise import PROCESS as NOISE
+from physppl.posterior.arviz import site_units
+
+DRAWS = 4000  # sds are known to 1.1 %, their ratios to 1.6 %
+# Posterior contraction (M. Betancourt, "Towards a principled Bayesian workflow", 2020) is 1 - (sd / prior sd)^2.
+LEARNED = 0.3  # of the prior's sd: more than nine tenths of its variance are gone
+INFORMED = 0.9  # from here on the ratio is 1 within six times the error of its estimate: still the prior
+TAIL = 0.0228  # of the prior's mass: two sds of the Gaussian in virtual space
+MARGIN = 0.01  # of the range between two bounds: a machine is rarely built within one per cent of a guess's end
+# A prior that is flat at its lower bound has 5 % of its mass below a tenth of its median; one with less than half of
+# that vanishes there and speaks against small values. A noise or a friction of nearly zero is no edge otherwise.
+VANISHING = 0.025
+EXPANDED = 8  # entries of a vector site that get rows of their own; longer ones (weights) share one row
+
+EDGE = "at the edge of its prior: the truth may lie outside"
+CONSTANT = "constant"
+VERDICTS = ("learned", "informed", "barely informed: mostly the prior", EDGE)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A table; `str` aligns it, notebooks show it as HTML.
+
+    Attributes:
+        header: what was fitted, how, and how it ended.
+        rows: one dict per parameter: name, site, unit, mean, sd, low, high (5 and 95 %), contraction (sd / prior sd),
+            verdict, and with a truth: truth, inside (whether it lies between low and high).
+    """
+
+    header: str
+    rows: list[dict]
+
+    def __getitem__(self, name: str) -> dict:
+        """The row of a parameter.
+
+        Raises:
+            KeyError: for an unknown name, with close matches.
+        """
+        for row in self.rows:
+            if row["name"] == name:
+                return row
+        raise unknown("row", name, [row["name"] for row in self.rows], "Summary")
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        has_truth = any("truth" in row for row in self.rows)
+        head = ["parameter", "mean", "sd", "5 %", "95 %", "unit", "sd / prior sd"]
+        head += ["truth", "in 90 %"] if has_truth else []
+        body = []
+        for row in self.rows:
+            numbers = [number(row[k], row["sd"]) for k in ("mean", "sd", "low", "high")]
+            cells = [
+                row["name"],
+                *numbers,
+                pretty(row["unit"]),
+                "< 0.001" if row["contraction"] < 1e-3 else f"{row['contraction']:.3f}",
+            ]
+            if has_truth:
+                known = "truth" in row
+                cells += [f"{row['truth']:.4g}" if known else "", ("yes" if row["inside"] else "no") if known else ""]
+            body.append([*cells, row["verdict"]])
+        return [*head, "verdict"], body
+
+    def __str__(self) -> str:
+        head, body = self._cells()
+        return "\n".join([self.header, "", *aligned([head, *body], {0, head.index("unit"), len(head) - 1})])
+
+    def _repr_html_(self) -> str:
+        head, body = self._cells()
+        left = {0, head.index("unit"), len(head) - 1}
+
+        def line(cells, tag):
+            return "".join(
+                f'<{tag} style="text-align:{"left" if i in left else "right"}">{html.escape(c)}</{tag}>'
+                for i, c in enumerate(cells)
+            )
+
+        rows = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in body)
+        return f"<p>{html.escape(self.header)}</p><table><tr>{line(head, 'th')}</tr>{rows}</table>"
+
+
+def summarise(key: PRNGKeyArray, posterior, *, truth: dict | None = None) -> Summary:
+    """The table of a posterior.
+
+    Args:
+        truth: {site: value} in the sites' units, where it is known; adds two columns.
+
+    Raises:
+        KeyError: for a truth of a site that the model has not, with close matches.
+    """
+    found = entries(key, posterior)
+    sites = {entry.site: None for entry in found}
+    for site in truth or {}:
+        if site not in sites:
+            raise unknown("site", site, sites, "summary(truth=...)")
+    rows = []
+    for site in sites:
+        parts = [entry for entry in found if entry.site == site]
+        if len(parts) > EXPANDED:
+            rows.append(_shared(site, parts))
+            continue
+        known = [None] * len(parts)
+        if truth is not None and site in truth:
+            known = np.broadcast_to(np.asarray(truth[site], float).ravel(), len(parts)).tolist()
+        rows += [_row(entry, value) for entry, value in zip(parts, known, strict=True)]
+    return Summary(_header(posterior), rows)
+
+
+class Entry(NamedTuple):
+    """One scalar of one site, with draws (S,) of the belief and of the prior, and the support's two ends if it has."""
+
+    name: str
+    site: str
+    unit: str
+    draws: np.ndarray
+    prior: np.ndarray
+    bounds: tuple[float, float] | None
+
+
+def entries(key: PRNGKeyArray, posterior) -> list[Entry]:
+    """All scalars of a posterior, sites in the order of the program."""
+    posterior_key, prior_key = jax.random.split(key)
+    samples = posterior.samples(posterior_key, DRAWS)
+    units, found = site_units(posterior), []
+    for site, (prior, bounds) in _prior(prior_key, posterior, set(samples)).items():
+        draws = np.asarray(samples[site], float)
+        names = labels(posterior.model, site, units.get(site.replace("/", "."), ""), draws.shape[1:])
+        columns = zip(draws.reshape(len(draws), -1).T, prior.reshape(len(prior), -1).T, strict=True)
+        found += [
+            Entry(name, site, unit, now, before, bounds)
+            for (name, unit), (now, before) in zip(names, columns, strict=True)
+        ]
+    return found
+
+
+def _prior(key: PRNGKeyArray, posterior, names) -> dict[str, tuple]:
+    """{site: (draws, (low, high) of its support or None where that is not two-sided)}."""
+    model, *args = latent_part(posterior.model, posterior.data)
+
+    def latent(key):
+        trace = handlers.trace(handlers.seed(model, key)).get_trace(*args)
+        return {name: site for name, site in trace.items() if name in names}  # in the program's order
+
+    keys = jax.random.split(key, DRAWS)
+    with jax.enable_x64(True):  # the data are in double precision
+        bounds = {k: _bounds(site["fn"].support) if "fn" in site else None for k, site in latent(key).items()}
+        values = jax.jit(jax.vmap(lambda k: {name: site["value"] for name, site in latent(k).items()}))(keys)
+    return {name: (np.asarray(values[name], float), bounds[name]) for name in bounds}
+
+
+def labels(model, site: str, unit: str, shape: tuple[int, ...]) -> list[tuple[str, str]]:
+    """(name, unit) of each entry of a site, in flat order; of noise by coordinate or sensor."""
+    if site in (NOISE, MEASUREMENT) and isinstance(model, Dynamics):
+        space = model.state if site == NOISE else model.sensing.space
+        return [(f"{site}[{name}]", unit) for name, unit in zip(space.names, space.units, strict=True)]
+    if site in (GAIN, TIMING) and isinstance(model, Dynamics):
+        return [(f"{site}[{name}]", unit) for name in model.action.names]
+    if not shape:
+        return [(site, unit)]
+    units = unit.split(", ")  # one for all entries, or one per entry of the last axis
+    units = units if len(units) == shape[-1] else [unit] * shape[-1]
+    return [(f"{site}[{', '.join(map(str, index))}]", units[index[-1]]) for index in np.ndindex(*shape)]
+
+
+def _row(entry: Entry, truth: float | None) -> dict:
+    spread = entry.prior.std()
+    contraction = entry.draws.std() / spread if spread > 0 else math.nan  # a constant
+    row = _moments(entry, contraction, at_edge(entry.draws, entry.prior, entry.bounds))
+    if truth is not None:
+        row |= {"truth": truth, "inside": bool(row["low"] <= truth <= row["high"])}
+    return row
+
+
+def _shared(site: str, parts: list[Entry]) -> dict:
+    """One row for many weights: their root mean square, and the ratio of mean variances."""
+    weights, prior = np.stack([p.draws for p in parts]), np.stack([p.prior for p in parts])
+    size, before = np.sqrt((weights**2).mean(0)), np.sqrt((prior**2).mean(0))
+    edge = bool(np.median(size) > np.quantile(before, 1 - TAIL))  # weights smaller than expected are no edge
+    entry = Entry(f"{site} (rms of {len(parts)})", site, parts[0].unit, size, before, None)
+    return _moments(entry, np.sqrt(weights.var(1).mean() / prior.var(1).mean()), edge)
+
+
+def _moments(entry: Entry, contraction: float, edge: bool) -> dict:
+    low, high = np.quantile(entry.draws, [0.05, 0.95])
+    return {
+        "name": entry.name,
+        "site": entry.site,
+        "unit": entry.unit,
+        "mean": float(entry.draws.mean()),
+        "sd": float(entry.draws.std()),
+        "low": float(low),
+        "high": float(high),
+        "contraction": float(contraction),
+        "verdict": _verdict(contraction, edge),
+    }
+
+
+def _verdict(contraction: float, edge: bool) -> str:
+    learned, informed, prior, at_edge = VERDICTS
+    if math.isnan(contraction):
+        return CONSTANT
+    if edge:
+        return at_edge
+    return learned if contraction < LEARNED else informed if contraction < INFORMED else prior
+
+
+def at_edge(draws: np.ndarray, prior: np.ndarray, bounds: tuple[float, float] | None) -> bool:
+    """Whether a belief sits where its prior has next to nothing, or against one of its bounds.
+
+    Args:
+        draws, prior: (S,) of the belief and of the prior.
+        bounds: of the support, where it has two. One at zero is no edge.
+    """
+    median = np.median(draws)
+    low, high = np.quantile(prior, [TAIL, 1 - TAIL])
+    if bounds is None and prior.min() >= 0 and np.mean(prior < 0.1 * np.median(prior)) > VANISHING:
+        low = -math.inf
+    if bounds is None:
+        return bool(median < low or median > high)
+    margin = MARGIN * (bounds[1] - bounds[0])
+    if bounds[0] == 0:  # next to nothing, as a friction can be; nothing lies beyond
+        return bool(median > min(high, bounds[1] - margin))
+    return bool(median < max(low, bounds[0] + margin) or median > min(high, bounds[1] - margin))
+
+
+def _bounds(support) -> tuple[float, float] | None:
+    """Both ends of an interval's support, the same for all entries."""
+    support = getattr(support, "base_constraint", support)
+    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    if low is None or high is None or np.size(low) != 1 or np.size(high) != 1:
+        return None
+    return np.asarray(low).item(), np.asarray(high).item()
+
+
+def _header(posterior) -> str:
+    status = Status(int(posterior.status))
+    parts = [posterior.method, str(posterior.model)]
+    parts.append("converged" if status is Status.OK else f"{status.name.lower().replace('_', ' ')}: {status.remedy}")
+    parts += amount(posterior.data)
+    if "log_evidence" in (facts := posterior.facts()):
+        parts.append(f"log evidence {facts['log_evidence']:.2f} nats")
+    return " | ".join(parts)
+
+
+def amount(data) -> list[str]:
+    """How much there is, in words; nothing for data that are not ours."""
+    if not isinstance(data, Trajectories | Transitions):
+        return []
+    count = int(np.sum(data.valid))
+    if isinstance(data, Trajectories):
+        recordings = len(data.rows().valid)
+        return [f"{count} samples in {recordings} recording{'' if recordings == 1 else 's'}"]
+    return [f"{count} transition{'' if count == 1 else 's'}"]
+
+
+def aligned(lines: list[list[str]], left: set[int]) -> list[str]:
+    """Lines of cells as text in columns, to the left those of `left`, to the right the others."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    cells = [
+        [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
+    return ["  ".join(line).rstrip() for line in cells]
+
+
+def number(value: float, sd: float) -> str:
+    """A number as text, to two digits of its sd."""
+    if not (math.isfinite(value) and math.isfinite(sd) and sd > 0):
+        return f"{value:.4g}"
+    decimals = 1 - math.floor(math.log10(sd))
+    if decimals > 5 or abs(value) >= 1e5:
+        digits = max(math.floor(math.log10(max(abs(value), sd))) + decimals, 1)
+        return f"{value:.{digits}e}"
+    return f"{value:.{max(decimals, 0)}f}"
