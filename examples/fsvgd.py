@@ -15,7 +15,7 @@ import optax
 
 import physppl as pp
 from physppl.data.input_measures import Box, Measure
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import DrawsPosterior, Slack
 from physppl.inference.diversity import among
 
@@ -44,9 +44,9 @@ class FSVGD(pp.Backend[DrawsPosterior]):
     bandwidth: float = eqx.field(default=1.0, static=True)
 
     def fit(self, key, model: Callable, data) -> DrawsPosterior:
-        space, unit = VirtualSpace.of(model, data), model.state.scale
+        space, unit = UnconstrainedSpace.of(model, data), model.state.scale
         prior_key, start_key, key = jax.random.split(key, 3)
-        physics = VirtualSpace.of(self.physics, data)
+        physics = UnconstrainedSpace.of(self.physics, data)
         simulated = jax.vmap(lambda k: physics.draw_prior(k, self.physics, data))(
             jax.random.split(prior_key, SIMULATED)
         )
@@ -55,7 +55,7 @@ class FSVGD(pp.Backend[DrawsPosterior]):
         noise = model.bind(space.sites(model, start[0], data)).noise / unit
         count = jnp.sum(data.valid)
 
-        def values(own: VirtualSpace, of: pp.Dynamics, z, states, actions):  # (M, D) change in units of the scales
+        def values(own: UnconstrainedSpace, of: pp.Dynamics, z, states, actions):  # (M, D) change in scales
             function = of.bind(own.sites(of, z, data)).stepper()
             return (jax.vmap(lambda x, u: function(jnp.zeros(()), x, u))(states, actions) - states) / unit
 

@@ -13,13 +13,13 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import NOISES
-from physppl.density.unconstrained import Gaussian, VirtualSpace, gaussians, latent_part
+from physppl.density.unconstrained import Gaussian, UnconstrainedSpace, gaussians, latent_part
 
 
 class Joint(NamedTuple):
     """What there is to believe about: a model, its virtual space, and all data."""
 
-    space: VirtualSpace
+    space: UnconstrainedSpace
     model: Callable
     data: Any
 

@@ -8,12 +8,12 @@ from jaxtyping import Float, PRNGKeyArray
 from numpyro import handlers
 
 from physppl.density.curvature import scatter
-from physppl.density.unconstrained import VirtualSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import APART, Status, closest
 from physppl.internal.precision import doubles
 from physppl.language.transition import Transition
-from physppl.posterior.backend import judge, prepared
+from physppl.posterior.backend import prepared, raise_or_warn
 from physppl.posterior.base import Posterior
 
 # {NumPyro's name of a per-draw diagnostic: ArviZ's}
@@ -29,12 +29,19 @@ class DrawsPosterior(Posterior):
         stats: per-draw diagnostics of the sampler, (chains, draws) each.
     """
 
-    space: VirtualSpace
+    space: UnconstrainedSpace
     points: Float[Array, "C S P"]
     stats: dict[str, Array]
 
     def __init__(
-        self, model, data, space: VirtualSpace, points, stats=None, status: Array | int = Status.OK, method="Draws"
+        self,
+        model,
+        data,
+        space: UnconstrainedSpace,
+        points,
+        stats=None,
+        status: Array | int = Status.OK,
+        method="Draws",
     ):
         self.model, self.data, self.space, self.points, self.stats = model, data, space, points, stats or {}
         self.method = method
@@ -134,7 +141,7 @@ def from_numpyro(mcmc, model=None, data=None) -> DrawsPosterior:
     samples = mcmc.get_samples(group_by_chain=True)
     with jax.enable_x64(True):
         samples, data = doubles((dict(samples), data))
-        space = VirtualSpace.of(model, data)
+        space = UnconstrainedSpace.of(model, data)
         points = _points(space, model, data, samples)
         found = mcmc.get_extra_fields(group_by_chain=True)
         stats = {ours: jnp.asarray(found[name]) for name, ours in STATS.items() if name in found}
@@ -142,11 +149,11 @@ def from_numpyro(mcmc, model=None, data=None) -> DrawsPosterior:
             stats["lp"] = -jnp.asarray(found["potential_energy"], float)
         name = f"NumPyro {type(mcmc.sampler).__name__}"
         posterior = DrawsPosterior(model, data, space, points, stats, ended(points, stats), name)
-    judge(posterior, name)
+    raise_or_warn(posterior, name)
     return posterior
 
 
-def unconstrained(space: VirtualSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
+def unconstrained(space: UnconstrainedSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
     """Draws (C, S, ...) of the model's sites as points of its virtual space."""
     model, *args = latent_part(model, data)
 
@@ -157,7 +164,7 @@ def unconstrained(space: VirtualSpace, model, data, samples: dict[str, Array]) -
     return jax.vmap(jax.vmap(point))(samples)
 
 
-def _points(space: VirtualSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
+def _points(space: UnconstrainedSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
     """The same of draws from elsewhere: they may not fit."""
     if missing := [name for name in space.names if name not in samples]:
         raise KeyError(

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference.diversity import Anchored, Diversity, Joint
 from physppl.inference.draws import DrawsPosterior
 from physppl.inference.search import Adam, Newton, Search
@@ -51,7 +51,7 @@ class Ensemble(Backend["EnsemblePosterior"]):
             raise TypeError(f"Ensemble: search must be Newton(), Adam() or None; got {self.search!r}.")
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> "EnsemblePosterior":
-        space = VirtualSpace.of(model, data)
+        space = UnconstrainedSpace.of(model, data)
         search = self.search or (Newton() if space.size <= FEW else Adam())
         draw_key, member_key, search_key = jax.random.split(key, 3)
         keys = jax.random.split(draw_key, max(self.members, DRAWS))
@@ -73,7 +73,7 @@ class EnsemblePosterior(DrawsPosterior):
 
     log_joint: Float[Array, " K"]
 
-    def __init__(self, model, data, space: VirtualSpace, points: Float[Array, "K P"], log_joint, status):
+    def __init__(self, model, data, space: UnconstrainedSpace, points: Float[Array, "K P"], log_joint, status):
         super().__init__(model, data, space, points[None], {}, status, "Ensemble")
         self.log_joint = log_joint
 

@@ -18,29 +18,29 @@ from numpyro.distributions import biject_to, constraints
 
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import NOISES, Local, local
-from physppl.density.mode import Mode, find, unit_of
-from physppl.density.unconstrained import VirtualSpace, latent_part
+from physppl.density.mode import Mode, find_mode, unit_of
+from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 from physppl.dynamics import Dynamics
 
 
-class Chosen(NamedTuple):
+class EvidenceMode(NamedTuple):
     """Hyperparameters at the maximum, and the mode of all else there."""
 
-    space: VirtualSpace
+    space: UnconstrainedSpace
     mode: Mode
 
 
-def free_space(key, model: Callable, data) -> tuple[VirtualSpace, dict[str, Any]]:
+def free_space(key, model: Callable, data) -> tuple[UnconstrainedSpace, dict[str, Any]]:
     """A model's space with its `param` sites at initial values, and the map of each from all reals."""
     run, *args = latent_part(model, data)
     trace = handlers.trace(handlers.seed(run, key)).get_trace(*args)
     params = {name: site for name, site in trace.items() if site["type"] == "param"}
     maps = {k: biject_to(site["kwargs"].get("constraint", constraints.real)) for k, site in params.items()}
     values = {k: jnp.asarray(site["value"], float) for k, site in params.items()}
-    return VirtualSpace.of(model, data, params=values), maps
+    return UnconstrainedSpace.of(model, data, params=values), maps
 
 
-def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, search: int = 100) -> Chosen:
+def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, search: int = 100) -> EvidenceMode:
     """Climb the evidence with Adam, the weights always one Newton step behind; then find their mode to the end.
 
     The evidence is that of the local quadratic, whose maximum need not be where the weights are: for programs linear in
@@ -59,7 +59,7 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
     draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(prior_key, 63))
     unit, start = unit_of(draws), jnp.median(draws, axis=0)
 
-    def at(params) -> VirtualSpace:
+    def at(params) -> UnconstrainedSpace:
         return space.holding({k: maps[k](v) for k, v in params.items()})
 
     def objective(hyper, z):
@@ -95,4 +95,4 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
         found = local(space, model, data, z)
         return found._replace(gradient=found.gradient.at[noises].set(0.0))
 
-    return Chosen(space, find(held, z[None], unit, search))
+    return EvidenceMode(space, find_mode(held, z[None], unit, search))

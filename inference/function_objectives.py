@@ -26,7 +26,7 @@ from physppl.inference.function_space import (
 from physppl.internal import gaussians
 
 
-class Objective(eqx.Module):
+class FunctionObjective(eqx.Module):
     """What makes a belief about weights of a function prior at points."""
 
     @abstractmethod
@@ -34,7 +34,7 @@ class Objective(eqx.Module):
         """The function prior as one about weights, which data then update exactly."""
 
 
-class Projected(Objective):
+class Projected(FunctionObjective):
     """The function prior regressed on the features.
 
     Exact moments: mean A mu and factor A F with the pseudo-inverse A of the features at the points. What the features
@@ -53,7 +53,7 @@ class Projected(Objective):
         return Weights(own.mean, square_factor(jnp.concatenate([own.factor, jnp.diag(slack)], axis=1)))
 
 
-class JointKL(Objective):
+class JointKL(FunctionObjective):
     """The Kullback-Leibler divergence over all the points jointly, correlations between them included.
 
     Of q(f) = N(Phi m, Phi S Phi') from p(f) = N(mu, F F' + nugget^2 s^2) at the points, with s the prior's sd at each,
@@ -92,7 +92,7 @@ class JointKL(Objective):
         return Weights(own.mean - shift, square_factor(jnp.concatenate([kept, free], axis=1)))
 
 
-class Printed(Objective):
+class Printed(FunctionObjective):
     """Equation 4 of the SIM2GP paper, as printed: E_q log p(data | f) - beta E_rho KL[q(y | x) || p(y | x)].
 
     The divergence is of noisy outputs at one point at a time, averaged over rho, with the prior's full covariance

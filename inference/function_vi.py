@@ -13,11 +13,11 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl.data.input_measures import Box, JitteredData, Measure, Mixture
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import Local
-from physppl.density.mode import Mode, find, unit_of
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.mode import Mode, find_mode, unit_of
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.inference import function_space as algebra
-from physppl.inference.function_objectives import Objective, Printed, Projected
+from physppl.inference.function_objectives import FunctionObjective, Printed, Projected
 from physppl.inference.function_space import Points, Slack, Told, Weights
 from physppl.inference.laplace import Laplace, LaplacePosterior
 from physppl.inference.network import NAME, Network, behind, bound
@@ -59,7 +59,7 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
     features: Callable | None = eqx.field(default=None, static=True)
     measure: Measure = Mixture(Box(), JitteredData(), weights=(3.0, 1.0))
     points: int = eqx.field(default=2048, static=True)
-    objective: Objective = Projected()
+    objective: FunctionObjective = Projected()
     slack: Slack | None = None
     steps: int = eqx.field(default=1000, static=True)
     rate: float = eqx.field(default=0.01, static=True)
@@ -72,7 +72,7 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
             )
         for name, kind, example in (
             ("measure", Measure, "Box()"),
-            ("objective", Objective, "Projected()"),
+            ("objective", FunctionObjective, "Projected()"),
             ("slack", Slack, "Slack(lengthscale=1.0, scale=0.01)"),
         ):
             given = getattr(self, name)
@@ -118,7 +118,7 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
         values = (model.outcomes(data) - data.states) / scale
         design = program.design(hidden, data.states, data.actions)
         told = algebra.told(weights, design, values, valid)
-        space = VirtualSpace.of(network, data, params=_params(weights, hidden))
+        space = UnconstrainedSpace.of(network, data, params=_params(weights, hidden))
         chosen = _noise(noise_key, space, network, data, told)
         noise = network.bind(space.sites(network, chosen.point, data)).noise / scale
         factor = None
@@ -170,7 +170,7 @@ class FunctionPosterior(LaplacePosterior):
 
     missed: Float[Array, " D"]
 
-    def __init__(self, model, data, space: VirtualSpace, found: Mode, missed, factor=None):
+    def __init__(self, model, data, space: UnconstrainedSpace, found: Mode, missed, factor=None):
         super().__init__(model, data, space, found, linearised=False, method="FunctionSpaceVI", by_evidence=True)
         self.missed = missed
         if factor is not None:  # not a posterior of the network's own prior: no evidence belongs to it
@@ -201,7 +201,7 @@ def _params(weights: Weights, hidden) -> dict[str, Array]:
     return learned | {f"{NAME}.mean": weights.mean, f"{NAME}.factor": weights.factor}
 
 
-def _noise(key: PRNGKeyArray, space: VirtualSpace, network: Dynamics, data, told: Told) -> Mode:
+def _noise(key: PRNGKeyArray, space: UnconstrainedSpace, network: Dynamics, data, told: Told) -> Mode:
     """Log evidence at the known noise, or at the maximum over one that has a prior, in virtual space.
 
     The point is zero but for the noise; curvature is that of the evidence, the identity for the weights.
@@ -229,6 +229,6 @@ def _noise(key: PRNGKeyArray, space: VirtualSpace, network: Dynamics, data, told
     def local(z):
         return Local(*jax.value_and_grad(joint)(z), -jax.hessian(joint)(z))
 
-    found = find(local, starts, unit_of(draws), EVALUATIONS)
+    found = find_mode(local, starts, unit_of(draws), EVALUATIONS)
     curvature = jnp.eye(space.size).at[np.ix_(free, free)].set(found.local.curvature)
     return found._replace(point=place(found.point), local=Local(found.local.log_joint, found.local.gradient, curvature))

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import NOISES, row_jacobians
-from physppl.density.unconstrained import VirtualSpace, gaussians, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, gaussians, latent_part
 from physppl.dynamics import Dynamics
 from physppl.inference.products import Leading, Whitened
 from physppl.posterior.backend import empty
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
         others: entries of virtual space that are no noises; `noises` are the rest.
     """
 
-    space: VirtualSpace
+    space: UnconstrainedSpace
     model: Dynamics
     data: Transitions
 

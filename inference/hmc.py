@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from physppl.density.curvature import local
-from physppl.density.mode import find, unit_of
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.mode import find_mode, unit_of
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference.draws import DrawsPosterior, ended
 from physppl.inference.nuts import Engine, Plan, blackjax_nuts
 from physppl.internal import gaussians
 from physppl.internal.errors import Status
-from physppl.internal.parallel import spread
+from physppl.internal.parallel import parallel_vmap
 from physppl.posterior.backend import Backend
 
 
@@ -50,7 +50,7 @@ class HMC(Backend[DrawsPosterior]):
             )
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> DrawsPosterior:
-        space = VirtualSpace.of(model, data)
+        space = UnconstrainedSpace.of(model, data)
 
         def log_joint(z):
             prior, likelihood = space.log_densities(space.trace(model, z, data), z)
@@ -75,12 +75,14 @@ class HMC(Backend[DrawsPosterior]):
             positions, stats = self.engine(key, density, start, plan)
             return centre + positions @ factor, stats
 
-        points, stats = spread(chain, jax.random.split(chain_key, self.chains), centres, factors)
+        points, stats = parallel_vmap(chain, jax.random.split(chain_key, self.chains), centres, factors)
         status = jnp.where(jnp.all(jnp.isfinite(stats["lp"])), ended(points, stats), Status.NONFINITE)
         return DrawsPosterior(model, data, space, points, stats, status, "HMC")
 
 
-def _starts(key, space: VirtualSpace, model, data, chains: int, searches: int = 4, tries: int = 5, steps: int = 40):
+def _starts(
+    key, space: UnconstrainedSpace, model, data, chains: int, searches: int = 4, tries: int = 5, steps: int = 40
+):
     """Where each chain begins (C, P), and the scale there (C, P, P): a mode drawn by its share of the evidence.
 
     Trajectory likelihoods are so narrow that a sampler cannot find them from the prior, and their minor modes, which
@@ -95,7 +97,7 @@ def _starts(key, space: VirtualSpace, model, data, chains: int, searches: int = 
     densities = jax.lax.map(lambda z: evaluate(z).log_joint, draws).reshape(-1, tries)
     best = jnp.argmax(jnp.where(jnp.isfinite(densities), densities, -jnp.inf), axis=1)
     starts = draws.reshape(len(best), tries, -1)[jnp.arange(len(best)), best]
-    found = jax.vmap(lambda z: find(evaluate, z[None], unit, steps))(starts)
+    found = jax.vmap(lambda z: find_mode(evaluate, z[None], unit, steps))(starts)
     factors = jax.vmap(gaussians.inverse_factor)(found.local.curvature)
     evidence = jax.vmap(gaussians.log_evidence)(found.local.log_joint, factors)
     chosen = jax.random.categorical(mode_key, jnp.where(jnp.isfinite(evidence), evidence, -1e30), shape=(chains,))

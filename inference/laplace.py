@@ -11,16 +11,16 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
-from physppl.density.curvature import MANY, added, believed, likelihood, local, row_jacobians, scatter
-from physppl.density.mode import Mode, find, unit_of
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.curvature import MANY, added, gaussian_prior, likelihood, local, row_jacobians, scatter
+from physppl.density.mode import Mode, find_mode, unit_of
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import MEASUREMENT, OFFSETS, VARIATION
 from physppl.internal import gaussians
 from physppl.internal.errors import Status, check_key
 from physppl.internal.precision import doubles
 from physppl.language.transition import AbstractTransition, LinearisedTransition
-from physppl.posterior.backend import Backend, judge, prepared, union
+from physppl.posterior.backend import Backend, prepared, raise_or_warn, union
 from physppl.posterior.base import Posterior, of_program
 
 TOLERANCE = 0.01  # posterior sds from the mode where a search of recordings ends: each evaluation filters all samples
@@ -51,7 +51,7 @@ class Laplace(Backend["LaplacePosterior"]):
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> "LaplacePosterior":
         """The belief; of recordings whose `variation` has a prior it raises ValueError."""
-        space = VirtualSpace.of(model, data)
+        space = UnconstrainedSpace.of(model, data)
         if VARIATION in space.names:
             raise ValueError(
                 "Laplace: `variation` has a prior, and the joint mode of that sd and of the recordings' offsets lies "
@@ -66,9 +66,9 @@ class Laplace(Backend["LaplacePosterior"]):
         unit = unit_of(draws)
         if isinstance(data, Trajectories):
             start = _likeliest(space, model, data, draws)
-            found = find(evaluate, start[None], unit, self.steps, tolerance=TOLERANCE, patience=0)
+            found = find_mode(evaluate, start[None], unit, self.steps, tolerance=TOLERANCE, patience=0)
         else:
-            found = find(evaluate, starts, unit, self.steps)
+            found = find_mode(evaluate, starts, unit, self.steps)
         return LaplacePosterior(model, data, space, found, self.linearised)
 
     def update(self, key: PRNGKeyArray, posterior: Posterior, data) -> "LaplacePosterior":
@@ -105,25 +105,25 @@ class Laplace(Backend["LaplacePosterior"]):
             whole, new = (doubles(x, np) for x in (prepared(model, whole), new))  # compiles nothing as data grow
             later = _after(self, model, posterior.space, belief, new if self.recursive else whole)
             later = eqx.tree_at(lambda p: p.data, later, jax.tree.map(jnp.asarray, whole))
-        judge(later, type(self).__name__)
+        raise_or_warn(later, type(self).__name__)
         return later
 
 
 @eqx.filter_jit
-def _after(backend: Laplace, model: Dynamics, space: VirtualSpace, belief, data) -> "LaplacePosterior":
+def _after(backend: Laplace, model: Dynamics, space: UnconstrainedSpace, belief, data) -> "LaplacePosterior":
     """The belief after data that are new to it where the backend is recursive, else after all data."""
     mode, factor, log_evidence = jax.tree.map(lambda x: x.astype(float), belief)
     if backend.recursive:
-        evaluate = lambda z: added(believed(mode, factor, z), likelihood(space, model, data, z))  # noqa: E731
+        evaluate = lambda z: added(gaussian_prior(mode, factor, z), likelihood(space, model, data, z))  # noqa: E731
     else:
         evaluate, log_evidence = (lambda z: local(space, model, data, z)), 0.0
     unit, tolerance = jnp.linalg.norm(factor, axis=0), TOLERANCE if isinstance(data, Trajectories) else 1e-9
-    found = find(evaluate, mode[None], unit, backend.steps, tolerance=tolerance)
+    found = find_mode(evaluate, mode[None], unit, backend.steps, tolerance=tolerance)
     later = LaplacePosterior(model, data, space, found, backend.linearised)
     return eqx.tree_at(lambda p: p.log_evidence, later, later.log_evidence + log_evidence)
 
 
-def _likeliest(space: VirtualSpace, model, data, draws) -> Float[Array, " P"]:
+def _likeliest(space: UnconstrainedSpace, model, data, draws) -> Float[Array, " P"]:
     """The likeliest of prior draws, with their sensors as they are and e^4 times better.
 
     A density costs little beside its curvature, so one start is searched. It should trust the sensors: with the reverse
@@ -137,7 +137,7 @@ def _likeliest(space: VirtualSpace, model, data, draws) -> Float[Array, " P"]:
 
 def at(model: Callable, data, point: Float[Array, " P"], *, linearised: bool = False) -> "LaplacePosterior":
     """The Laplace belief at a given point of virtual space: curvature and factor, no search."""
-    space = VirtualSpace.of(model, data)
+    space = UnconstrainedSpace.of(model, data)
     found = Mode(point, local(space, model, data, point), jnp.zeros(()), jnp.zeros((), int))
     return LaplacePosterior(model, data, space, found, linearised)
 
@@ -153,7 +153,7 @@ class LaplacePosterior(Posterior):
         by_evidence: noises maximise the evidence, not the joint density.
     """
 
-    space: VirtualSpace
+    space: UnconstrainedSpace
     mode: Float[Array, " P"]
     factor: Float[Array, "P P"]
     log_evidence: Float[Array, ""]
@@ -163,7 +163,7 @@ class LaplacePosterior(Posterior):
     by_evidence: bool = eqx.field(static=True)
 
     def __init__(
-        self, model, data, space: VirtualSpace, found: Mode, linearised: bool, method="Laplace", by_evidence=False
+        self, model, data, space: UnconstrainedSpace, found: Mode, linearised: bool, method="Laplace", by_evidence=False
     ):
         self.model, self.data, self.space, self.linearised = model, data, space, linearised
         self.method, self.by_evidence = method, by_evidence

@@ -20,8 +20,8 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.density.curvature import Local, local
-from physppl.density.mode import find, unit_of
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.mode import find_mode, unit_of
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference.draws import DrawsPosterior
 from physppl.internal import gaussians
 from physppl.internal.errors import Status, closest
@@ -41,7 +41,7 @@ class Point(NamedTuple):
     log_density: Float[Array, ""]
 
 
-class Proposal(NamedTuple):
+class ImportanceProposal(NamedTuple):
     """A Student-t with DF degrees of freedom."""
 
     center: Float[Array, " M"]
@@ -55,7 +55,7 @@ class Proposal(NamedTuple):
 class Known(NamedTuple):
     """What the rounds have found: proposals (R, ...), values (R, K, M), points (R, K, ...)."""
 
-    proposals: Proposal
+    proposals: ImportanceProposal
     values: Array
     found: Point
 
@@ -99,7 +99,7 @@ class NestedLaplace(Backend["NestedPosterior"]):
             KeyError: for a name that is no latent site, with close matches.
             ValueError: where the outer sites are all sites, or more than six numbers.
         """
-        space = VirtualSpace.of(model, data)
+        space = UnconstrainedSpace.of(model, data)
         for name in () if callable(self.outer) else self.outer:
             if name not in space.names:
                 raise KeyError(f"NestedLaplace: the model has no latent site {name!r}.{closest(name, space.names)}")
@@ -136,14 +136,16 @@ class NestedLaplace(Backend["NestedPosterior"]):
                 block = jnp.eye(len(z)).at[np.ix_(inner, inner)].set(here.curvature[np.ix_(inner, inner)])
                 return Local(here.log_joint, here.gradient.at[outer].set(0.0), block)
 
-            found = find(evaluate, start.at[outer].set(value)[None], unit, self.steps, patience=0, tolerance=ENOUGH)
+            found = find_mode(
+                evaluate, start.at[outer].set(value)[None], unit, self.steps, patience=0, tolerance=ENOUGH
+            )
             factor = gaussians.inverse_factor(found.local.curvature[np.ix_(inner, inner)])
             density = gaussians.log_evidence(found.local.log_joint, factor)
             usable = jnp.isfinite(density) & (found.decrement < 2e-4)
             mean = moved(key, found.point, factor)
             return Point(found.point, mean, factor, jnp.where(usable, density, -jnp.inf))
 
-        def tried(proposal: Proposal, start, key) -> tuple[Float[Array, "K M"], Point]:
+        def tried(proposal: ImportanceProposal, start, key) -> tuple[Float[Array, "K M"], Point]:
             value_key, node_key = jax.random.split(key)
             values = proposal.distribution.sample(value_key, (self.points,))
             return values, jax.vmap(given, (None, 0, 0))(start, jax.random.split(node_key, self.points), values)
@@ -165,7 +167,7 @@ class NestedLaplace(Backend["NestedPosterior"]):
             start = modes[jnp.argmax(known.found.log_density.reshape(-1))]
             return (known, _matched(known.values.reshape(-1, len(outer)), weights, proposal), start), None
 
-        first = Proposal(middle[outer], jnp.diag(unit[outer]))
+        first = ImportanceProposal(middle[outer], jnp.diag(unit[outer]))
         shapes = jax.eval_shape(lambda k: Known(first, *tried(first, middle, k)), keys[0])
         nothing = jax.tree.map(lambda x: jnp.zeros((self.rounds, *x.shape), x.dtype), shapes)
         nothing = eqx.tree_at(lambda k: k.found.log_density, nothing, replace_fn=lambda x: x - jnp.inf)
@@ -182,13 +184,13 @@ class NestedLaplace(Backend["NestedPosterior"]):
         return NestedPosterior(model, data, space, points, log_evidence, 1 / jnp.sum(share**2))
 
 
-def _matched(values: Float[Array, "K M"], weights: Float[Array, " K"], last: Proposal) -> Proposal:
+def _matched(values: Float[Array, "K M"], weights: Float[Array, " K"], last: ImportanceProposal) -> ImportanceProposal:
     """The proposal with the moments of weighted values; of few in effect, not much narrower than the last one."""
     share = jax.nn.softmax(weights)
     in_effect, center = 1 / jnp.sum(share**2), share @ values
     rest = (values - center) * jnp.sqrt(share)[:, None]
     spread = rest.T @ rest * in_effect / jnp.maximum(in_effect - 1, 0.5)
-    return Proposal(center, jnp.linalg.cholesky(spread + last.lower @ last.lower.T / (16 * in_effect)))
+    return ImportanceProposal(center, jnp.linalg.cholesky(spread + last.lower @ last.lower.T / (16 * in_effect)))
 
 
 class NestedPosterior(DrawsPosterior):
@@ -202,7 +204,7 @@ class NestedPosterior(DrawsPosterior):
     log_evidence: Float[Array, ""]
     points_in_effect: Float[Array, ""]
 
-    def __init__(self, model, data, space: VirtualSpace, points: Float[Array, "S P"], log_evidence, in_effect):
+    def __init__(self, model, data, space: UnconstrainedSpace, points: Float[Array, "S P"], log_evidence, in_effect):
         status = jnp.where(in_effect >= 20, Status.OK, Status.NOT_CONVERGED)
         status = jnp.where(jnp.isfinite(log_evidence), status, Status.NONFINITE)
         super().__init__(model, data, space, points[None], {}, status, "NestedLaplace")

@@ -15,11 +15,11 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import Local, added, local
-from physppl.density.mode import find, unit_of
+from physppl.density.mode import find_mode, unit_of
 from physppl.density.unconstrained import gaussians
 from physppl.inference.diversity import Joint, Member, Tilt, among
 from physppl.inference.laplace import TOLERANCE
-from physppl.internal.parallel import spread
+from physppl.internal.parallel import parallel_vmap
 
 
 class Found(NamedTuple):
@@ -73,10 +73,10 @@ class Newton(Search):
                 if tilt is not None:
                     log_scales = {name: site.log_scale for name, site in outcomes(start).items()}
                     evaluate = _tilted(evaluate, lambda z: own * tilt.value(z, outcomes(z), log_scales))
-                found = find(evaluate, start[None], unit, self.steps, tolerance=tolerance)
+                found = find_mode(evaluate, start[None], unit, self.steps, tolerance=tolerance)
                 return Found(found.point, found.local.log_joint, found.decrement < 2e-4)
 
-            found = spread(search, starts, members)
+            found = parallel_vmap(search, starts, members)
             best = found.points[jnp.argmax(found.log_joint)]
             return jnp.broadcast_to(best, starts.shape), found
 
@@ -157,4 +157,4 @@ class Adam(Search):
             (point, _), _ = jax.lax.scan(step, (member.start, optimiser.init(member.start)), keys)
             return Found(point, log_joint(point, member, 1.0)[0], jnp.ones((), bool))
 
-        return spread(search, jax.random.split(key, len(members.start)), members)
+        return parallel_vmap(search, jax.random.split(key, len(members.start)), members)

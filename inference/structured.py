@@ -13,7 +13,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import row_jacobians
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.inference.evidence import free_space
 from physppl.inference.gauss_newton import Problem, descend, search
@@ -109,12 +109,12 @@ def at(
     """The belief at a given point of virtual space and values of the `param` sites: no search."""
     with jax.enable_x64(True):
         data, point, params = doubles(data), doubles(point), doubles(params or {})
-        problem = Problem(VirtualSpace.of(model, data, params=params), model, data)
+        problem = Problem(UnconstrainedSpace.of(model, data, params=params), model, data)
         root = covariance(key, problem, point, structure)
         return StructuredPosterior(problem, point, root, jnp.zeros((), point.dtype), False)
 
 
-def start(key: PRNGKeyArray, space: VirtualSpace, model: Dynamics, data: Transitions) -> Float[Array, " P"]:
+def start(key: PRNGKeyArray, space: UnconstrainedSpace, model: Dynamics, data: Transitions) -> Float[Array, " P"]:
     """Medians of the prior, but weights at a draw: at zero a network has no slope along its hidden layers."""
     draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(key, 15))
     many = {name for name, shape in zip(space.names, space.shapes, strict=True) if np.prod(shape) >= MANY}
@@ -190,7 +190,7 @@ class StructuredPosterior(Posterior):
         effective: parameters that the data determine.
     """
 
-    space: VirtualSpace
+    space: UnconstrainedSpace
     mode: Float[Array, " P"]
     root: Root
     sds: Float[Array, " O"]

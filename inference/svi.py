@@ -14,7 +14,7 @@ from jaxtyping import Float, PRNGKeyArray
 from numpyro.infer import Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoGuide, AutoMultivariateNormal
 
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference.draws import DrawsPosterior, unconstrained
 from physppl.inference.evidence import free_space
 from physppl.inference.laplace import Laplace
@@ -100,7 +100,7 @@ class VariationalPosterior(DrawsPosterior):
 
     elbo: Float[Array, " S"]
 
-    def __init__(self, model, data, space: VirtualSpace, points: Float[Array, "C K P"], elbo: Float[Array, " S"]):
+    def __init__(self, model, data, space: UnconstrainedSpace, points: Float[Array, "C K P"], elbo: Float[Array, " S"]):
         super().__init__(model, data, space, points, {}, _settled(elbo), "SVI")
         self.elbo = elbo
 

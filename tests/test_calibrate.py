@@ -22,7 +22,7 @@ from helpers import (
 from scipy import stats
 
 import physppl as pp
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.evaluation import rank_tests
 from physppl.evaluation.calibration import Calibration, calibrate
 from physppl.inference import HMC, DrawsPosterior, Laplace
@@ -214,7 +214,7 @@ def test_a_program_that_observes_something_is_refused():
 def test_a_backend_with_fewer_draws_than_ranks_need_is_refused():
     class Few(pp.Backend):
         def fit(self, key, model, data):
-            space = VirtualSpace.of(model, data)
+            space = UnconstrainedSpace.of(model, data)
             return DrawsPosterior(model, data, space, jnp.zeros((2, 4, space.size)))
 
     with pytest.raises(ValueError, match=r"Few gives 8 draws of each belief, and ranks need 99.*draws=8"):

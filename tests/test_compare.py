@@ -25,10 +25,10 @@ from helpers import (
 from numpyro.infer import MCMC, NUTS
 
 import physppl as pp
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.evaluation import scoring_rules
 from physppl.evaluation.cross_validation import leave_one_out
-from physppl.evaluation.predictive_scores import forecastable, windows
+from physppl.evaluation.predictive_scores import forecastable, unbroken_windows
 from physppl.evaluation.recording_forecasts import predict_ahead
 from physppl.inference import DrawsPosterior, Laplace, from_numpyro
 
@@ -42,7 +42,7 @@ class ImportanceSampling(pp.Backend):
     draws: int = eqx.field(default=1000, static=True)
 
     def fit(self, key, model, data):
-        space = VirtualSpace.of(model, data)
+        space = UnconstrainedSpace.of(model, data)
         draw_key, pick_key = jax.random.split(key)
         points = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(draw_key, self.proposals))
         weights = jax.vmap(lambda z: space.log_densities(space.trace(model, z, data), z)[1])(points)
@@ -173,12 +173,12 @@ def test_windows_are_rows_that_follow_each_other():
     states = np.arange(24.0).reshape(12, 2)
     one, other = (pp.Transitions.from_trajectory(s, np.zeros((5, 1))) for s in (states[:6], states[6:]))
     data = pp.Transitions.concatenate([one, other])
-    assert windows(data, dynamics, 1).tolist() == list(range(10))
-    assert windows(data, dynamics, 3).tolist() == [0, 1, 2, 5, 6, 7]
-    assert windows(data, dynamics, 6).tolist() == []
-    assert windows(data.pad(16), dynamics, 5).tolist() == [0, 5]
+    assert unbroken_windows(data, dynamics, 1).tolist() == list(range(10))
+    assert unbroken_windows(data, dynamics, 3).tolist() == [0, 1, 2, 5, 6, 7]
+    assert unbroken_windows(data, dynamics, 6).tolist() == []
+    assert unbroken_windows(data.pad(16), dynamics, 5).tolist() == [0, 5]
     hole = pp.Transitions(data.states, data.actions, data.next_states, valid=np.arange(10) != 2)
-    assert windows(hole, dynamics, 2).tolist() == [0, 3, 5, 6, 7, 8]
+    assert unbroken_windows(hole, dynamics, 2).tolist() == [0, 3, 5, 6, 7, 8]
 
 
 TURN = np.array([[1.0, 0.2], [0.0, 0.9]])
@@ -199,7 +199,7 @@ def turning():
 def certain(dynamics, data, *point, draws=4):
     """A belief without doubt."""
     with jax.enable_x64(True):
-        space = VirtualSpace.of(dynamics, data)
+        space = UnconstrainedSpace.of(dynamics, data)
         return DrawsPosterior(dynamics, data, space, jnp.tile(jnp.asarray(point, float), (1, draws, 1)))
 
 

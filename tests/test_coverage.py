@@ -10,7 +10,7 @@ from arviz_stats.base import array_stats
 from helpers import coloured_actions, recording
 
 import physppl as pp
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.evaluation.forecasts import forecast
 from physppl.inference import HMC, Laplace
 from physppl.models import cartpole, pendulum
@@ -60,7 +60,7 @@ def _successive(model, design, wrong: float, chains: int = 64, sweeps: int = 300
 
     If the density is that of the simulation, the parameters keep the prior. `wrong` multiplies the likelihood.
     """
-    space = VirtualSpace.of(model, design.with_outcomes(design.states))
+    space = UnconstrainedSpace.of(model, design.with_outcomes(design.states))
     kernel = blackjax.hmc.build_kernel()
     inverse = jnp.ones(space.size)
 

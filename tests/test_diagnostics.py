@@ -162,14 +162,14 @@ def test_a_solver_that_is_too_coarse_is_told_the_step_it_needs(x64):
     needed = int(re.search(r"substeps=(\d+)", reason.remedy).group(1))
     assert 4 < needed < 64 and f"steps of {0.1 / needed:.2g} s" in reason.remedy
     # Fitted with what was named, the belief is sharper (no error is taken for noise), and still the solver will do.
-    enough, _ = diagnostics.licence(stiff_fit(0.1, 0.003, substeps=needed))
+    enough, _ = diagnostics.solver_shift(stiff_fit(0.1, 0.003, substeps=needed))
     assert enough <= diagnostics.SHIFT
 
 
 @pytest.mark.science
 def test_the_licence_is_the_shift_that_a_finer_fit_makes(x64):
     coarse, fine = stiff_fit(0.02, 0.01, substeps=1), stiff_fit(0.02, 0.01, substeps=4)
-    licence, _ = diagnostics.licence(coarse)
+    licence, _ = diagnostics.solver_shift(coarse)
     moved = np.linalg.solve(np.asarray(coarse.factor).T, np.asarray(fine.mode - coarse.mode))
     assert licence == pytest.approx(np.linalg.norm(moved), rel=0.1) and licence > diagnostics.SHIFT
 

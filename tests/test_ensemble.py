@@ -18,7 +18,7 @@ from helpers import (
 from test_exactness import Regression
 
 import physppl as pp
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import (
     Adam,
     Anchored,
@@ -143,7 +143,7 @@ def test_before_data_an_anchored_member_is_its_anchor(x64):
     dynamics = pp.Dynamics(program, linear_state, linear_action, dt=0.1)
     data = linear_data(rows=2)
     data = pp.Transitions(data.states, data.actions, data.next_states, valid=np.zeros(2, bool))
-    space = VirtualSpace.of(dynamics, data)
+    space = UnconstrainedSpace.of(dynamics, data)
     noise = space.where("process_noise".__eq__)
 
     @jax.jit
@@ -274,7 +274,7 @@ def test_particles_of_a_residual_act_on_a_pendulum_and_compile_once():
 def test_entropy_of_many_members_is_the_covariances_and_of_few_is_finite(x64):
     rng = np.random.default_rng(0)
     root = rng.normal(size=(6, 6)) * [1, 10, 0.1, 1, 1, 1]
-    space = VirtualSpace(("w",), ((6,),))
+    space = UnconstrainedSpace(("w",), ((6,),))
     exact = 0.5 * np.linalg.slogdet(root.T @ root)[1] + 3 * (1 + np.log(2 * np.pi))
 
     def entropy(count):

@@ -20,8 +20,8 @@ from numpyro.infer.util import potential_energy
 from scipy.stats import multivariate_normal
 
 import physppl as pp
-from physppl.density.mode import find
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.mode import find_mode
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import Laplace, curvature
 from physppl.inference.laplace import at
 from physppl.models import cartpole, pendulum
@@ -169,7 +169,7 @@ def pendulum_with_step_residual():
 def test_gradient_and_log_joint_are_numpyros(model, program):
     dynamics = model.dynamics(program)
     data = recording(model.dynamics(), model.truth, steps=30).pad(32)
-    space = VirtualSpace.of(dynamics, data)
+    space = UnconstrainedSpace.of(dynamics, data)
     z = 0.5 * np.random.default_rng(0).normal(size=space.size)
     density = jax.jit(jax.value_and_grad(lambda z: -potential_energy(dynamics, (data,), {}, space.split(z))))
     value, gradient = density(jnp.asarray(z))
@@ -262,6 +262,6 @@ def test_the_search_leaves_a_region_of_negative_curvature():
         density = lambda z: -jnp.sum(jnp.log1p(z**2))  # noqa: E731  (convex beyond one from the mode)
         return curvature.Local(density(z), jax.grad(density)(z), -jax.hessian(density)(z))
 
-    found = find(evaluate, jnp.array([[5.0, -3.0]]), jnp.ones(2), steps=40)
+    found = find_mode(evaluate, jnp.array([[5.0, -3.0]]), jnp.ones(2), steps=40)
     assert np.max(np.abs(found.point)) < 1e-9
     within(found.local.curvature, 2 * np.eye(2), 1e-9)

@@ -33,7 +33,7 @@ from scipy.linalg import block_diag
 
 import physppl as pp
 from physppl.density.curvature import _gaussian, local
-from physppl.density.unconstrained import Gaussian, VirtualSpace
+from physppl.density.unconstrained import Gaussian, UnconstrainedSpace
 from physppl.dynamics.kalman import smooth
 from physppl.dynamics.recordings import filtered
 from physppl.inference import Laplace
@@ -138,7 +138,7 @@ def dense_at(z, data) -> Linear:
 def test_the_gradient_is_that_of_the_log_joint(df):
     data = pp.Trajectories.stack([recording(25), recording(12, 1)])
     dynamics = bind(**uncertain, measurement_df=df, variation=dist.LogNormal(-1.0, 0.5))
-    space = VirtualSpace.of(dynamics, data)
+    space = UnconstrainedSpace.of(dynamics, data)
     z = np.append(point, [-1.2, -0.7, 0.5, -0.3, 1.1, 0.2])  # log sds of the variation, offsets of two recordings
     log_joint = lambda z: sum(space.log_densities(space.trace(dynamics, z, data), z))  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(log_joint))(z)
@@ -152,7 +152,7 @@ def test_curvature_is_the_fisher_information_of_the_whole_recording():
     is compared as it is, and whose mean, the Fisher information, is exact on 2 n points along the covariance's root."""
     data = recording(15, segment=3)
     dynamics = bind(**uncertain)
-    space = VirtualSpace.of(dynamics, data)
+    space = UnconstrainedSpace.of(dynamics, data)
     assert space.names == ("stiffness", "gain", "process_noise", "measurement_noise", "input_gain_error")
     (mean, covariance), count = dense_at(point, data).readings(), 3 * int(data.valid.sum())
     root = np.sqrt(count) * np.linalg.cholesky(covariance).T

@@ -13,7 +13,7 @@ from numpyro import handlers
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 
 import physppl as pp
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import DrawsPosterior, Laplace
 from physppl.internal.progress import compile_clock
 
@@ -81,7 +81,7 @@ def gaussian_fit():
 def at_random(model, data):
     """A belief about a fleet that no fit made: a few points of its virtual space."""
     with jax.enable_x64(True):
-        space = VirtualSpace.of(model, data)
+        space = UnconstrainedSpace.of(model, data)
         points = jnp.asarray(np.random.default_rng(0).normal(size=(1, 20, space.size)))
         return DrawsPosterior(model, data, space, points)
 

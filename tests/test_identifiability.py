@@ -22,7 +22,7 @@ from helpers import (
 
 import physppl as pp
 from physppl.density import moments
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import DrawsPosterior, Laplace
 from physppl.models import pendulum
 from physppl.posterior.identifiability import compare
@@ -155,7 +155,7 @@ def test_the_prior_is_exact_where_it_is_gaussian():
     model = pp.Dynamics(program, space, action, dt=0.1, process_noise=1.0)
     data = tank_data(8)
     with jax.enable_x64(True):
-        median, covariance = moments.prior(VirtualSpace.of(model, data), model, data)
+        median, covariance = moments.prior(UnconstrainedSpace.of(model, data), model, data)
     exact = scipy.linalg.block_diag(4.0, 0.04, [[2.0, 0.7], [0.7, 1.0]])
     np.testing.assert_allclose(median[:4], [0.3, 0.5, 1.0, -1.0], atol=1e-9)
     np.testing.assert_allclose(covariance[:4, :4], exact, atol=1e-7)

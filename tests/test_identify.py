@@ -18,7 +18,7 @@ import xarray
 import physppl as pp
 from physppl.cli import machine, main, report
 from physppl.cli.identify import FILES
-from physppl.evaluation.recording_forecasts import WIDTH, _at, _held, predict_ahead, surprises
+from physppl.evaluation.recording_forecasts import WIDTH, _at, _held, predict_ahead, standardised_residuals
 from physppl.inference import Laplace
 from physppl.models import cartpole, double_pendulum, furuta, gym_pendulum, pendulum
 
@@ -172,7 +172,7 @@ def test_predictions_against_plain_loops(lab):
             predicted.append(x[0])
     # Means of 256 against 4000 draws, and of rollouts under 64 draws: each within a few standard errors of the belief.
     np.testing.assert_allclose(ahead.mean[:, 0], predicted, atol=float(ahead.sd.mean()) / 4)
-    own = surprises(jax.random.key(1), posterior, data)[:, 0]
+    own = standardised_residuals(jax.random.key(1), posterior, data)[:, 0]
     seen = np.isfinite(own)
     assert np.array_equal(seen, np.isfinite(lab.angle[:, 0]))
     np.testing.assert_allclose(own[seen], np.array(surprise)[seen], atol=0.1)

@@ -24,7 +24,7 @@ from numpyro.infer.util import log_density, potential_energy
 
 import physppl as pp
 from physppl.data.transitions import bucket
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import Laplace
 from physppl.internal.progress import compile_clock
 from physppl.models import pendulum
@@ -176,7 +176,7 @@ def log_joint(z):
     rng = np.random.default_rng(0)
     states, actions = rng.normal(size=(30, 2)), rng.normal(size=(30, 1))
     data = pp.Transitions(states, actions, states + 0.1 * rng.normal(size=(30, 2)))
-    space = VirtualSpace.of(dynamics, data)
+    space = UnconstrainedSpace.of(dynamics, data)
     return -potential_energy(dynamics, (data,), {}, space.split(z - jnp.array([0, 0, 0, 2.0, 2.0]))) / 30
 
 

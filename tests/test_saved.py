@@ -22,7 +22,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import physppl as pp
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import DrawsPosterior
 from physppl.internal import files
 from physppl.models import pendulum
@@ -101,7 +101,7 @@ class Own(pp.Posterior):
 def drawn(model, data, seed=0, draws=5, **options) -> DrawsPosterior:
     """A belief held as draws, without a fit."""
     with jax.enable_x64(True):
-        space = VirtualSpace.of(model, data)
+        space = UnconstrainedSpace.of(model, data)
         points = 0.3 * jax.random.normal(jax.random.key(seed), (2, draws, space.size))
         return DrawsPosterior(model, jax.tree.map(jnp.asarray, data), space, points, {"lp": points[..., 0]}, **options)
 
@@ -251,7 +251,7 @@ class Bare(Own):
     """A belief that has a virtual space and does not say so."""
 
     def _samples(self, key, draws):
-        space = VirtualSpace.of(self.model, self.data)
+        space = UnconstrainedSpace.of(self.model, self.data)
         sites = jax.vmap(jax.vmap(lambda z: space.sites(self.model, z, self.data)))
         return sites(jax.random.normal(key, (1, draws, space.size)))
 

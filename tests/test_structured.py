@@ -9,7 +9,7 @@ import pytest
 from helpers import linear_action, linear_data, linear_dynamics, linear_features, linear_state, recording
 
 import physppl as pp
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import (
     DataSpace,
     Diagonal,
@@ -143,7 +143,7 @@ def mixed() -> pp.Dynamics:
 def test_physics_and_weights_are_believed_jointly(x64):
     model = mixed()
     data = recording(pendulum.dynamics(), pendulum.truth, steps=60)
-    space = VirtualSpace.of(model, data)
+    space = UnconstrainedSpace.of(model, data)
     z = space.draw_prior(jax.random.key(0), model, data)
     theirs = jax.jit(lambda z: laplace.at(model, data, z))(z)
     ours = jax.jit(lambda z: structured.at(jax.random.key(0), model, data, z, Full()))(z)

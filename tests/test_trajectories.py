@@ -16,7 +16,7 @@ from numpyro.infer import MCMC, NUTS, Predictive
 import physppl as pp
 from physppl.data.trajectories import fine_bucket, lagged
 from physppl.density.curvature import local
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import Laplace
 from physppl.models import pendulum
 
@@ -237,7 +237,7 @@ def test_an_unstable_machine_stays_finite_through_long_padding():
     data = pp.Trajectories(readings, np.zeros((20, 1)), dt=0.05)
     long = data.pad(2020)
     np.testing.assert_allclose(terms(encoder, long)[:, :20], terms(encoder, data), rtol=1e-12)
-    space = VirtualSpace.of(encoder, long)
+    space = UnconstrainedSpace.of(encoder, long)
     here = jax.jit(lambda z: local(space, encoder, long, z))(jnp.full(space.size, -1.0))
     assert all(np.all(np.isfinite(x)) for x in here)
 

@@ -33,7 +33,7 @@ ANIMATIONS = {
 }
 
 
-class Machine(NamedTuple):
+class LearningProblem(NamedTuple):
     """A simulated machine, its task, and the program that is to learn it.
 
     Attributes:
@@ -57,7 +57,7 @@ def machine(
     hold: Mapping[str, float] = {},
     measurement_noise: float | None = None,
     actuator: Mapping[str, Any] | None = None,
-) -> Machine:
+) -> LearningProblem:
     """A machine of `physppl.models` as a command's options want it.
 
     Args:
@@ -98,7 +98,7 @@ def machine(
         for k, v in true.items()
         if k not in believed and k in usual and not np.isclose(v, usual[k], rtol=1e-6, atol=0.0)
     }
-    return Machine(name, task, dynamics, system, {k: v for k, v in true.items() if k in believed}, wrong)
+    return LearningProblem(name, task, dynamics, system, {k: v for k, v in true.items() if k in believed}, wrong)
 
 
 def _task(name: str, module: ModuleType, dt: float | None) -> tuple[pp.Task, float]:

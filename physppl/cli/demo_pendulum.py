@@ -47,7 +47,7 @@ def _portrait(key, run: pp.Run, system: pp.SimulatedSystem, oracle: pp.Episode):
     return plots.phase_portrait(key, run.posterior, system.transition, visited=visited)
 
 
-class Recorded(NamedTuple):
+class RecordedPendulum(NamedTuple):
     """A pendulum that someone recorded."""
 
     source: str
@@ -76,7 +76,7 @@ def identify(key, out: Path) -> pp.Posterior:
     return posterior
 
 
-def real(folder: str) -> Recorded:
+def real(folder: str) -> RecordedPendulum:
     """The recordings of the real simple pendulum, smoothed, at 100 Hz."""
     train, tests = benchmarks.simple_pendulum(folder)
     [test] = tests["direct collocation"]
@@ -84,13 +84,13 @@ def real(folder: str) -> Recorded:
     machine = pp.ActionSpace(torque=pp.Bounded(-6.0, 6.0, "N m"))  # its motor's rated torque
     dynamics = pp.Dynamics(pendulum.program_with_coulomb, pendulum.state, machine, dt=test.dt)
     names = " and ".join(repr(r.name) for r in train)
-    return Recorded(
+    return RecordedPendulum(
         f"recordings {names} of a real one, in {folder}", dynamics, benchmarks.transitions(train),
         "a real swing-up ('direct collocation')", piece.state, piece.inputs[:-1], 100,
     )  # fmt: skip
 
 
-def simulated(key) -> Recorded:
+def simulated(key) -> RecordedPendulum:
     """Random torques on the simulated pendulum, with friction that the program does not know."""
     system, task = pendulum.system(coulomb=FRICTION), pendulum.swing_up
     train, test = (
@@ -99,6 +99,6 @@ def simulated(key) -> Recorded:
     source = f"a simulated recording, with {FRICTION} N·m of dry friction that the program does not know"
     data = pp.Transitions.from_trajectory(train.states, train.actions)
     held_out = "a second simulated recording"
-    return Recorded(
+    return RecordedPendulum(
         source, pendulum.dynamics(), data, held_out, np.asarray(test.states)[:121], np.asarray(test.actions)[:120], 40
     )

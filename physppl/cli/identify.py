@@ -21,7 +21,7 @@ from physppl.cli import machine, report
 from physppl.cli.console import make_writable, timed
 from physppl.data import readers
 from physppl.data.trajectories import concrete_spacing, lagged
-from physppl.evaluation.recording_forecasts import predict_ahead, surprises
+from physppl.evaluation.recording_forecasts import predict_ahead, standardised_residuals
 from physppl.inference import HMC, Laplace
 from physppl.internal.units import label
 from physppl.plots.recordings import prediction, residuals
@@ -111,7 +111,7 @@ def identify(
             plots.parameters(posterior).savefig(out / "parameters.png")
             names = [path.stem for path in recorded.test_paths]
             prediction([pair[-1] for pair in ahead], recorded.test, dynamics, names).savefig(out / "prediction.png")
-            errors = [surprises(key, posterior, r) for r in recorded.train]
+            errors = [standardised_residuals(key, posterior, r) for r in recorded.train]
             residuals(errors, recorded.train, dynamics).savefig(out / "residuals.png")
             posterior.to_arviz().to_netcdf(out / "posterior.nc")
             result["seconds"]["total"] = time.perf_counter() - began
@@ -127,7 +127,7 @@ def identify(
         tell(f"  {name:18s}{what}")
 
 
-class Recorded(NamedTuple):
+class IdentificationData(NamedTuple):
     """What the files held."""
 
     dynamics: pp.Dynamics  # bound to the sensors that were recorded, and to their step
@@ -162,7 +162,7 @@ def _chosen(model: str | None, program: Path | None, data: Sequence[Path]) -> pp
     return dynamics
 
 
-def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -> Recorded:
+def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -> IdentificationData:
     tables = {path: readers.read(path) for path in (*paths, *held_out)}
     first, sensing = tables[paths[0]], base.sensing
     if sensors:
@@ -183,13 +183,13 @@ def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -
     whole = [read[path] for path in paths]
     if held_out:
         test = [read[path] for path in held_out]
-        return Recorded(base, paths, whole, held_out, test, [-np.inf] * len(test))
+        return IdentificationData(base, paths, whole, held_out, test, [-np.inf] * len(test))
     cuts = [len(r) - len(r) // KEPT_OUT for r in whole]
     since = [float(r.times[min(cut, len(r) - 1)]) for r, cut in zip(whole, cuts, strict=True)]
-    return Recorded(base, paths, [r[:cut] for r, cut in zip(whole, cuts, strict=True)], paths, whole, since)
+    return IdentificationData(base, paths, [r[:cut] for r, cut in zip(whole, cuts, strict=True)], paths, whole, since)
 
 
-def _opening(name: str, dynamics: pp.Dynamics, recorded: Recorded, held_out) -> str:
+def _opening(name: str, dynamics: pp.Dynamics, recorded: IdentificationData, held_out) -> str:
     spaces = (dynamics.sensing.space, dynamics.action)
     named = [", ".join(label(n, u) for n, u in zip(s.names, s.units, strict=True)) for s in spaces]
     lines = [f"{name}: sensors {named[0]}; inputs {named[1]}; every {dynamics.dt:.4g} s."]
@@ -202,7 +202,7 @@ def _opening(name: str, dynamics: pp.Dynamics, recorded: Recorded, held_out) -> 
     return "\n".join([*lines, f"   kept out and predicted: {kept}"])
 
 
-def _check(dynamics: pp.Dynamics, recorded: Recorded, horizon: float) -> None:
+def _check(dynamics: pp.Dynamics, recorded: IdentificationData, horizon: float) -> None:
     """Refuse before a long fit what would be refused after it."""
     for path, data in zip((*recorded.paths, *recorded.test_paths), (*recorded.train, *recorded.test), strict=True):
         try:

@@ -10,7 +10,7 @@ import numpy as np
 
 import physppl as pp
 from physppl import plots
-from physppl.cli.acting import Machine, animate
+from physppl.cli.acting import LearningProblem, animate
 from physppl.cli.console import say, timed
 from physppl.control.episodes import judged
 from physppl.control.loops import HEAD
@@ -37,7 +37,7 @@ class Learning(NamedTuple):
         figure_name: its file.
     """
 
-    machine: Machine
+    machine: LearningProblem
     opening: Sequence[str]
     planner: Planner
     figure: Callable[..., Any]

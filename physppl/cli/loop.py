@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 import physppl as pp
 from physppl import plots
-from physppl.cli.acting import MACHINES, Machine, animate, machine
+from physppl.cli.acting import MACHINES, LearningProblem, animate, machine
 from physppl.cli.console import list_files, make_writable, mistakes, numbers, say, timed
 from physppl.control.loops import HEAD
 from physppl.inference import Laplace
@@ -113,7 +113,7 @@ def _loop(command: str, model: str, options: Options, objective: pp.Objective, m
             raise SystemExit(INTERRUPTED) from None
 
 
-def _machine(model: str, options: Options) -> Machine:
+def _machine(model: str, options: Options) -> LearningProblem:
     for name, value in (("dead-band", options.dead_band), ("measurement-noise", options.measurement_noise or 0.0)):
         if not value >= 0:
             raise ValueError(f"--{name} must not be negative; got {value:g}.")
@@ -174,7 +174,7 @@ def _count(episodes: int) -> str:
     return "1 episode" if episodes == 1 else f"{episodes} episodes"
 
 
-def _opening(command: str, chosen: Machine, planner: Planner, options: Options) -> str:
+def _opening(command: str, chosen: LearningProblem, planner: Planner, options: Options) -> str:
     """What is about to be learned."""
     dynamics, task = chosen.dynamics, chosen.task
     named = [
@@ -201,7 +201,7 @@ def _opening(command: str, chosen: Machine, planner: Planner, options: Options) 
     return "\n".join(lines)
 
 
-def _results(run: pp.Run, chosen: Machine, out: Path) -> None:
+def _results(run: pp.Run, chosen: LearningProblem, out: Path) -> None:
     """The table of parameters, the figures, the posterior."""
     say(f"\n{summarise(jax.random.key(0), run.posterior, truth=chosen.truth)}\n")
     with timed("drawn and saved"):

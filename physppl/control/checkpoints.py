@@ -23,7 +23,7 @@ FORMAT = 1
 FIELDS = ("states", "actions", "rewards", "valid", "terminated", "failed")
 
 
-class Record(NamedTuple):
+class KeptEpisode(NamedTuple):
     """An episode as a loop keeps it.
 
     Attributes:
@@ -88,7 +88,7 @@ class Checkpoints:
     def path(self, i: int) -> Path:
         return self.folder / f"episode_{i + 1:04d}.npz"
 
-    def save(self, i: int, record: Record) -> None:
+    def save(self, i: int, record: KeptEpisode) -> None:
         """Keeps episode i, counted from 0."""
         arrays = {name: np.asarray(getattr(record.episode, name)) for name in FIELDS}
         arrays |= {f"seconds_{name}": np.asarray(value) for name, value in record.seconds.items()}
@@ -98,7 +98,7 @@ class Checkpoints:
         content = buffer.getvalue()
         write(self.path(i), hashlib.sha256(content).digest() + content)
 
-    def load(self) -> list[Record]:
+    def load(self) -> list[KeptEpisode]:
         """All episodes from the first on without a gap.
 
         Raises:
@@ -112,7 +112,7 @@ class Checkpoints:
         return records
 
     @staticmethod
-    def read(path: Path) -> Record:
+    def read(path: Path) -> KeptEpisode:
         """One file.
 
         Raises:
@@ -126,4 +126,4 @@ class Checkpoints:
             )
         with np.load(io.BytesIO(content[32:]), allow_pickle=False) as arrays:
             seconds = {n.removeprefix("seconds_"): float(arrays[n]) for n in arrays if n.startswith("seconds_")}
-            return Record(Episode(*(arrays[name] for name in FIELDS)), float(arrays["entropy"]), seconds)
+            return KeptEpisode(Episode(*(arrays[name] for name in FIELDS)), float(arrays["entropy"]), seconds)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.control.agent import Actor, Agent
-from physppl.control.checkpoints import Checkpoints, Record
+from physppl.control.checkpoints import Checkpoints, KeptEpisode
 from physppl.control.episodes import Episode, check_match, judged, play
 from physppl.control.replay import Memory
 from physppl.control.systems import HostSystem, System
@@ -22,7 +22,7 @@ from physppl.dynamics import Dynamics
 from physppl.internal.errors import check_key
 from physppl.internal.progress import bar, compile_clock
 from physppl.language.transition import AbstractTransition
-from physppl.planning.acquisition import Acquisition, Chosen, Thompson
+from physppl.planning.acquisition import Acquisition, Thompson, UserRule
 from physppl.planning.objectives import Constrained, InformationGain, Objective, TaskReward
 from physppl.planning.planner import Planner
 from physppl.planning.tasks import Task
@@ -81,7 +81,7 @@ class Run(eqx.Module):
 
     def __str__(self) -> str:
         one = lambda i: jax.tree.map(lambda x: x[i], self.episodes)  # noqa: E731
-        records = [Record(one(i), self.entropy[i], s) for i, s in enumerate(self.seconds)]
+        records = [KeptEpisode(one(i), self.entropy[i], s) for i, s in enumerate(self.seconds)]
         return "\n".join([HEAD, *(str(_row(self.task, records, i, self.entropy[i + 1])) for i in range(len(records)))])
 
 
@@ -108,7 +108,7 @@ NO_TIME = {"plan": 0.0, "fit": 0.0, "compile": 0.0}
 HEAD = "episode    return      best  solved    nats   plan s    fit s  of both compiling s"
 
 
-def _row(task: Task, records: Sequence[Record], i: int, after: float) -> Row:
+def _row(task: Task, records: Sequence[KeptEpisode], i: int, after: float) -> Row:
     """Of episode i, the belief after it having this entropy."""
     returns = [float(np.mean(record.episode.returns)) for record in records[: i + 1]]
     solved = judged(task, records[i].episode)
@@ -175,7 +175,7 @@ def psrl(
     place = contextlib.nullcontext() if checkpoints is None else Checkpoints(checkpoints, settings)
     with place as kept:
         memory = Memory(dynamics, task.steps, episodes * system.batch, data)
-        records: list[Record] = [] if kept is None else kept.load()[:episodes]
+        records: list[KeptEpisode] = [] if kept is None else kept.load()[:episodes]
         for record in records:
             memory.add(record.episode)
         for i in range(len(records) - 1):
@@ -202,7 +202,7 @@ def psrl(
                 record = jax.block_until_ready(play(act_key, system.at(i), task, agent))
             seconds["plan"] += time.perf_counter() - start
             seconds["compile"] += clock.seconds
-            records.append(Record(record, entropy, seconds))
+            records.append(KeptEpisode(record, entropy, seconds))
             seconds = dict(NO_TIME)
             memory.add(record)
             if kept is not None:
@@ -237,7 +237,7 @@ def psal(
 
 
 def _rule(acquisition: Acquisition | Rule) -> Acquisition:
-    return acquisition if isinstance(acquisition, Acquisition) else Chosen(rule=acquisition)
+    return acquisition if isinstance(acquisition, Acquisition) else UserRule(rule=acquisition)
 
 
 def _agent(key, posterior: Posterior, task: Task, planner, objective: Objective, acquisition: Acquisition) -> Agent:

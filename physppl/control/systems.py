@@ -91,7 +91,7 @@ class HostStep(NamedTuple):
     truncated: Bool[np.ndarray, " B"]
 
 
-class Machine(NamedTuple):
+class SimulatedState(NamedTuple):
     """State of a simulated system."""
 
     physical: Float[Array, " D"]
@@ -175,7 +175,7 @@ class SimulatedSystem(System):
     def dynamics(self) -> Any:
         return self.transition.dynamics
 
-    def physical(self, state: Machine) -> Float[Array, " D"]:
+    def physical(self, state: SimulatedState) -> Float[Array, " D"]:
         return state.physical
 
     def reset(self, key: PRNGKeyArray):
@@ -185,9 +185,9 @@ class SimulatedSystem(System):
         start = self.initial_state + self.initial_sd * noise
         space = self.transition.dynamics.action
         drive = None if self.actuator is None else self.actuator.init(len(space))
-        return Machine(start, drive, jnp.zeros((), int)), self._observed(sensor_key, start)
+        return SimulatedState(start, drive, jnp.zeros((), int)), self._observed(sensor_key, start)
 
-    def step(self, key: PRNGKeyArray, state: Machine, action: Float[Array, " A"]):
+    def step(self, key: PRNGKeyArray, state: SimulatedState, action: Float[Array, " A"]):
         process_key, sensor_key = jax.random.split(key)
         truth, drive = self.transition, state.drive
         if self.later is not None:
@@ -197,7 +197,7 @@ class SimulatedSystem(System):
             action, drive = self.actuator.drive(action, drive, truth.dynamics.dt)
         time = truth.dynamics.dt * state.steps
         moved = truth.sample(process_key, state.physical, action, time)
-        return Machine(moved, drive, state.steps + 1), self._observed(sensor_key, moved), jnp.zeros((), bool)
+        return SimulatedState(moved, drive, state.steps + 1), self._observed(sensor_key, moved), jnp.zeros((), bool)
 
     def _observed(self, key, state):
         return state + self.measurement_sd * jax.random.normal(key, state.shape, state.dtype)

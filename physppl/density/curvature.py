@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
-from physppl.density.unconstrained import Gaussian, VirtualSpace, gaussians, latent_part
+from physppl.density.unconstrained import Gaussian, UnconstrainedSpace, gaussians, latent_part
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, OFFSETS, TIMING, of_program
 from physppl.internal.gaussians import lower_inverse
@@ -36,7 +36,9 @@ class Local(NamedTuple):
     curvature: Float[Array, "P P"]
 
 
-def local(space: VirtualSpace, model: Callable, data, z: Float[Array, " P"], *, noises_held: bool = False) -> Local:
+def local(
+    space: UnconstrainedSpace, model: Callable, data, z: Float[Array, " P"], *, noises_held: bool = False
+) -> Local:
     """Log joint density at z, its gradient and its curvature.
 
     Args:
@@ -53,7 +55,7 @@ def local(space: VirtualSpace, model: Callable, data, z: Float[Array, " P"], *, 
 
 
 def likelihood(
-    space: VirtualSpace, model: Dynamics, data, z: Float[Array, " P"], *, noises_held: bool = False
+    space: UnconstrainedSpace, model: Dynamics, data, z: Float[Array, " P"], *, noises_held: bool = False
 ) -> Local:
     """Of the data alone: the outcomes that a Dynamics observes, without what its program says."""
     if isinstance(data, Trajectories):
@@ -61,7 +63,7 @@ def likelihood(
     return _rows(space, model, data, z, noises_held or model.knows_noise)
 
 
-def believed(mode: Float[Array, " P"], factor: Float[Array, "P P"], z: Float[Array, " P"]) -> Local:
+def gaussian_prior(mode: Float[Array, " P"], factor: Float[Array, "P P"], z: Float[Array, " P"]) -> Local:
     """A belief N(mode, W' W), W the inverse factor of its precision, in the place of the prior."""
     lower = lower_inverse(factor)
     white = lower.T @ (z - mode)
@@ -120,7 +122,7 @@ def _reduced(value, shape):
     return jnp.sum(value, axes, keepdims=True).reshape(-1)
 
 
-def _observed(space: VirtualSpace, model, data, z) -> Iterator[tuple]:
+def _observed(space: UnconstrainedSpace, model, data, z) -> Iterator[tuple]:
     """The observed Gaussians that a trace shows, with the Jacobians of their moments: of a Dynamics those of its
     program alone."""
 
@@ -134,10 +136,10 @@ def _observed(space: VirtualSpace, model, data, z) -> Iterator[tuple]:
         yield site, *jacobians[name]
 
 
-def _recordings(space: VirtualSpace, model: Dynamics, data: Trajectories, z) -> Local:
+def _recordings(space: UnconstrainedSpace, model: Dynamics, data: Trajectories, z) -> Local:
     """Recordings of a Dynamics, each differentiated at its own parameters; those depend on z, on nothing else's."""
     alone = model.without_variation()
-    own = VirtualSpace.of(alone, data)
+    own = UnconstrainedSpace.of(alone, data)
 
     def recording(v, row: Trajectories) -> Local:
         row = jax.tree.map(lambda x: x[None], row)
@@ -164,7 +166,7 @@ def _recordings(space: VirtualSpace, model: Dynamics, data: Trajectories, z) -> 
 
 
 def recording_points(
-    space: VirtualSpace, own: VirtualSpace, model: Dynamics, data: Trajectories, z
+    space: UnconstrainedSpace, own: UnconstrainedSpace, model: Dynamics, data: Trajectories, z
 ) -> Float[Array, "R Q"]:
     """Each recording's own point, in the space of the model without variation."""
     parts, count = space.split(z), data.rows().batch_shape[0]
@@ -175,7 +177,7 @@ def recording_points(
     return points + varying(own, sd * parts[OFFSETS])
 
 
-def varying(own: VirtualSpace, offsets: Float[Array, "... V"]) -> Float[Array, "... Q"]:
+def varying(own: UnconstrainedSpace, offsets: Float[Array, "... V"]) -> Float[Array, "... Q"]:
     """Offsets of the program's sites, with zeros for the others."""
     columns, at = [], 0
     for name, shape in zip(own.names, own.shapes, strict=True):
@@ -188,7 +190,7 @@ def varying(own: VirtualSpace, offsets: Float[Array, "... V"]) -> Float[Array, "
     return jnp.concatenate(columns, axis=-1)
 
 
-def scatter(space: VirtualSpace, model, data, z: Float[Array, " P"]) -> Float[Array, " P"]:
+def scatter(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> Float[Array, " P"]:
     """Sd in virtual space of what a new recording's parameters differ from those of a belief at z."""
     if not isinstance(data, Trajectories) or not isinstance(model, Dynamics) or model.sensing.variation is None:
         return jnp.zeros_like(z)
@@ -196,7 +198,7 @@ def scatter(space: VirtualSpace, model, data, z: Float[Array, " P"]) -> Float[Ar
     return varying(space, jnp.broadcast_to(sd, space.split(z)[OFFSETS].shape[-1:]))
 
 
-def _rows(space: VirtualSpace, model: Dynamics, data, z, noises_held: bool) -> Local:
+def _rows(space: UnconstrainedSpace, model: Dynamics, data, z, noises_held: bool) -> Local:
     """The transitions of a Dynamics, differentiated row by row: a fifth faster than the batch as a whole."""
     means, of_mean = row_jacobians(space, model, data, z)
     spread = lambda z: jnp.log(model.bind(space.sites(model, z, data)).noise)  # noqa: E731
@@ -214,7 +216,7 @@ def _rows(space: VirtualSpace, model: Dynamics, data, z, noises_held: bool) -> L
 
 
 def row_jacobians(
-    space: VirtualSpace, model: Dynamics, rows: Transitions, z, data=None
+    space: UnconstrainedSpace, model: Dynamics, rows: Transitions, z, data=None
 ) -> tuple[Float[Array, "N D"], Float[Array, "N D P"]]:
     """Predicted next states of each row and their derivatives in virtual space, which is that of a fit to `data`."""
     sites = lambda z: space.sites(model, z, rows if data is None else data)  # noqa: E731

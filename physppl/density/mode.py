@@ -30,7 +30,7 @@ def unit_of(draws: Float[Array, "J P"]) -> Float[Array, " P"]:
     return jnp.where(jnp.isfinite(sd) & (sd > 0), sd, 1.0)
 
 
-def find(
+def find_mode(
     evaluate: Callable[[Array], Local],
     starts: Float[Array, "K P"],
     unit: Float[Array, " P"],

@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from physppl.density import curvature
-from physppl.density.unconstrained import VirtualSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 
 DRAWS = 4000  # of a prior that is not Gaussian in virtual space: its variances are known to 2 % of a Gaussian's
 PLACES = 4  # where the prior's curvature is compared, to tell whether it is Gaussian
@@ -22,7 +22,7 @@ def belief(posterior) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
     return posterior.mode, posterior.factor.T @ posterior.factor
 
 
-def prior(space: VirtualSpace, model, data) -> tuple[np.ndarray, np.ndarray]:
+def prior(space: UnconstrainedSpace, model, data) -> tuple[np.ndarray, np.ndarray]:
     """Median (P,) and covariance (P, P) of the prior in virtual space: exact where it is Gaussian, else of draws."""
     draws = _draws(space, model, data)
     slopes, hessians = map(np.asarray, _shape(space, model, data, draws[:PLACES]))
@@ -41,30 +41,30 @@ def prior(space: VirtualSpace, model, data) -> tuple[np.ndarray, np.ndarray]:
 
 
 @eqx.filter_jit
-def _draws(space: VirtualSpace, model, data) -> Float[Array, "S P"]:
+def _draws(space: UnconstrainedSpace, model, data) -> Float[Array, "S P"]:
     return jax.vmap(lambda key: space.draw_prior(key, model, data))(jax.random.split(jax.random.key(0), DRAWS))
 
 
 @eqx.filter_jit
-def _shape(space: VirtualSpace, model, data, points: Float[Array, "K P"]):
+def _shape(space: UnconstrainedSpace, model, data, points: Float[Array, "K P"]):
     """Slopes (K, P) and Hessians (K, P, P) of the log prior density."""
     density = lambda z: space.log_densities(space.trace(*latent_part(model, z, data)), z)[0]  # noqa: E731
     return jax.vmap(jax.grad(density))(points), jax.vmap(jax.hessian(density))(points)
 
 
 @eqx.filter_jit
-def local(space: VirtualSpace, model, data, z: Float[Array, " P"]) -> tuple[Array, Array, Array]:
+def local(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> tuple[Array, Array, Array]:
     """The log joint density, its gradient (P,) and its curvature (P, P)."""
     return curvature.local(space, model, data, z)
 
 
-def information(space: VirtualSpace, model, data, z: Float[Array, " P"]) -> Float[np.ndarray, "P P"]:
+def information(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> Float[np.ndarray, "P P"]:
     """What the data add to the curvature at a point of virtual space: their Fisher information."""
     _, hessians = _shape(space, model, data, jnp.broadcast_to(z, (PLACES, len(z))))  # compiled for the prior already
     return np.asarray(local(space, model, data, z)[2] + hessians[0])
 
 
 @eqx.filter_jit
-def log_joint(space: VirtualSpace, model, data, points: Float[Array, "K P"]) -> Float[Array, " K"]:
+def log_joint(space: UnconstrainedSpace, model, data, points: Float[Array, "K P"]) -> Float[Array, " K"]:
     """Log joint densities at points of virtual space. Without derivatives it compiles several times faster."""
     return jax.vmap(lambda z: space.log_joint(model, z, data))(points)

@@ -30,7 +30,7 @@ class Gaussian(NamedTuple):
     df: Array | None = None  # degrees of freedom of a Student-t
 
 
-class VirtualSpace(eqx.Module):
+class UnconstrainedSpace(eqx.Module):
     """The sites of a NumPyro model as a vector z of size P.
 
     Attributes:
@@ -44,7 +44,7 @@ class VirtualSpace(eqx.Module):
     params: dict[str, Array] = eqx.field(default_factory=dict)
 
     @staticmethod
-    def of(model: Callable, *args, params: dict[str, Array] | None = None) -> "VirtualSpace":
+    def of(model: Callable, *args, params: dict[str, Array] | None = None) -> "UnconstrainedSpace":
         """Read off a model by one abstract run.
 
         Raises:
@@ -73,11 +73,11 @@ class VirtualSpace(eqx.Module):
         jax.eval_shape(run, jax.random.key(0), args)
         if not names:
             raise ValueError("the model has no latent site: there is nothing to infer.")
-        return VirtualSpace(tuple(names), tuple(shapes), params)
+        return UnconstrainedSpace(tuple(names), tuple(shapes), params)
 
-    def holding(self, params: dict[str, Array]) -> "VirtualSpace":
+    def holding(self, params: dict[str, Array]) -> "UnconstrainedSpace":
         """The same sites, with these values of what has no prior."""
-        return VirtualSpace(self.names, self.shapes, params)
+        return UnconstrainedSpace(self.names, self.shapes, params)
 
     @property
     def size(self) -> int:

@@ -49,12 +49,12 @@ class Filtered(NamedTuple):
     cross: Float[Array, "N D D"]  # covariance of the sample's state with the next sample's
 
 
-Step = Callable[[Array, Array, Array, Array], Array]  # (time, length, state, input) -> next state
+SampleStep = Callable[[Array, Array, Array, Array], Array]  # (time, length, state, input) -> next state
 Observe = Callable[[Array], Array]
 
 
 def kalman_filter(
-    step: Step,
+    step: SampleStep,
     observe: Observe,
     sensor_sd: Float[Array, " d"],
     mean: Float[Array, " D"],

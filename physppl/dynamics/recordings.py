@@ -17,14 +17,13 @@ from numpyro.distributions import biject_to
 from numpyro.primitives import _PYRO_STACK
 
 from physppl.data.trajectories import Trajectories, lagged
-from physppl.dynamics.kalman import Filtered, Samples, Step, kalman_filter
+from physppl.dynamics.kalman import Filtered, Samples, SampleStep, kalman_filter
 from physppl.dynamics.sensors import DELAY, OFFSETS, Sensing, of_program
-from physppl.language.integrate import Step as DiscreteStep
-from physppl.language.integrate import StepResidual, stepper
+from physppl.language.integrate import Step, StepResidual, stepper
 from physppl.language.program import Record, rebuild, refuse_unknown
 
 
-class Recorded(NamedTuple):
+class SiteValues(NamedTuple):
     """One recording and the values of all sites for it; with a leading axis, all recordings."""
 
     program: dict[str, Array]
@@ -96,7 +95,7 @@ def filtered(dynamics, sites: Mapping[str, Array], data: Trajectories) -> Filter
     return jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(_recorded(dynamics, record, rows))
 
 
-def _recorded(dynamics, record: Record, rows: Trajectories) -> Recorded:
+def _recorded(dynamics, record: Record, rows: Trajectories) -> SiteValues:
     sensing, count = dynamics.sensing, rows.batch_shape[0]
     program = {k: v for k, v in record.values.items() if of_program(k)}
     others = {k: v for k, v in record.values.items() if not of_program(k) and k != OFFSETS}
@@ -126,7 +125,7 @@ def _recorded(dynamics, record: Record, rows: Trajectories) -> Recorded:
     elapsed = jnp.cumsum(steps, axis=1)
     own = elapsed - jnp.pad(elapsed, ((0, 0), (segment, 0)))[:, :size]
     segments = jnp.where((jnp.arange(size) + 1) % rows.segment == 0, own, 0.0)
-    return Recorded(program, others, readings, real(rows.actions), times, seen, start, segments)
+    return SiteValues(program, others, readings, real(rows.actions), times, seen, start, segments)
 
 
 def _virtual(record: Record, name: str) -> Array:
@@ -155,11 +154,11 @@ def _first_states(dynamics, readings, seen):
     return mean, jnp.broadcast_to(sd, mean.shape)
 
 
-def _machine(dynamics, recorded: Recorded, regular: bool) -> tuple[Step, Samples]:
+def _machine(dynamics, recorded: SiteValues, regular: bool) -> tuple[SampleStep, Samples]:
     """The dynamics over one sample, and what the filter reads."""
     sensing: Sensing = dynamics.sensing
     field = rebuild(dynamics.program, recorded.program, f"Dynamics({dynamics.name})")
-    if not regular and isinstance(field, DiscreteStep | StepResidual):
+    if not regular and isinstance(field, Step | StepResidual):
         raise ValueError(
             f"Dynamics({dynamics.name}): times are irregular, and the program returns a {type(field).__name__}, which "
             "knows one step alone. Resample the recording, or pass dt= if only the clock is inexact."
@@ -198,14 +197,14 @@ def input_sd(sensing: Sensing, sites: Mapping[str, Any], inputs: Array) -> Array
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
 
 
-def _filter(dynamics, recorded: Recorded, regular: bool) -> Filtered:
+def _filter(dynamics, recorded: SiteValues, regular: bool) -> Filtered:
     step, samples = _machine(dynamics, recorded, regular)
     sensing: Sensing = dynamics.sensing
     sensor_sd = sensing.measurement.value(recorded.others)
     return kalman_filter(step, sensing.read, sensor_sd, *recorded.start, samples, sensing.df)
 
 
-def _simulate(dynamics, key, recorded: Recorded, regular: bool) -> Array:
+def _simulate(dynamics, key, recorded: SiteValues, regular: bool) -> Array:
     """Readings (N, d) of a machine that starts as `start` says."""
     step, samples = _machine(dynamics, recorded, regular)
     sensing: Sensing = dynamics.sensing

@@ -17,13 +17,13 @@ from numpyro import handlers
 
 from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.evaluation import rank_tests
 from physppl.evaluation.calibration_checks import check_arguments
 from physppl.evaluation.scoring_rules import LEVELS
 from physppl.internal.errors import FitError, Status
-from physppl.internal.parallel import spread
+from physppl.internal.parallel import parallel_vmap
 from physppl.internal.precision import doubles
 from physppl.internal.progress import bar
 from physppl.posterior.backend import Backend
@@ -241,7 +241,7 @@ def _batch(keys, model, design, backend, at, draws: int):
         truth_key, fit_key, draw_key = jax.random.split(key, 3)
         trace = handlers.trace(handlers.seed(model, truth_key)).get_trace(design)
         data = design.with_outcomes(trace[_outcome(design)]["value"])
-        truth = {name: trace[name]["value"] for name in VirtualSpace.of(model, data).names}
+        truth = {name: trace[name]["value"] for name in UnconstrainedSpace.of(model, data).names}
         posterior = backend.fit(fit_key, model, data)
         if at is not None:
             values = lambda f: {"f": jax.vmap(f)(at.states, at.actions, at.times)}  # noqa: E731
@@ -256,7 +256,7 @@ def _batch(keys, model, design, backend, at, draws: int):
         pick = lambda x: x[jnp.linspace(0, len(x) - 1, draws).round().astype(int)]  # noqa: E731
         return truth, {name: pick(samples[name]) for name in truth}, posterior.status
 
-    return spread(one, keys)
+    return parallel_vmap(one, keys)
 
 
 def _outcome(design) -> str:

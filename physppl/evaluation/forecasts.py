@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics.kalman import propagate
 from physppl.dynamics.recordings import input_sd
 from physppl.dynamics.sensors import OFFSETS, VARIATION
@@ -71,7 +71,7 @@ def forecast_readings(
 def mean_sites(key: PRNGKeyArray, posterior: Posterior) -> dict[str, Array]:
     """The belief's mean of each latent site that one recording has."""
     samples = posterior.samples(key, 256)
-    latent = VirtualSpace.of(posterior.model, posterior.data, params=posterior.params).names
+    latent = UnconstrainedSpace.of(posterior.model, posterior.data, params=posterior.params).names
     means = {n: jnp.mean(jnp.asarray(samples[n], float), axis=0) for n in latent if n not in (VARIATION, OFFSETS)}
     return means | posterior.params
 

@@ -12,11 +12,11 @@ from numpyro import handlers
 
 from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
-from physppl.density.unconstrained import VirtualSpace, gaussians
+from physppl.density.unconstrained import UnconstrainedSpace, gaussians
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import OFFSETS
 from physppl.evaluation import recording_forecasts, scoring_rules
-from physppl.evaluation.scoring_rules import Mixture
+from physppl.evaluation.scoring_rules import NormalMixture
 from physppl.internal.precision import doubles
 from physppl.posterior.base import Posterior
 
@@ -34,7 +34,7 @@ class Predicted(NamedTuple):
     """
 
     outcomes: Float[Array, "N d"]
-    mixture: Mixture
+    mixture: NormalMixture
     counted: Bool[Array, "#N #d"]
 
 
@@ -76,7 +76,7 @@ def evaluate(
 
 
 @eqx.filter_jit
-def _scores(outcomes, mixture: Mixture, counted):
+def _scores(outcomes, mixture: NormalMixture, counted):
     average = lambda x: jnp.mean(x, axis=-2, where=jnp.broadcast_to(counted, outcomes.shape))  # noqa: E731
     return (
         scoring_rules.log_density(outcomes, mixture, counted),
@@ -93,7 +93,7 @@ def _transitions(key, posterior: Posterior, data: Transitions, steps: int, draws
     """
     model: Dynamics = posterior.model
     states, actions, times = (np.asarray(x, float) for x in (data.states, data.actions, data.times))
-    starts = windows(data, model, steps)
+    starts = unbroken_windows(data, model, steps)
     if not len(starts):
         return None
     if steps > 1:
@@ -104,7 +104,7 @@ def _transitions(key, posterior: Posterior, data: Transitions, steps: int, draws
     means = _ends(jax.random.split(noise_key, draws), transitions, states[starts], actions[rows], times[rows])
     outcomes = jnp.asarray(np.asarray(data.next_states, float)[rows[:, -1]])
     means = outcomes - model.state.difference(outcomes, means)
-    return Predicted(outcomes, Mixture(means, transitions.noise[:, None, :]), jnp.ones((1, 1), bool))
+    return Predicted(outcomes, NormalMixture(means, transitions.noise[:, None, :]), jnp.ones((1, 1), bool))
 
 
 @eqx.filter_jit
@@ -129,7 +129,7 @@ def _ends(keys, transitions, states, inputs, times):
     return jax.vmap(all_windows)(keys, transitions)
 
 
-def windows(data: Transitions, model: Dynamics, steps: int) -> np.ndarray:
+def unbroken_windows(data: Transitions, model: Dynamics, steps: int) -> np.ndarray:
     """First rows of all windows of so many steps: each row's outcome is the next row's state."""
     valid = np.asarray(data.valid)
     states, after = np.asarray(data.states, float), np.asarray(data.next_states, float)
@@ -157,7 +157,7 @@ def _recordings(key, posterior: Posterior, data: Trajectories, steps: int, draws
     outcomes, mean, sd = (np.concatenate([getattr(a, x) for a in found]) for x in ("readings", "mean", "sd"))
     mean = outcomes - model.sensing.space.difference(outcomes, mean)
     outcomes, mean, sd = map(jnp.asarray, (outcomes, mean, sd))
-    return Predicted(outcomes, Mixture(mean[None], sd[None]), jnp.ones((1, 1), bool))
+    return Predicted(outcomes, NormalMixture(mean[None], sd[None]), jnp.ones((1, 1), bool))
 
 
 def forecastable(data: Trajectories, steps: int, dt: float) -> list[Trajectories]:
@@ -167,7 +167,7 @@ def forecastable(data: Trajectories, steps: int, dt: float) -> list[Trajectories
     for i, valid in enumerate(np.asarray(rows.valid)):
         one = jax.tree.map(lambda x: np.asarray(x)[i], rows)  # noqa: B023
         one = one[: max(np.flatnonzero(valid), default=0) + 1]
-        if len(recording_forecasts.windows(one, steps, dt)[0]):
+        if len(recording_forecasts.reading_windows(one, steps, dt)[0]):
             found.append(one)
     return found
 
@@ -184,7 +184,7 @@ def readings_given_earlier(key: PRNGKeyArray, posterior: Posterior, data: Trajec
     rows = Trajectories(rows.observations, rows.actions, rows.times, valid=rows.valid, start=rows.start)
     sample_key, new_key, order_key = jax.random.split(key, 3)
     samples = posterior.samples(sample_key, draws)
-    needed = [name for name in VirtualSpace.of(model, rows, params=posterior.params).names if name != OFFSETS]
+    needed = [name for name in UnconstrainedSpace.of(model, rows, params=posterior.params).names if name != OFFSETS]
     if lacking := [name for name in needed if name not in samples]:
         raise ValueError(
             f"the {posterior.method} belief has no site {', '.join(lacking)}, without which readings cannot be "
@@ -207,7 +207,7 @@ def _terms(key, samples, params, model: Dynamics, rows: Trajectories) -> Predict
         site = gaussians(handlers.trace(seeded).get_trace(rows))["observation"]
         full = lambda x: jnp.broadcast_to(x, site.value.shape)  # noqa: E731
         df = None if site.df is None else full(site.df)
-        return site.value, Mixture(full(site.mean), full(jnp.exp(site.log_scale)), df), full(site.root_weight > 0)
+        return site.value, NormalMixture(full(site.mean), full(jnp.exp(site.log_scale)), df), full(site.root_weight > 0)
 
     keys = jax.random.split(key, len(jax.tree.leaves(samples)[0]))
     readings, mixture, counted = jax.lax.map(one, (keys, samples), batch_size=32)

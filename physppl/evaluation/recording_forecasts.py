@@ -80,7 +80,7 @@ def predict_ahead(
     steps = max(1, round(horizon / model.dt))
     horizon = steps * model.dt
     times = np.asarray(recording.times, float)
-    starts, ends, readings = windows(recording, steps, model.dt, since)
+    starts, ends, readings = reading_windows(recording, steps, model.dt, since)
     if not len(starts):
         left = times[-1] - max(float(since), times[0])
         raise ValueError(
@@ -104,7 +104,7 @@ def predict_ahead(
     return Ahead(horizon, ends, readings, np.asarray(forecast.mean), forecast.sd, constant, straight)
 
 
-def windows(recording: Trajectories, steps: int, dt: float, since: float = -np.inf):
+def reading_windows(recording: Trajectories, steps: int, dt: float, since: float = -np.inf):
     """First samples (B,) of all windows of so many steps, when they end (B,), and what was read then (B, d).
 
     A reading counts where all sensors were read.
@@ -127,7 +127,9 @@ def _at(times, readings, valid, when, dt: float):
     return (1 - share) * readings[before] + share * readings[after], seen
 
 
-def surprises(key: PRNGKeyArray, posterior: Posterior, recording: Trajectories) -> Float[np.ndarray, "N d"]:
+def standardised_residuals(
+    key: PRNGKeyArray, posterior: Posterior, recording: Trajectories
+) -> Float[np.ndarray, "N d"]:
     """Each reading minus its expectation given all before it, in sds of that expectation; NaN where none was taken.
 
     Of a model that is right they are independent with mean 0 and sd 1; normal, unless the sensors are Student-t.

@@ -17,7 +17,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)  # of central intervals
 PAIRS = 16  # of other draws that each is compared with
 
 
-class Mixture(NamedTuple):
+class NormalMixture(NamedTuple):
     """The predictive distribution of N outcomes: S components of equal weight.
 
     Attributes:
@@ -41,25 +41,25 @@ class Mixture(NamedTuple):
 
 
 def log_density(
-    outcomes: Float[Array, "N d"], mixture: Mixture, counted: Bool[Array, " #N #d"] | bool = True
+    outcomes: Float[Array, "N d"], mixture: NormalMixture, counted: Bool[Array, " #N #d"] | bool = True
 ) -> Float[Array, " N"]:
     """Log density of each outcome, jointly over its coordinates, or over those that are counted."""
     logs = jnp.where(counted, mixture.components.log_prob(outcomes), 0.0).sum(axis=-1)
     return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(logs))
 
 
-def cdf(outcomes: Float[Array, "N d"], mixture: Mixture) -> Float[Array, "N d"]:
+def cdf(outcomes: Float[Array, "N d"], mixture: NormalMixture) -> Float[Array, "N d"]:
     """The predictive distribution function at the outcomes: uniform where the belief is calibrated."""
     return jnp.mean(mixture.components.cdf(outcomes), axis=0)
 
 
-def inside(outcomes: Float[Array, "N d"], mixture: Mixture, levels=LEVELS) -> Bool[Array, "L N d"]:
+def inside(outcomes: Float[Array, "N d"], mixture: NormalMixture, levels=LEVELS) -> Bool[Array, "L N d"]:
     """Whether the outcomes lie in the central intervals of these levels."""
     off = jnp.abs(cdf(outcomes, mixture) - 0.5)
     return jnp.stack([off <= level / 2 for level in levels])
 
 
-def crps(outcomes: Float[Array, "N d"], mixture: Mixture, shifts: int = PAIRS) -> Float[Array, "N d"]:
+def crps(outcomes: Float[Array, "N d"], mixture: NormalMixture, shifts: int = PAIRS) -> Float[Array, "N d"]:
     """Continuous ranked probability score E|X - y| - E|X - X'| / 2, in the coordinates' units; smaller is better.
 
     In closed form of Gaussian components (E. Grimit et al., Quarterly J. Royal Meteorological Society 132, 2006), with

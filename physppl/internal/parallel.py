@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 
-def spread(function: Callable, *batched, devices: list | None = None):
+def parallel_vmap(function: Callable, *batched, devices: list | None = None):
     """`vmap` of a function over the leading axis of its arguments, shared out among the devices.
 
     A batch that does not divide is filled up with repeated runs, whose results are dropped. Each device runs its share

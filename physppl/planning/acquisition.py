@@ -91,7 +91,7 @@ class PosteriorMean(Acquisition):
         return posterior.mean()
 
 
-class Chosen(Acquisition):
+class UserRule(Acquisition):
     """By a function of your own.
 
     Attributes:

@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.spaces import ActionSpace
-from physppl.planning.planner import Objective, Planner, bounds, evaluate, shifted
+from physppl.planning.planner import BoundObjective, Planner, bounds, evaluate, shifted
 from physppl.planning.proposals import Coloured, Proposal, draw
 
 
@@ -65,7 +65,7 @@ class GradientShooting(Planner):
         low, high = bounds(action)
         return PlanState(jnp.zeros((self.horizon, len(action)), low.dtype), low, high)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: Objective, state, plan_state: PlanState):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
         low, high = plan_state.low, plan_state.high
         optimiser = self.optimiser or optax.adam(optax.cosine_decay_schedule(0.1, self.steps))
 

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.spaces import ActionSpace
-from physppl.planning.planner import Objective, Planner, bounds, evaluate, shifted
+from physppl.planning.planner import BoundObjective, Planner, bounds, evaluate, shifted
 from physppl.planning.proposals import Coloured, Proposal, White, draw
 
 
@@ -63,7 +63,7 @@ class ICEM(Planner):
         mean = jnp.broadcast_to((low + high) / 2, (self.horizon, len(action)))
         return PlanState(mean, jnp.broadcast_to(mean[..., None], (*mean.shape, self.keep)), low, high)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: Objective, state, plan_state: PlanState):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
         low, high = plan_state.low[:, None], plan_state.high[:, None]
         first_sd = jnp.broadcast_to(self.spread * (plan_state.high - plan_state.low) / 2, plan_state.mean.shape)
         fresh = self.population - self.keep

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.spaces import ActionSpace
-from physppl.planning.planner import Objective, Planner, bounds, evaluate, shifted
+from physppl.planning.planner import BoundObjective, Planner, bounds, evaluate, shifted
 from physppl.planning.proposals import Coloured, Proposal, draw
 
 
@@ -62,7 +62,7 @@ class MPPI(Planner):
         low, high = bounds(action)
         return PlanState(jnp.broadcast_to((low + high) / 2, (self.horizon, len(action))), low, high)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: Objective, state, plan_state: PlanState):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
         low, high = plan_state.low, plan_state.high
         sd = (self.spread * (high - low) / 2)[:, None]
 

@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
 
 from physppl.data.spaces import ActionSpace
-from physppl.planning.planner import Objective, Planner, bounds
+from physppl.planning.planner import BoundObjective, Planner, bounds
 
 
 class PlanState(NamedTuple):
@@ -76,7 +76,7 @@ class Multisine(Planner):
         phase = jnp.zeros((len(action), self.tones), low.dtype)
         return PlanState(phase, jnp.zeros_like(low), jnp.zeros((), bool), low, high)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: Objective, state, plan_state: PlanState):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
         del transitions, objective, state
         frequencies = jnp.asarray(self.frequencies, plan_state.phase.dtype)
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl.data.spaces import ActionSpace
 from physppl.language.integrate import rollouts
 
-Objective = Callable[[Array, Array], Array]
+BoundObjective = Callable[[Array, Array], Array]
 
 
 class Planner(eqx.Module):
@@ -33,7 +33,7 @@ class Planner(eqx.Module):
 
     @abstractmethod
     def plan(
-        self, key: PRNGKeyArray, transitions, objective: Objective, state: Float[Array, " D"], plan_state: Any
+        self, key: PRNGKeyArray, transitions, objective: BoundObjective, state: Float[Array, " D"], plan_state: Any
     ) -> tuple[Float[Array, "H A"], Any, dict[str, Array]]:
         """Actions, within bounds, for the next H steps; the caller applies the first and asks again.
 
@@ -49,7 +49,7 @@ class Planner(eqx.Module):
         """
 
 
-def evaluate(transitions, objective: Objective, state, candidates: Float[Array, "H A N"]) -> Float[Array, " N"]:
+def evaluate(transitions, objective: BoundObjective, state, candidates: Float[Array, "H A N"]) -> Float[Array, " N"]:
     """Mean objective of each candidate over the particles; -inf where a rollout is not finite."""
 
     def one(transition):

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.spaces import ActionSpace
-from physppl.planning.planner import Objective, Planner, bounds
+from physppl.planning.planner import BoundObjective, Planner, bounds
 
 
 class PlanState(NamedTuple):
@@ -43,7 +43,7 @@ class RandomPolicy(Planner):
         low, high = bounds(action)
         return PlanState(jnp.zeros_like(low), low, high)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: Objective, state, plan_state: PlanState):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
         del transitions, objective, state
         fresh = jax.random.normal(key, plan_state.last.shape, plan_state.last.dtype)
         now = self.correlation * plan_state.last + jnp.sqrt(1 - self.correlation**2) * fresh

@@ -131,7 +131,7 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
     seconds = time.perf_counter() - start
     if seconds > 2.0:
         log.info("%s: %.1f s, of it %.1f s compiling", type(backend).__name__, seconds, clock.seconds)
-    judge(posterior, type(backend).__name__)
+    raise_or_warn(posterior, type(backend).__name__)
     object.__setattr__(posterior, "_timing", Timing(seconds, clock.seconds))
     return posterior
 
@@ -152,7 +152,7 @@ def prepared(model: Dynamics, data: Transitions | Trajectories) -> Transitions |
     return (data if len(data) else empty(model)).pad(bucket(len(data)))
 
 
-def judge(posterior: Posterior, who: str) -> None:
+def raise_or_warn(posterior: Posterior, who: str) -> None:
     """Raise or warn as the status says."""
     status = Status(int(posterior.status))
     if status in (Status.NONFINITE, Status.NOT_POSITIVE_DEFINITE):

@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
 from numpyro import handlers
 
-from physppl.density.unconstrained import VirtualSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 from physppl.dynamics import Dynamics, sensors
 from physppl.internal import gaussians
 from physppl.internal.errors import Status, check_key, is_concrete
@@ -68,7 +68,7 @@ class Posterior(eqx.Module):
 
     def _entropy(self) -> Float[Array, ""]:
         """Of the Gaussian with the belief's covariance in virtual space, from samples."""
-        space, (model, *args) = VirtualSpace.of(self.model, self.data), latent_part(self.model, self.data)
+        space, (model, *args) = UnconstrainedSpace.of(self.model, self.data), latent_part(self.model, self.data)
         flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in self._samples(jax.random.key(0), ENTROPY_DRAWS).items()}
         point = lambda s: space.unconstrain(handlers.trace(handlers.substitute(model, s)).get_trace(*args))  # noqa: E731
         chosen = np.flatnonzero(of_program(space))
@@ -310,6 +310,6 @@ def _flat_basis(posterior, states, actions, t):
     return mean.reshape(shape), factor.reshape(*shape, -1)
 
 
-def of_program(space: VirtualSpace) -> Bool[np.ndarray, " P"]:
+def of_program(space: UnconstrainedSpace) -> Bool[np.ndarray, " P"]:
     """Which entries of virtual space are the program's parameters; the others are noises."""
     return space.where(sensors.of_program)

@@ -211,7 +211,7 @@ def _sampler(posterior) -> tuple[list[Reason], Figures]:
 def _solver(posterior) -> tuple[list[Reason], Figures]:
     if not isinstance(posterior.model, Dynamics):
         return [], {}
-    shift, needed = licence(posterior)
+    shift, needed = solver_shift(posterior)
     if shift <= SHIFT:
         return [], {"solver_shift_sds": shift}
     model = posterior.model
@@ -223,7 +223,7 @@ def _solver(posterior) -> tuple[list[Reason], Figures]:
     return [Reason(DOUBTFUL, finding, remedy)], {"solver_shift_sds": shift}
 
 
-def licence(posterior) -> tuple[float, int | None]:
+def solver_shift(posterior) -> tuple[float, int | None]:
     """How far a finer solver would move a belief about a Dynamics.
 
     Returns:

@@ -23,7 +23,7 @@ from numpyro import handlers
 from numpyro.distributions import biject_to
 
 from physppl.data.transitions import Transitions
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import unknown
 from physppl.language.noise import PROCESS
@@ -111,7 +111,7 @@ def machine(posterior: Posterior, *index: int, **plates: int) -> MachinePosterio
         )
     if not isinstance(data, Transitions):
         raise TypeError(f"machine: the fleet's data must be Transitions.stack([...]); got {type(data).__name__}.")
-    if not isinstance(space, VirtualSpace) or not (hasattr(posterior, "points") or hasattr(posterior, "factor")):
+    if not isinstance(space, UnconstrainedSpace) or not (hasattr(posterior, "points") or hasattr(posterior, "factor")):
         raise TypeError(f"machine: needs a Gaussian or draws in virtual space, which {posterior.method} does not keep.")
     if space.params:
         raise TypeError(f"machine: `param` sites have no place in a fleet; got {', '.join(space.params)}.")
@@ -122,7 +122,7 @@ def machine(posterior: Posterior, *index: int, **plates: int) -> MachinePosterio
         own.program = MachineProgram(model, dynamics.name, place, _unseen(data), known)
         own = own.rebound()
         rows = jax.tree.map(lambda x: x[place.indices], data)
-        within = VirtualSpace.of(own, rows)
+        within = UnconstrainedSpace.of(own, rows)
         carried = _marginal(posterior, own, within, jnp.asarray(place.indices))
     belief = copy.copy(posterior)
     for name, value in ({"model": own, "data": rows, "space": within, "_timing": None} | carried).items():
@@ -184,7 +184,9 @@ def _unseen(data: Transitions) -> Transitions:
     return eqx.tree_at(lambda d: d.valid, one, np.zeros((*data.batch_shape, 1), bool))
 
 
-def _point(posterior, own: Dynamics, within: VirtualSpace, index: Array, z: Float[Array, " P"]) -> Float[Array, " K"]:
+def _point(
+    posterior, own: Dynamics, within: UnconstrainedSpace, index: Array, z: Float[Array, " P"]
+) -> Float[Array, " K"]:
     """The machine's point in its own virtual space, at a point of the fleet's."""
     found, parts = [], posterior.space.split(z)
     posterior.space.trace(lambda data: found.append(reach(posterior.model, data)), z, posterior.data)
@@ -201,7 +203,7 @@ def _point(posterior, own: Dynamics, within: VirtualSpace, index: Array, z: Floa
 
 
 @eqx.filter_jit
-def _marginal(posterior, own: Dynamics, within: VirtualSpace, index: Array) -> dict[str, Array]:
+def _marginal(posterior, own: Dynamics, within: UnconstrainedSpace, index: Array) -> dict[str, Array]:
     """What the machine's belief holds in place of the fleet's: draws, or mode and factor."""
     point = partial(_point, posterior, own, within, index)
     if hasattr(posterior, "points"):

@@ -15,7 +15,7 @@ from numpyro import handlers
 from physppl.data.trajectories import Trajectories, fine_bucket
 from physppl.data.transitions import bucket
 from physppl.density.moments import belief, information, prior
-from physppl.density.unconstrained import VirtualSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import DELAY
 from physppl.internal.errors import unknown
@@ -138,7 +138,7 @@ def identifiability(model: Dynamics | Posterior, data=None, *, at: dict[str, Any
         raise TypeError(f"identifiability takes a Dynamics and data, or a Posterior alone; got {got}.")
     with jax.enable_x64(True):
         data = _design(model, data)
-        space = VirtualSpace.of(model, data)
+        space = UnconstrainedSpace.of(model, data)
         median, before = prior(space, model, data)
         z = jnp.asarray(median) if at is None else _point(space, model, data, median, at)
         data = _imagined(space, model, data, z)
@@ -207,7 +207,7 @@ def _design(model: Dynamics, data):
     return jax.tree.map(lambda x: jnp.asarray(x, float if np.asarray(x).dtype.kind == "f" else None), data)
 
 
-def _imagined(space: VirtualSpace, model: Dynamics, data, z):
+def _imagined(space: UnconstrainedSpace, model: Dynamics, data, z):
     """Data with readings of the model's own where there are none: a filter follows what it reads."""
     if getattr(data, "observations", data) is not None:
         return data
@@ -216,7 +216,7 @@ def _imagined(space: VirtualSpace, model: Dynamics, data, z):
     return eqx.tree_at(lambda d: d.observations, data, readings, is_leaf=lambda x: x is None)
 
 
-def _point(space: VirtualSpace, model, data, median, at: dict[str, Any]):
+def _point(space: UnconstrainedSpace, model, data, median, at: dict[str, Any]):
     """The point of virtual space at given site values, at the median elsewhere."""
     latent, *args = latent_part(model, data)
     values = dict(space.sites(model, jnp.asarray(median), data))
@@ -231,7 +231,7 @@ def _point(space: VirtualSpace, model, data, median, at: dict[str, Any]):
     return space.unconstrain(trace)
 
 
-def parameters(space: VirtualSpace, model, data) -> list[tuple[str, str, str]]:
+def parameters(space: UnconstrainedSpace, model, data) -> list[tuple[str, str, str]]:
     """(site, name, unit) of every entry of virtual space."""
     units = site_units(SimpleNamespace(model=model, data=data))
     return [
@@ -262,7 +262,7 @@ def _report(space, model, data, z, fisher, before, after, place: str) -> Identif
     )
 
 
-def _nuisances(space: VirtualSpace, model) -> tuple[str, ...]:
+def _nuisances(space: UnconstrainedSpace, model) -> tuple[str, ...]:
     """Sites that a report leaves out: of a Dynamics those outside its program, and weights, if any other is left."""
     sizes = {name: int(np.prod(shape)) for name, shape in zip(space.names, space.shapes, strict=True)}
     own = set(sizes)
@@ -274,7 +274,7 @@ def _nuisances(space: VirtualSpace, model) -> tuple[str, ...]:
 
 
 @eqx.filter_jit
-def _constrained(space: VirtualSpace, model, data, z) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+def _constrained(space: UnconstrainedSpace, model, data, z) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
     """Each entry's value in its unit and its slope; of sites whose entries do not map one to one, the virtual ones."""
 
     def values(z):

@@ -20,7 +20,7 @@ from jax import Array
 from numpyro import handlers
 
 from physppl.data.trajectories import Trajectories
-from physppl.density.unconstrained import VirtualSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 from physppl.dynamics import Dynamics
 from physppl.internal.files import write
 from physppl.internal.progress import Timing
@@ -165,10 +165,10 @@ def _free(model, data) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _space(posterior: Posterior) -> VirtualSpace | None:
+def _space(posterior: Posterior) -> UnconstrainedSpace | None:
     """In which the belief lives, if in any."""
     space = getattr(posterior, "space", None)
-    return space if isinstance(space, VirtualSpace) else None
+    return space if isinstance(space, UnconstrainedSpace) else None
 
 
 def _draws(posterior: Posterior) -> dict[str, Array]:
@@ -183,7 +183,7 @@ def _draws(posterior: Posterior) -> dict[str, Array]:
 
 
 @eqx.filter_jit
-def _figures(model, data, draws: Mapping[str, Array], space: VirtualSpace | None) -> dict[str, Array]:
+def _figures(model, data, draws: Mapping[str, Array], space: UnconstrainedSpace | None) -> dict[str, Array]:
     """At each draw: the log density of every site, what is deterministic, summed; of a Dynamics a few steps besides,
     which tell of the program where there are no data. Of a belief that lives in virtual space also what sites are at
     fixed points there: the same densities can go with other bijections, for which the belief is another one."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import example
 
-from physppl.density.unconstrained import VirtualSpace
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import DataSpace, Diagonal, Full, LastLayer, LowRank, Pathwise, structured
 from physppl.inference.structured import start
 from physppl.internal.precision import doubles
@@ -35,7 +35,7 @@ def belief():
     params = {"net.scale": np.array([1.0, 1.0, 1.0, 1.0, 0.3])}
     with jax.enable_x64(True):
         data, params = doubles(data), doubles(params)
-        z = start(jax.random.key(0), VirtualSpace.of(model, data, params=params), model, data)
+        z = start(jax.random.key(0), UnconstrainedSpace.of(model, data, params=params), model, data)
         return jax.jit(lambda z: structured.at(jax.random.key(0), model, data, z, Diagonal(), params))(z)
 
 
