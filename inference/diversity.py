@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.data.trajectories import Trajectories
-from physppl.data.transitions import Transitions
+from physppl.data.data import Data
 from physppl.density.curvature import NOISES
 from physppl.density.unconstrained import Gaussian, UnconstrainedSpace, gaussians, latent_part
 
@@ -84,7 +83,9 @@ class Bootstrap(Diversity):
     """
 
     def member(self, key: PRNGKeyArray, joint: Joint, draw: Float[Array, " P"]) -> Member:
-        return Member(draw, resampled(key, joint.data), None)
+        if not isinstance(joint.data, Data):
+            raise TypeError(f"Bootstrap resamples Transitions or Trajectories; got {type(joint.data).__name__}.")
+        return Member(draw, joint.data.resampled(key), None)
 
 
 class Anchored(Diversity):
@@ -136,33 +137,3 @@ def _score(key: PRNGKeyArray, site: Gaussian) -> Array:
         return jax.random.normal(key, site.mean.shape, site.mean.dtype)
     noise = jax.random.t(key, site.df, site.mean.shape, site.mean.dtype)
     return (site.df + 1) * noise / (site.df + noise**2)
-
-
-def resampled(key: PRNGKeyArray, data):
-    """As many valid rows, drawn with replacement from the valid ones, in the same places; of Trajectories recordings.
-
-    Raises:
-        TypeError: for data of another kind.
-        ValueError: for a single recording.
-    """
-    if isinstance(data, Trajectories):
-        data = data.rows()
-        if len(data.times) < 2:
-            raise ValueError("Bootstrap resamples recordings, and there is one: use Anchored() or RandomStarts().")
-        counts = jnp.any(data.valid, axis=1)
-        chosen = among(key, counts, len(counts))
-        drawn = jax.tree.map(lambda x: jnp.asarray(x)[chosen], data)
-        return eqx.tree_at(lambda d: d.valid, drawn, drawn.valid & counts[:, None])
-    if not isinstance(data, Transitions):
-        raise TypeError(f"Bootstrap resamples Transitions or Trajectories; got {type(data).__name__}.")
-    if data.batch_shape:  # each machine of a fleet its own
-        return jax.vmap(resampled)(jax.random.split(key, data.batch_shape[0]), data)
-    chosen = among(key, data.valid, len(data))
-    drawn = jax.tree.map(lambda x: jnp.asarray(x)[chosen], data)
-    return eqx.tree_at(lambda d: d.valid, drawn, data.valid)
-
-
-def among(key: PRNGKeyArray, valid, count: int) -> Array:
-    """Indices (count,) of valid rows, drawn with replacement; where there is none, of any."""
-    first = jnp.argsort(~valid, stable=True)
-    return first[jax.random.randint(key, (count,), 0, jnp.maximum(jnp.sum(valid), 1))]

@@ -1,5 +1,7 @@
 """A belief held as draws: what every sample-based backend returns."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +10,15 @@ from jaxtyping import Float, PRNGKeyArray
 from numpyro import handlers
 
 from physppl.density.curvature import scatter
+from physppl.density.forms import DrawsForm
 from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import APART, Status, closest
 from physppl.internal.precision import doubles
 from physppl.language.transition import Transition
 from physppl.posterior.backend import prepared, raise_or_warn
-from physppl.posterior.base import Posterior
+from physppl.posterior.base import with_fields
+from physppl.posterior.posterior import Posterior
 
 # {NumPyro's name of a per-draw diagnostic: ArviZ's}
 STATS = {"diverging": "diverging", "num_steps": "n_steps", "accept_prob": "acceptance_rate", "energy": "energy"}
@@ -50,6 +54,15 @@ class DrawsPosterior(Posterior):
 
     def sample_stats(self) -> dict[str, Array]:
         return self.stats
+
+    def site_space(self) -> UnconstrainedSpace:
+        return self.space
+
+    def unconstrained(self) -> DrawsForm:
+        return DrawsForm(self.space, self.points)
+
+    def about(self, model, data, form: Any) -> "DrawsPosterior":
+        return with_fields(self, model=model, data=data, space=form.space, points=form.points)
 
     def _sites(self, z) -> dict[str, Array]:
         return self.space.sites(self.model, z, self.data)

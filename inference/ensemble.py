@@ -16,7 +16,9 @@ from physppl.inference.search import Adam, Newton, Search
 from physppl.internal.errors import Status
 from physppl.language.transition import AbstractTransition, AverageTransition
 from physppl.posterior.backend import Backend
-from physppl.posterior.base import MEAN_DRAWS, Posterior, of_program
+from physppl.posterior.base import MEAN_DRAWS, of_program
+from physppl.posterior.posterior import Posterior
+from physppl.posterior.verdict import status_reasons
 
 FEW = 300  # parameters up to which Newton's linear algebra is the cheaper search
 DRAWS = 15  # of the prior, at least, from which its sds are taken
@@ -76,6 +78,9 @@ class EnsemblePosterior(DrawsPosterior):
     def __init__(self, model, data, space: UnconstrainedSpace, points: Float[Array, "K P"], log_joint, status):
         super().__init__(model, data, space, points[None], {}, status, "Ensemble")
         self.log_joint = log_joint
+
+    def findings(self):
+        return status_reasons(self.status), {}
 
     def facts(self) -> dict[str, float]:
         """`spread`: sd between members in virtual space, root mean square over the program's parameters."""

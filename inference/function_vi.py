@@ -25,9 +25,11 @@ from physppl.internal import gaussians
 from physppl.internal.precision import doubles
 from physppl.language.noise import PROCESS
 from physppl.posterior.backend import Backend, empty, fit, union
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
+from physppl.posterior.verdict import DOUBTFUL, Figures, Reason
 
 SHOWN = 16  # functions of the prior that features are learned from
+MISSED = 0.1  # of a function prior's variance: a network with less cannot say within a tenth how sure the prior is
 SEARCHES, EVALUATIONS = 4, 60  # for a noise that is not known
 
 
@@ -177,6 +179,14 @@ class FunctionPosterior(LaplacePosterior):
             count, own = len(factor), np.flatnonzero(space.where(NAME.__eq__))
             self.factor = self.factor.at[np.ix_(own, own)].set(factor[:count])
             self.log_evidence = jnp.full((), jnp.nan)
+
+    def findings(self) -> tuple[list[Reason], Figures]:
+        share = float(np.max(np.asarray(self.missed)))
+        if share <= MISSED:
+            return [], {"missed": share}
+        finding = f"the features miss {share:.0%} of the function prior's variance over the measure"
+        remedy = "raise `width`, and with it `points` and `steps`, or give `features` that span the prior's functions"
+        return [Reason(DOUBTFUL, finding, remedy)], {"missed": share}
 
     def facts(self) -> dict[str, float]:
         own = super().facts() | {"missed": float(np.max(np.asarray(self.missed)))}

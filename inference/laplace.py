@@ -1,6 +1,7 @@
 """Linearised Laplace: a Gaussian belief in virtual space at the joint mode."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,10 +10,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.data.trajectories import Trajectories
+from physppl.data.data import is_sequential
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import MANY, added, gaussian_prior, likelihood, local, row_jacobians, scatter
-from physppl.density.mode import Mode, find_mode, unit_of
+from physppl.density.forms import GaussianForm
+from physppl.density.mode import Mode, find_mode, tolerance_of, unit_of
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import MEASUREMENT, OFFSETS, VARIATION
@@ -21,9 +23,8 @@ from physppl.internal.errors import Status, check_key
 from physppl.internal.precision import doubles
 from physppl.language.transition import AbstractTransition, LinearisedTransition
 from physppl.posterior.backend import Backend, prepared, raise_or_warn, union
-from physppl.posterior.base import Posterior, of_program
-
-TOLERANCE = 0.01  # posterior sds from the mode where a search of recordings ends: each evaluation filters all samples
+from physppl.posterior.base import of_program, with_fields
+from physppl.posterior.posterior import Posterior
 
 
 class Laplace(Backend["LaplacePosterior"]):
@@ -64,9 +65,9 @@ class Laplace(Backend["LaplacePosterior"]):
         draws = draws.at[0].set(jnp.median(draws, axis=0))
         starts = draws[: self.starts]
         unit = unit_of(draws)
-        if isinstance(data, Trajectories):
+        if is_sequential(data):
             start = _likeliest(space, model, data, draws)
-            found = find_mode(evaluate, start[None], unit, self.steps, tolerance=TOLERANCE, patience=0)
+            found = find_mode(evaluate, start[None], unit, self.steps, tolerance=tolerance_of(data), patience=0)
         else:
             found = find_mode(evaluate, starts, unit, self.steps)
         return LaplacePosterior(model, data, space, found, self.linearised)
@@ -117,8 +118,8 @@ def _after(backend: Laplace, model: Dynamics, space: UnconstrainedSpace, belief,
         evaluate = lambda z: added(gaussian_prior(mode, factor, z), likelihood(space, model, data, z))  # noqa: E731
     else:
         evaluate, log_evidence = (lambda z: local(space, model, data, z)), 0.0
-    unit, tolerance = jnp.linalg.norm(factor, axis=0), TOLERANCE if isinstance(data, Trajectories) else 1e-9
-    found = find_mode(evaluate, mode[None], unit, backend.steps, tolerance=tolerance)
+    unit = jnp.linalg.norm(factor, axis=0)
+    found = find_mode(evaluate, mode[None], unit, backend.steps, tolerance=tolerance_of(data))
     later = LaplacePosterior(model, data, space, found, backend.linearised)
     return eqx.tree_at(lambda p: p.log_evidence, later, later.log_evidence + log_evidence)
 
@@ -182,6 +183,15 @@ class LaplacePosterior(Posterior):
             "steps": int(self.steps),
         }
 
+    def site_space(self) -> UnconstrainedSpace:
+        return self.space
+
+    def unconstrained(self) -> GaussianForm:
+        return GaussianForm(self.space, self.mode, self.factor, self.decrement, self.by_evidence, self.linearised)
+
+    def about(self, model, data, form: Any) -> "LaplacePosterior":
+        return with_fields(self, model=model, data=data, space=form.space, mode=form.mode, factor=form.factor)
+
     def _sites(self, z) -> dict[str, Array]:
         return self.space.sites(self.model, z, self.data)
 
@@ -199,7 +209,7 @@ class LaplacePosterior(Posterior):
     def _basis(self, states, actions, times):
         """Derivatives along the factor's rows at once: half the time of a Jacobian and its product with the factor."""
         along = self.factor
-        if self.model.sensing.variation is not None and isinstance(self.data, Trajectories):
+        if OFFSETS in self.space.names:
             along = jnp.concatenate([along, jnp.diag(scatter(self.space, self.model, self.data, self.mode))])
         if len(self.mode) > MANY * len(self.model.state):  # fewer derivatives back from the outputs
             rows = Transitions(states, actions, times=times)

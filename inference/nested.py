@@ -26,6 +26,7 @@ from physppl.inference.draws import DrawsPosterior
 from physppl.internal import gaussians
 from physppl.internal.errors import Status, closest
 from physppl.posterior.backend import Backend
+from physppl.posterior.verdict import status_reasons
 
 DF = 5.0  # of the Student-t that proposes: heavier tails than what it explores
 ENOUGH = 1e-3  # posterior sds from the mode where a search ends: the evidence is then right to its square
@@ -209,6 +210,9 @@ class NestedPosterior(DrawsPosterior):
         status = jnp.where(jnp.isfinite(log_evidence), status, Status.NONFINITE)
         super().__init__(model, data, space, points[None], {}, status, "NestedLaplace")
         self.log_evidence, self.points_in_effect = log_evidence, in_effect
+
+    def findings(self):
+        return status_reasons(self.status), {}
 
     def facts(self) -> dict[str, float]:
         return {"log_evidence": float(self.log_evidence), "points_in_effect": float(self.points_in_effect)}

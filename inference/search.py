@@ -12,13 +12,12 @@ import optax
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.data.trajectories import Trajectories
+from physppl.data.data import drawn_rows
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import Local, added, local
-from physppl.density.mode import find_mode, unit_of
+from physppl.density.mode import find_mode, tolerance_of, unit_of
 from physppl.density.unconstrained import gaussians
-from physppl.inference.diversity import Joint, Member, Tilt, among
-from physppl.inference.laplace import TOLERANCE
+from physppl.inference.diversity import Joint, Member, Tilt
 from physppl.internal.parallel import parallel_vmap
 
 
@@ -63,7 +62,7 @@ class Newton(Search):
     def run(self, key: PRNGKeyArray, joint: Joint, members: Member, draws: Float[Array, "J P"], near: bool) -> Found:
         del key
         space, model, data = joint
-        unit, tolerance = unit_of(draws), TOLERANCE if isinstance(data, Trajectories) else 1e-9
+        unit = unit_of(draws)
 
         def stage(starts, own):  # one loop for both searches, so that one copy of the model is compiled
             def search(start, member: Member):
@@ -73,7 +72,7 @@ class Newton(Search):
                 if tilt is not None:
                     log_scales = {name: site.log_scale for name, site in outcomes(start).items()}
                     evaluate = _tilted(evaluate, lambda z: own * tilt.value(z, outcomes(z), log_scales))
-                found = find_mode(evaluate, start[None], unit, self.steps, tolerance=tolerance)
+                found = find_mode(evaluate, start[None], unit, self.steps, tolerance=tolerance_of(data))
                 return Found(found.point, found.local.log_joint, found.decrement < 2e-4)
 
             found = parallel_vmap(search, starts, members)
@@ -135,7 +134,7 @@ class Adam(Search):
             return total, outcomes
 
         def batch(key, member: Member) -> Member:
-            chosen = among(key, member.data.valid, self.rows or 1)
+            chosen = drawn_rows(key, member.data.valid, self.rows or 1)
             pick = lambda tree: jax.tree.map(lambda x: x[chosen], tree)  # noqa: E731
             tilt = None if member.tilt is None else Tilt(member.tilt.slope, pick(member.tilt.scores))
             return Member(member.start, pick(member.data), tilt)

@@ -1,7 +1,6 @@
 """Laplace for thousands of weights: the covariance held by a structure, noises and prior sds by the evidence."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -13,6 +12,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import row_jacobians
+from physppl.density.forms import GaussianForm
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.inference.evidence import free_space
@@ -23,7 +23,7 @@ from physppl.internal.errors import Status
 from physppl.internal.precision import doubles
 from physppl.language.transition import AbstractTransition, LinearisedTransition
 from physppl.posterior.backend import Backend
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
 
 MANY = 64  # entries of a site from which they are taken for weights, which start at a draw of their prior
 PROBES = 64  # draws by which effective parameters are counted
@@ -199,7 +199,6 @@ class StructuredPosterior(Posterior):
     decrement: Float[Array, ""]
     effective: Float[Array, ""]
     linearised: bool = eqx.field(static=True)
-    by_evidence: ClassVar[bool] = True
 
     def __init__(self, problem: Problem, mode, root: Root, decrement, linearised: bool):
         self.space, self.model, self.data = problem
@@ -236,6 +235,12 @@ class StructuredPosterior(Posterior):
             whole = jnp.zeros((len(own) + len(problem.noises), len(self.mode)), self.mode.dtype)
             whole = whole.at[: len(own), problem.others].set(own)
             return whole.at[len(own) :, problem.noises].set(self.noise_factor)
+
+    def site_space(self) -> UnconstrainedSpace:
+        return self.space
+
+    def unconstrained(self) -> GaussianForm:
+        return GaussianForm(self.space, self.mode, self.factor, self.decrement, True, self.linearised)
 
     def _points(self, key: PRNGKeyArray, count: int) -> Float[Array, "count P"]:
         own_key, noise_key = jax.random.split(key)

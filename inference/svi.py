@@ -20,6 +20,7 @@ from physppl.inference.evidence import free_space
 from physppl.inference.laplace import Laplace
 from physppl.internal.errors import Status
 from physppl.posterior.backend import Backend
+from physppl.posterior.verdict import status_reasons
 
 CLIP = 100.0  # gradient norm, of an ELBO per outcome: a draw in an impossible place counts as a bad one, not as all
 
@@ -103,6 +104,9 @@ class VariationalPosterior(DrawsPosterior):
     def __init__(self, model, data, space: UnconstrainedSpace, points: Float[Array, "C K P"], elbo: Float[Array, " S"]):
         super().__init__(model, data, space, points, {}, _settled(elbo), "SVI")
         self.elbo = elbo
+
+    def findings(self):
+        return status_reasons(self.status), {}
 
     def facts(self) -> dict[str, float]:
         """`elbo`: over the last tenth of the climb, a lower bound of the log evidence but for its noise."""

@@ -52,10 +52,10 @@ from physppl.planning.tasks import Limits as Limits
 from physppl.planning.tasks import Task as Task
 from physppl.posterior.backend import Backend as Backend
 from physppl.posterior.backend import fit as fit
-from physppl.posterior.base import Posterior as Posterior
-from physppl.posterior.diagnostics import Check as Check
 from physppl.posterior.diagnostics import check as check
-from physppl.posterior.fleet import MachinePosterior as MachinePosterior
 from physppl.posterior.identifiability import Identifiability as Identifiability
 from physppl.posterior.identifiability import identifiability as identifiability
+from physppl.posterior.posterior import MachinePosterior as MachinePosterior
+from physppl.posterior.posterior import Posterior as Posterior
 from physppl.posterior.saving import load as load
+from physppl.posterior.verdict import Check as Check

@@ -12,7 +12,7 @@ from oracles import machines, oracles, prior_draws, published, scattered, two_bo
 
 import physppl as pp
 from physppl.evaluation import benchmarks
-from physppl.language.program import rebuild, unit_table
+from physppl.language.program import UnitTable, rebuild
 from physppl.models import double_pendulum, furuta, quanser_cartpole, simple_pendulum, two_link
 
 DATA = os.environ.get("PHYSPPL_DATA")
@@ -270,7 +270,7 @@ def test_what_is_derived_has_a_unit_and_stands_in_plates(model):
         kinds.update({name: site["type"] for name, site in trace.items()})
         return {name: site["value"] for name, site in trace.items() if site["type"] == "deterministic"}
 
-    with unit_table() as units:
+    with UnitTable() as units:
         derived = jax.eval_shape(shapes, jax.random.key(0))
     assert set(derived) <= set(units) and kinds["next_state"] == "sample"
     assert derived or model is double_pendulum  # whose sites say all

@@ -11,7 +11,7 @@ from numpyro import handlers
 from numpyro.infer.util import unconstrain_fn
 
 import physppl as pp
-from physppl.language.program import unit_table
+from physppl.language.program import UnitTable
 from physppl.language.sites import bounded
 
 state = pp.StateSpace(angle=pp.Angle(), velocity=pp.Real("rad/s", scale=8.0))
@@ -60,7 +60,7 @@ def test_any_numpyro_prior_is_taken_and_units_are_kept_outside_the_trace():
     trace = handlers.trace(handlers.seed(program, 0)).get_trace()
     assert isinstance(trace["damping"]["fn"], dist.HalfNormal)
     dynamics = pp.Dynamics(program, state, action, dt=0.1, process_noise=0.1)
-    with unit_table() as table, handlers.seed(rng_seed=0), handlers.scope(prefix="arm"):
+    with UnitTable() as table, handlers.seed(rng_seed=0), handlers.scope(prefix="arm"):
         dynamics.sites()
     assert table == {"arm/damping": "N m s/rad"}
 

@@ -11,7 +11,7 @@ import pytest
 from helpers import linear_data, linear_dynamics, recording
 
 import physppl as pp
-from physppl.data.repeats import repeats
+from physppl.data.data import repeats
 from physppl.inference import HMC, DrawsPosterior, Laplace, LaplacePosterior
 from physppl.internal.progress import compile_clock
 from physppl.models import pendulum

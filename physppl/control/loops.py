@@ -27,7 +27,7 @@ from physppl.planning.objectives import Constrained, InformationGain, Objective,
 from physppl.planning.planner import Planner
 from physppl.planning.tasks import Task
 from physppl.posterior.backend import Backend, fit
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
 
 Rule = Callable[[PRNGKeyArray, Posterior], AbstractTransition]
 

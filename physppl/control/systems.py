@@ -58,6 +58,8 @@ class HostSystem(ABC):
         dynamics: the Dynamics whose step and coordinates it has, or None: agents are checked against it.
     """
 
+    content_is_public = True  # what is live has no content that lasts
+
     batch: int = 1
     dynamics: Any = None
 

@@ -9,15 +9,12 @@ from physppl.data.transitions import Transitions
 from physppl.internal.errors import is_concrete
 
 
-def check_data(data: Transitions, state: StateSpace, action: ActionSpace, where: str) -> None:
+def check_transitions(data: Transitions, state: StateSpace, action: ActionSpace, where: str) -> None:
     """Refuse data that do not fit the spaces; `where` says who asks.
 
     Raises:
-        TypeError: for anything but Transitions.
         ValueError: naming the row and coordinate of what is missing, not finite or out of bounds.
     """
-    if not isinstance(data, Transitions):
-        raise TypeError(f"{where} takes Transitions(states=, actions=, next_states=); got {type(data).__name__}.")
     for argument, space in (("states", state), ("actions", action)):
         width = getattr(data, argument).shape[-1]
         if width != len(space):

@@ -10,8 +10,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
+from physppl.data.checks import check_widths
+from physppl.data.spaces import HasSpaces
 from physppl.data.transitions import Transitions
-from physppl.dynamics import Dynamics
 from physppl.internal.errors import unknown
 
 Points = tuple[Float[Array, "N D"], Float[Array, "N A"]]
@@ -21,7 +22,7 @@ class Measure(eqx.Module):
     """A distribution over inputs (the rho of function-space inference). Implementers give `sample`."""
 
     @abstractmethod
-    def sample(self, key: PRNGKeyArray, count: int, model: Dynamics, data: Transitions) -> Points:
+    def sample(self, key: PRNGKeyArray, count: int, model: HasSpaces, data: Transitions) -> Points:
         """States (count, D) and actions (count, A) of a model's spaces; pure.
 
         Args:
@@ -56,7 +57,7 @@ class Box(Measure):
     def _ranges(self) -> tuple[tuple[str, float, float], ...]:
         return _ranges(self.bounds)
 
-    def limits(self, model: Dynamics) -> tuple[np.ndarray, np.ndarray]:
+    def limits(self, model: HasSpaces) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper limits (D + A,) of states, then actions."""
         state, action = model.state, model.action
         half = np.where(state.is_angle, np.pi, self.extent * state.scale)
@@ -71,7 +72,7 @@ class Box(Measure):
             low[i], high[i] = own
         return low, high
 
-    def sample(self, key: PRNGKeyArray, count: int, model: Dynamics, data: Transitions) -> Points:
+    def sample(self, key: PRNGKeyArray, count: int, model: HasSpaces, data: Transitions) -> Points:
         low, high = self.limits(model)
         both = jax.random.uniform(key, (count, len(low)), minval=low, maxval=high)
         return both[:, : len(model.state)], both[:, len(model.state) :]
@@ -90,7 +91,7 @@ class JitteredData(Measure):
         if not 0 <= self.sd < np.inf:
             raise ValueError(f"JitteredData: sd must be a number of scales, at least 0; got {self.sd}.")
 
-    def sample(self, key: PRNGKeyArray, count: int, model: Dynamics, data: Transitions) -> Points:
+    def sample(self, key: PRNGKeyArray, count: int, model: HasSpaces, data: Transitions) -> Points:
         uniform_key, normal_key = jax.random.split(key)
         size, (low, high) = len(model.state), Box().limits(model)
         uniform = jax.random.uniform(uniform_key, (count, 1 + len(low)))
@@ -128,8 +129,8 @@ class Visited(Measure):
             )
         self.states, self.actions = (x.reshape(-1, x.shape[-1]) for x in (states, actions))
 
-    def sample(self, key: PRNGKeyArray, count: int, model: Dynamics, data: Transitions) -> Points:
-        model.check_widths(self.states, self.actions)
+    def sample(self, key: PRNGKeyArray, count: int, model: HasSpaces, data: Transitions) -> Points:
+        check_widths(self.states, self.actions, model.state, model.action, f"Visited: {model}")
         row = jax.random.randint(key, (count,), 0, len(self.states))
         return self.states[row], self.actions[row]
 
@@ -152,7 +153,7 @@ class Mixture(Measure):
         if len(self.weights) != len(parts) or not all(0 < w < np.inf for w in self.weights):
             raise ValueError(f"Mixture: weights must be {len(parts)} positive numbers; got {self.weights}.")
 
-    def sample(self, key: PRNGKeyArray, count: int, model: Dynamics, data: Transitions) -> Points:
+    def sample(self, key: PRNGKeyArray, count: int, model: HasSpaces, data: Transitions) -> Points:
         stops = np.round(count * np.cumsum(self.weights) / np.sum(self.weights)).astype(int)
         counts, keys = np.diff(stops, prepend=0), jax.random.split(key, len(self.parts))
         drawn = [part.sample(k, int(n), model, data) for part, k, n in zip(self.parts, keys, counts, strict=True) if n]

@@ -1,7 +1,7 @@
 """Recordings in files: CSV, npz and netCDF, with one column per sensor and per input, found by name."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -136,19 +136,13 @@ def recording(
             f"reading a recording takes the Dynamics, whose sensors and inputs name the columns; got {got}."
         )
     sensors, action = dynamics.sensing.space, dynamics.action
-    names = (*sensors.names, *action.names)
-    columns, units = dict(columns or {}), dict(units or {})
-    for name in (*columns, *units):
-        if name not in (*names, TIME):
-            raise unknown("sensor or input", name, (*names, TIME), f"Dynamics({dynamics.name})")
-    keys = {name: columns[name] if name in columns else name for name in names}
-    if dt is None:
-        keys[TIME] = columns[TIME] if TIME in columns else _clock(table)
-    targets = dict(zip(names, (*sensors.units, *action.units), strict=True)) | {TIME: "s"}
-    found = {name: _column(table, name, key) for name, key in keys.items()}
-    for name, key in keys.items():
-        source = units.get(name) or table.units.get(key) or targets[name]
-        found[name] = found[name] * factor(source, targets[name], f"{table.where}, {name}")
+    targets = dict(zip((*sensors.names, *action.names), (*sensors.units, *action.units), strict=True)) | {TIME: "s"}
+    columns = dict(columns or {})
+    if dt is None and TIME not in columns:
+        columns[TIME] = _clock(table)
+    read = [name for name in targets if dt is None or name != TIME]
+    found = converted(table, targets, columns, units, "sensor or input", f"Dynamics({dynamics.name})", read)
+    keys = {name: columns.get(name, name) for name in read}
     lengths = {keys[name]: len(values) for name, values in found.items()}
     length = min(lengths.values())
     if max(lengths.values()) > length + 1 or length == 0:
@@ -168,6 +162,52 @@ def recording(
         readings[:, i] = _unwrapped(readings[:, i])
     out = {"observations": readings, "actions": np.stack([found[name] for name in action.names], axis=-1)}
     return out | ({"dt": dt} if dt is not None else {"times": _times(found[TIME], keys[TIME], table.where)})
+
+
+def converted(
+    table: Table,
+    targets: Mapping[str, str],
+    columns: Mapping[str, str] | None,
+    units: Mapping[str, str] | None,
+    kind: str,
+    owner: str,
+    names: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """{name: column (N,) in its target unit}, double precision.
+
+    Args:
+        targets: {name: unit} of everything that may be named.
+        columns: {name: column} where they differ.
+        units: {name: unit in the file}, in place of what the file states.
+        kind, owner: of the names, for errors.
+        names: those to read; all by default.
+
+    Raises:
+        KeyError: for an unknown name or column, with close matches.
+        TypeError: for a column that is not numeric.
+        ValueError: for units that do not convert.
+    """
+    columns, units = dict(columns or {}), dict(units or {})
+    for name in (*columns, *units):
+        if name not in targets:
+            raise unknown(kind, name, targets, owner)
+    values = {}
+    for name in targets if names is None else names:
+        key = columns.get(name, name)
+        source = units.get(name) or table.units.get(key) or targets[name]
+        values[name] = _column(table, name, key) * factor(source, targets[name], f"{table.where}, {kind} {name!r}")
+    return values
+
+
+def labels(table: Table, column: str) -> np.ndarray:
+    """A column whose changes separate recordings.
+
+    Raises:
+        KeyError: where there is none of that name, with close matches.
+    """
+    if column not in table.arrays:
+        raise unknown("column", column, table.arrays, table.where)
+    return table.arrays[column]
 
 
 def has_column(table: Table, key: str) -> bool:

@@ -1,6 +1,7 @@
 """Named, typed coordinates: what a state and an action are, in which units, at which scale."""
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -170,3 +171,11 @@ class ActionSpace(_Space):
     def normalise(self, action: Float[Array, " A"]) -> Float[Array, " A"]:
         """Actions as -1 to 1 between their limits."""
         return (2 * action - (self.low + self.high)) / (self.high - self.low)
+
+
+@runtime_checkable
+class HasSpaces(Protocol):
+    """Anything with a state and an action space, such as a Dynamics."""
+
+    state: StateSpace
+    action: ActionSpace

@@ -5,14 +5,17 @@ from numbers import Integral
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int, PRNGKeyArray
 
 from physppl.data import readers
-from physppl.internal.errors import as_array, is_concrete, unknown
+from physppl.data.data import Data, drawn_rows
+from physppl.internal.errors import as_array, is_concrete
 
 
-class Trajectories(eqx.Module):
+class Trajectories(Data):
     """Sensor readings y_k at times t_k under inputs a_k held over [t_k, t_k+1), of one machine.
 
     A leading axis holds several recordings of that machine (`Trajectories.stack`). States are never observed directly:
@@ -32,6 +35,10 @@ class Trajectories(eqx.Module):
         TypeError: for strings and other non-numbers, naming the argument.
         ValueError: for shapes that do not fit, or times that do not increase.
     """
+
+    row, part = "reading", "recording"
+    outcome_field = "observations"
+    sequential = True
 
     observations: Any
     actions: Any
@@ -92,7 +99,6 @@ class Trajectories(eqx.Module):
         self.start, self.segment, self.regular = start, int(segment), regular
 
     def __len__(self) -> int:
-        """Samples of each recording, padding included."""
         return self.actions.shape[-2]
 
     def __repr__(self) -> str:
@@ -114,12 +120,55 @@ class Trajectories(eqx.Module):
 
     @property
     def inputs(self) -> "Trajectories":
-        """The same without readings, for `numpyro.infer.Predictive`."""
         return self._with(None)
 
-    def with_outcomes(self, observations) -> "Trajectories":
-        """The same inputs with these readings (..., N, d)."""
-        return self._with(observations)
+    @property
+    def outcomes(self) -> Any:
+        return self.observations
+
+    def with_outcomes(self, outcomes) -> "Trajectories":
+        return self._with(as_array(outcomes, "observations").reshape(*self.actions.shape[:-1], -1))
+
+    def bucketed(self, step: float) -> "Trajectories":
+        return self.rows().pad(fine_bucket(len(self)), step)
+
+    def join(self, other: Any) -> "Trajectories":
+        return Trajectories.stack([self.rows(), other.rows()])
+
+    def parts(self) -> list[bytes]:
+        """Readings and inputs of each recording with a reading, at single precision."""
+        if self.observations is None:
+            return []
+        rows = self.rows()
+        readings, inputs = (np.asarray(x, np.float32) for x in (rows.observations, rows.actions))
+        recordings = zip(readings, inputs, np.asarray(rows.valid), strict=True)
+        return [y[valid].tobytes() + u[valid].tobytes() for y, u, valid in recordings if valid.any()]
+
+    def describe(self) -> str:
+        recordings = len(self.rows().valid)
+        return f"{self.count} samples in {recordings} recording{'' if recordings == 1 else 's'}"
+
+    def groups(self) -> Int[np.ndarray, " n"]:
+        """Recording of each reading that counts."""
+        return np.nonzero(np.asarray(self.rows().valid))[0]
+
+    def coordinates(self) -> dict[str, np.ndarray]:
+        rows = self.rows()
+        return {"recording": self.groups(), "time": np.asarray(rows.times)[np.asarray(rows.valid)]}
+
+    def resampled(self, key: PRNGKeyArray) -> "Trajectories":
+        """As many recordings, drawn with replacement from those with readings.
+
+        Raises:
+            ValueError: for a single recording.
+        """
+        rows = self.rows()
+        if len(rows.times) < 2:
+            raise ValueError("Bootstrap resamples recordings, and there is one: use Anchored() or RandomStarts().")
+        counts = jnp.any(rows.valid, axis=1)
+        chosen = drawn_rows(key, counts, len(counts))
+        drawn = jax.tree.map(lambda x: jnp.asarray(x)[chosen], rows)
+        return eqx.tree_at(lambda d: d.valid, drawn, drawn.valid & counts[:, None])
 
     def pad(self, length: int, step: float = 1.0) -> "Trajectories":
         """Padded to `length` samples; padding repeats the last input, goes on in time and is not valid.
@@ -133,7 +182,10 @@ class Trajectories(eqx.Module):
             return self
         times = np.asarray(self.times, float)
         step = np.median(np.diff(times, axis=-1)) if len(self) > 1 else step
-        hold = lambda x: np.concatenate([x, np.repeat(x[..., -1:, :], extra, axis=-2)], axis=-2)  # noqa: E731
+
+        def hold(x):
+            return np.concatenate([x, np.repeat(x[..., -1:, :], extra, axis=-2)], axis=-2)
+
         return Trajectories(
             None if self.observations is None else hold(np.asarray(self.observations)),
             hold(np.asarray(self.actions)),
@@ -160,9 +212,7 @@ class Trajectories(eqx.Module):
         table = readers.read_csv(path)
         if recording is None:
             return Trajectories(**readers.recording(table, dynamics, **reading), segment=segment)
-        if recording not in table.arrays:
-            raise unknown("column", recording, table.arrays, table.where)
-        label = table.arrays[recording]
+        label = readers.labels(table, recording)
         parts = []
         for rows in np.split(np.arange(len(label)), 1 + np.flatnonzero(label[1:] != label[:-1])):
             piece = table._replace(
@@ -206,21 +256,23 @@ class Trajectories(eqx.Module):
         parts = [p if p.batch_shape else p._recording_axis() for p in parts]
         step = max(map(concrete_spacing, parts)) or 1.0
         parts = [p.pad(longest, step) for p in parts]
-        join = lambda xs: np.concatenate([np.asarray(x) for x in xs])  # noqa: E731
+        start = None
+        if first.start is not None:
+            start = tuple(map(np.concatenate, zip(*(p.start for p in parts), strict=True)))
         return Trajectories(
-            None if first.observations is None else join([p.observations for p in parts]),
-            join([p.actions for p in parts]),
-            join([p.times for p in parts]),
-            valid=join([p.valid for p in parts]),
-            start=None if first.start is None else tuple(map(join, zip(*(p.start for p in parts), strict=True))),
+            None if first.observations is None else np.concatenate([p.observations for p in parts]),
+            np.concatenate([p.actions for p in parts]),
+            np.concatenate([p.times for p in parts]),
+            valid=np.concatenate([p.valid for p in parts]),
+            start=start,
             segment=first.segment,
         )
 
     def _recording_axis(self) -> "Trajectories":
         """One recording as a stack of one."""
-        lead = lambda x: None if x is None else x[None]  # noqa: E731
-        start = None if self.start is None else tuple(map(lead, self.start))
-        return self._with(lead(self.observations), lead(self.actions), lead(self.times), lead(self.valid), start)
+        start = None if self.start is None else tuple(x[None] for x in self.start)
+        readings = None if self.observations is None else self.observations[None]
+        return self._with(readings, self.actions[None], self.times[None], self.valid[None], start)
 
     def _with(self, observations, actions=None, times=None, valid=None, start=None) -> "Trajectories":
         return eqx.tree_at(
@@ -244,12 +296,11 @@ class Trajectories(eqx.Module):
         """A contiguous piece of every recording; a start known before the piece is dropped with what it described."""
         if not isinstance(keep, slice) or keep.step not in (None, 1):
             raise TypeError("Trajectories can be cut by a slice of samples without a step, e.g. data[100:400].")
-        cut = lambda x, axis: x[..., keep, :] if axis == -2 else x[..., keep]  # noqa: E731
         return Trajectories(
-            None if self.observations is None else cut(self.observations, -2),
-            cut(self.actions, -2),
-            cut(self.times, -1),
-            valid=cut(self.valid, -1),
+            None if self.observations is None else self.observations[..., keep, :],
+            self.actions[..., keep, :],
+            self.times[..., keep],
+            valid=self.valid[..., keep],
             start=self.start if keep.start in (None, 0) else None,
             segment=self.segment,
         )

@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
+from physppl.data import readers
+from physppl.data.data import Data, drawn_rows
 from physppl.data.spaces import ActionSpace, StateSpace
-from physppl.internal.errors import as_array, is_concrete, unknown
-from physppl.internal.units import factor
+from physppl.internal.errors import as_array, is_concrete
 
 
-class Transitions(eqx.Module):
+class Transitions(Data):
     """Transitions (s, a, s'), one row each.
 
     Attributes:
@@ -26,6 +29,9 @@ class Transitions(eqx.Module):
         TypeError: for strings and other non-numbers, naming the argument.
         ValueError: for shapes that do not fit, naming both arguments.
     """
+
+    row = part = "transition"
+    outcome_field = "next_states"
 
     states: Any
     actions: Any
@@ -62,14 +68,13 @@ class Transitions(eqx.Module):
         self.valid, self.times = valid, times
 
     def __len__(self) -> int:
-        """Rows, padding included."""
         return self.states.shape[-2]
 
     def __getitem__(self, rows) -> "Transitions":
         """A selection of rows."""
-        pick = lambda x: None if x is None else x[..., rows, :]  # noqa: E731
+        outcomes = None if self.next_states is None else self.next_states[..., rows, :]
         return Transitions(
-            pick(self.states), pick(self.actions), pick(self.next_states),
+            self.states[..., rows, :], self.actions[..., rows, :], outcomes,
             valid=self.valid[..., rows], times=self.times[..., rows],
         )  # fmt: skip
 
@@ -86,13 +91,48 @@ class Transitions(eqx.Module):
         return tuple(self.states.shape[:-2])
 
     @property
+    def machines(self) -> tuple[int, ...]:
+        return self.batch_shape
+
+    @property
     def inputs(self) -> "Transitions":
-        """The same rows without outcomes, for `numpyro.infer.Predictive`."""
         return Transitions(self.states, self.actions, valid=self.valid, times=self.times)
 
-    def with_outcomes(self, next_states) -> "Transitions":
-        """The same inputs with these next states (..., N, D)."""
-        return Transitions(self.states, self.actions, next_states, valid=self.valid, times=self.times)
+    @property
+    def outcomes(self) -> Any:
+        return self.next_states
+
+    def with_outcomes(self, outcomes) -> "Transitions":
+        return Transitions(self.states, self.actions, outcomes, valid=self.valid, times=self.times)
+
+    def bucketed(self, step: float) -> "Transitions":
+        return self.pad(bucket(len(self)))
+
+    def join(self, other: Any) -> "Transitions":
+        # Padding of a fleet stays, so that its machines keep one length.
+        known = self if self.batch_shape else self[np.flatnonzero(self.valid)]
+        return Transitions.concatenate([known, other])
+
+    def parts(self) -> list[bytes]:
+        """Each transition that counts, at single precision."""
+        if self.next_states is None:
+            return []
+        columns = (self.states, self.actions, self.next_states)
+        rows = np.concatenate([np.asarray(x, np.float32) for x in columns], axis=-1)
+        return [row.tobytes() for row in rows[np.asarray(self.valid)]]
+
+    def notice(self) -> str | None:
+        if len(self) == 0:
+            return "no transitions: the prior"  # rows of which none counts ask for the prior on purpose
+        return "one transition: mostly the prior" if self.count == 1 else None
+
+    def resampled(self, key: PRNGKeyArray) -> "Transitions":
+        """As many valid rows, drawn with replacement from the valid ones, in the same places; each machine its own."""
+        if self.batch_shape:
+            return jax.vmap(Transitions.resampled)(self, jax.random.split(key, self.batch_shape[0]))
+        rows = drawn_rows(key, self.valid, len(self))
+        drawn = jax.tree.map(lambda x: jnp.asarray(x)[rows], self)
+        return eqx.tree_at(lambda d: d.valid, drawn, self.valid)
 
     def pad(self, length: int) -> "Transitions":
         """Padded to `length` rows; padding repeats the last row and is not valid.
@@ -173,17 +213,9 @@ class Transitions(eqx.Module):
             KeyError: for a column or coordinate that does not exist, with close matches.
             TypeError: where a column is not numeric.
         """
-        import pandas  # 0.3 s, xarray's own dependency
-
-        table = pandas.read_csv(path)
-        where = f"CSV file {path}"
-        split = None
-        if recording is not None:
-            if recording not in table.columns:
-                raise unknown("column", recording, map(str, table.columns), where)
-            split = table[recording].to_numpy()
-        read = lambda column: table[column].to_numpy()  # noqa: E731
-        return _from_columns(read, list(map(str, table.columns)), state, action, columns, units or {}, split, where)
+        table = readers.read_csv(path)
+        changes = None if recording is None else readers.labels(table, recording)
+        return _from_table(table, state, action, columns, units, changes)
 
     @staticmethod
     def from_xarray(dataset, state: StateSpace, action: ActionSpace, *, columns=None, units=None) -> "Transitions":
@@ -191,14 +223,7 @@ class Transitions(eqx.Module):
 
         Units are taken from each variable's `attrs["units"]` where `units` does not give them.
         """
-        names = list(map(str, dataset.data_vars))
-        given = {}
-        for coordinate in (*state.names, *action.names):
-            column = (columns or {}).get(coordinate, coordinate)
-            if column in names and "units" in dataset[column].attrs:
-                given[coordinate] = dataset[column].attrs["units"]
-        read = lambda column: dataset[column].to_numpy()  # noqa: E731
-        return _from_columns(read, names, state, action, columns, given | dict(units or {}), None, "xarray Dataset")
+        return _from_table(readers.read_xarray(dataset), state, action, columns, units)
 
     def to_xarray(self, state: StateSpace, action: ActionSpace):
         """A Dataset with dims (transition, state) and (transition, action), units in attrs; padding is dropped."""
@@ -245,26 +270,12 @@ def _combined(parts, join_columns, join_rows) -> Transitions:
     )  # fmt: skip
 
 
-def _from_columns(read, available, state, action, columns, units, split, where) -> Transitions:
-    columns = dict(columns or {})
-    coordinates = (*state.names, *action.names)
-    for mapping in (columns, units):
-        for name in mapping:
-            if name not in coordinates:
-                raise unknown("coordinate", name, coordinates, where)
-
-    def matrix(space):
-        out = []
-        for name, unit in zip(space.names, space.units, strict=True):
-            column = columns.get(name, name)
-            if column not in available:
-                raise unknown("column", column, available, f"{where} (for coordinate {name!r})")
-            values = as_array(read(column), f"column {column!r}")
-            out.append(values * factor(units.get(name, unit), unit, f"{where}, coordinate {name!r}"))
-        return np.stack(out, axis=-1)
-
-    states, actions = matrix(state), matrix(action)
-    keep = slice(None) if split is None else split[1:] == split[:-1]
+def _from_table(table, state: StateSpace, action: ActionSpace, columns, units, labels=None) -> Transitions:
+    """Transitions between consecutive rows; none crosses a change of `labels`."""
+    targets = dict(zip((*state.names, *action.names), (*state.units, *action.units), strict=True))
+    values = readers.converted(table, targets, columns, units, "coordinate", table.where)
+    states, actions = (np.stack([values[name] for name in space.names], axis=-1) for space in (state, action))
+    keep = slice(None) if labels is None else labels[1:] == labels[:-1]
     return Transitions(states[:-1][keep], actions[:-1][keep], states[1:][keep])
 
 

@@ -20,6 +20,7 @@ from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.density.unconstrained import Gaussian, UnconstrainedSpace, gaussians, latent_part
 from physppl.dynamics import Dynamics
+from physppl.dynamics.likelihood import Structure
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, OFFSETS, TIMING, of_program
 from physppl.internal.gaussians import lower_inverse
 from physppl.language.noise import FLOOR, PROCESS
@@ -57,10 +58,11 @@ def local(
 def likelihood(
     space: UnconstrainedSpace, model: Dynamics, data, z: Float[Array, " P"], *, noises_held: bool = False
 ) -> Local:
-    """Of the data alone: the outcomes that a Dynamics observes, without what its program says."""
-    if isinstance(data, Trajectories):
-        return _recordings(space, model, data, z)
-    return _rows(space, model, data, z, noises_held or model.knows_noise)
+    """Density of the outcomes that a Dynamics observes alone, differentiated as their dependence allows."""
+    structure = model.likelihood(data).structure
+    if structure is Structure.ROWS:
+        return _rows(space, model, data, z, noises_held or model.knows_noise)
+    return _recordings(space, model, data, z) if structure is Structure.RECORDINGS else _joint(space, model, data, z)
 
 
 def gaussian_prior(mode: Float[Array, " P"], factor: Float[Array, "P P"], z: Float[Array, " P"]) -> Local:
@@ -100,7 +102,10 @@ def _gaussian(site: Gaussian, of_mean: Float[Array, "*N P"], of_scale: Float[Arr
     curvature = (of_mean.T * of_mean_weight.reshape(-1)) @ of_mean
     curvature = curvature + (of_scale.T * _reduced(of_scale_weight * weight, site.log_scale.shape)) @ of_scale
     if site.df is not None and of_df is not None:
-        every = lambda x, shape: jnp.broadcast_to(x.reshape(*shape, size), (*df.shape, size)).reshape(-1, size)  # noqa: E731
+
+        def every(x, shape):
+            return jnp.broadcast_to(x.reshape(*shape, size), (*df.shape, size)).reshape(-1, size)
+
         of_df, of_scale = every(of_df, site.df.shape), every(of_scale, site.log_scale.shape)
         score = jax.grad(lambda df: jnp.sum(dist.StudentT(df).log_prob(jnp.sqrt(square))))(df)
         gradient = gradient + (weight * score).reshape(-1) @ of_df
@@ -136,6 +141,25 @@ def _observed(space: UnconstrainedSpace, model, data, z) -> Iterator[tuple]:
         yield site, *jacobians[name]
 
 
+def _joint(space: UnconstrainedSpace, model: Dynamics, data, z) -> Local:
+    """Outcomes of any kind of data, differentiated as a whole; exactly where they are neither Normal nor Student-t."""
+    name = model.likelihood(data).site
+
+    def moments(z):
+        site = gaussians(space.trace(model, z, data))[name]
+        return _moments(site), site
+
+    def log_density(z):
+        site = space.trace(model, z, data)[name]
+        density = site["fn"].log_prob(site["value"])
+        return jnp.sum(density if site["scale"] is None else site["scale"] * density)
+
+    if name in gaussians(space.trace(model, z, data)):
+        _, push, site = jax.linearize(moments, z, has_aux=True)
+        return _gaussian(site, *jax.vmap(push, out_axes=-1)(jnp.eye(len(z), dtype=z.dtype)))
+    return Local(*jax.value_and_grad(log_density)(z), -jax.hessian(log_density)(z))
+
+
 def _recordings(space: UnconstrainedSpace, model: Dynamics, data: Trajectories, z) -> Local:
     """Recordings of a Dynamics, each differentiated at its own parameters; those depend on z, on nothing else's."""
     alone = model.without_variation()
@@ -149,20 +173,24 @@ def _recordings(space: UnconstrainedSpace, model: Dynamics, data: Trajectories, 
             return _moments(site), site
 
         # Not jax.linearize: along a recording it would store what the tangents can carry with them.
-        push = lambda tangent: jax.jvp(moments, (v,), (tangent,), has_aux=True)  # noqa: E731
+        def push(tangent):
+            return jax.jvp(moments, (v,), (tangent,), has_aux=True)
+
         _, jacobians, site = jax.vmap(push, out_axes=(None, -1, None))(jnp.eye(len(v), dtype=v.dtype))
         return _gaussian(site, *jacobians)
 
-    points = lambda z: recording_points(space, own, model, data, z)  # noqa: E731
-    found = jax.vmap(recording)(points(z), data.rows())
+    def points(z):
+        return recording_points(space, own, model, data, z)
+
+    locals_ = jax.vmap(recording)(points(z), data.rows())
     chain = jax.jacfwd(points)(z)
-    gradient = jnp.einsum("rp,rpq->q", found.gradient, chain)
-    curvature = jnp.einsum("rap,rab,rbq->pq", chain, found.curvature, chain)
+    gradient = jnp.einsum("rp,rpq->q", locals_.gradient, chain)
+    curvature = jnp.einsum("rap,rab,rbq->pq", chain, locals_.curvature, chain)
     # A noise that the data have no use for costs in proportion to its variance: minus twice the slope in its log is
     # then the curvature. Its Fisher information vanishes, and the belief would reach to a noise of any size.
     lacking = jnp.maximum(-2 * gradient - jnp.diagonal(curvature), 0.0)
     curvature = curvature + jnp.diag(jnp.where(space.where(NOISES.__contains__), lacking, 0.0))
-    return Local(jnp.sum(found.log_joint), gradient, curvature)
+    return Local(jnp.sum(locals_.log_joint), gradient, curvature)
 
 
 def recording_points(
@@ -191,8 +219,8 @@ def varying(own: UnconstrainedSpace, offsets: Float[Array, "... V"]) -> Float[Ar
 
 
 def scatter(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> Float[Array, " P"]:
-    """Sd in virtual space of what a new recording's parameters differ from those of a belief at z."""
-    if not isinstance(data, Trajectories) or not isinstance(model, Dynamics) or model.sensing.variation is None:
+    """Sd in unconstrained space by which a new recording's parameters differ from those at z; else 0."""
+    if OFFSETS not in space.names or not isinstance(model, Dynamics) or model.sensing.variation is None:
         return jnp.zeros_like(z)
     sd = model.sensing.variation.value(space.sites(model, z, data))
     return varying(space, jnp.broadcast_to(sd, space.split(z)[OFFSETS].shape[-1:]))
@@ -201,17 +229,20 @@ def scatter(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> Fl
 def _rows(space: UnconstrainedSpace, model: Dynamics, data, z, noises_held: bool) -> Local:
     """The transitions of a Dynamics, differentiated row by row: a fifth faster than the batch as a whole."""
     means, of_mean = row_jacobians(space, model, data, z)
-    spread = lambda z: jnp.log(model.bind(space.sites(model, z, data)).noise)  # noqa: E731
-    site = Gaussian(means, spread(z), model.outcomes(data), data.valid[:, None].astype(z.dtype))
+
+    def log_noise(z):
+        return jnp.log(model.bind(space.sites(model, z, data)).noise)
+
+    site = Gaussian(means, log_noise(z), model.outcomes(data), data.valid[:, None].astype(z.dtype))
     if noises_held:
         return _gaussian(site, of_mean, jnp.zeros((*site.log_scale.shape, len(z)), z.dtype))
-    rows = _gaussian(site, of_mean, jax.jacfwd(spread)(z))
+    rows = _gaussian(site, of_mean, jax.jacfwd(log_noise)(z))
     # Where the data are less noisy than the noise's floor, the Fisher information of the log noise vanishes, and what
     # bounds the noise from above is the floor's own curvature.
     excess = jnp.sum(site.root_weight * (1 - ((site.value - means) * jnp.exp(-site.log_scale)) ** 2), axis=0)
     at_floor = site.log_scale < jnp.log(10 * FLOOR * model.state.scale)
     excess = jnp.where(at_floor, jnp.maximum(excess, 0.0), 0.0)
-    bound = jnp.diagonal(jax.hessian(lambda z: excess @ spread(z))(z))
+    bound = jnp.diagonal(jax.hessian(lambda z: excess @ log_noise(z))(z))
     return rows._replace(curvature=rows.curvature + jnp.diag(jnp.maximum(bound, 0.0)))
 
 
@@ -219,10 +250,10 @@ def row_jacobians(
     space: UnconstrainedSpace, model: Dynamics, rows: Transitions, z, data=None
 ) -> tuple[Float[Array, "N D"], Float[Array, "N D P"]]:
     """Predicted next states of each row and their derivatives in virtual space, which is that of a fit to `data`."""
-    sites = lambda z: space.sites(model, z, rows if data is None else data)  # noqa: E731
+    fitted = rows if data is None else data
 
     def row(time, state, action):
-        return value_and_jacobian(lambda z: model.bind(sites(z)).stepper()(time, state, action), z)
+        return value_and_jacobian(lambda z: model.bind(space.sites(model, z, fitted)).stepper()(time, state, action), z)
 
     return jax.vmap(row)(rows.times, rows.states, rows.actions)
 

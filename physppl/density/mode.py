@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from physppl.data.data import is_sequential
 from physppl.density.curvature import Local
 
 
@@ -22,6 +23,14 @@ class Mode(NamedTuple):
     local: Local
     decrement: Float[Array, ""]  # squared length of the next step, in posterior sds
     steps: Array
+
+
+SEQUENTIAL_TOLERANCE = 0.01  # posterior sds: each evaluation of such data runs along all outcomes
+
+
+def tolerance_of(data) -> float:
+    """Posterior sds from the mode at which a search may end."""
+    return SEQUENTIAL_TOLERANCE if is_sequential(data) else 1e-9
 
 
 def unit_of(draws: Float[Array, "J P"]) -> Float[Array, " P"]:

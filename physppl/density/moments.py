@@ -14,14 +14,6 @@ DRAWS = 4000  # of a prior that is not Gaussian in virtual space: its variances 
 PLACES = 4  # where the prior's curvature is compared, to tell whether it is Gaussian
 
 
-def belief(posterior) -> tuple[Float[Array, " P"], Float[Array, "P P"]]:
-    """Centre and covariance in virtual space: of a belief's draws where it holds some, else of its Gaussian."""
-    if hasattr(posterior, "points"):
-        points = posterior.points.reshape(-1, posterior.points.shape[-1])
-        return jnp.mean(points, axis=0), jnp.atleast_2d(jnp.cov(points.T))
-    return posterior.mode, posterior.factor.T @ posterior.factor
-
-
 def prior(space: UnconstrainedSpace, model, data) -> tuple[np.ndarray, np.ndarray]:
     """Median (P,) and covariance (P, P) of the prior in virtual space: exact where it is Gaussian, else of draws."""
     draws = _draws(space, model, data)

@@ -7,24 +7,28 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Float
 
-from physppl.data.checks import check_data, check_widths
+from physppl.data.checks import check_widths
+from physppl.data.data import Data
 from physppl.data.spaces import ActionSpace, StateSpace
 from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
-from physppl.dynamics import recordings
+from physppl.dynamics.likelihood import Likelihood
+from physppl.dynamics.one_step import OneStep
+from physppl.dynamics.recordings import FilteredReadings
 from physppl.dynamics.sensors import Sensing, of_program
+from physppl.internal.errors import closest
 from physppl.internal.keys import content
 from physppl.language.integrate import RK4, Stepper, stepper
 from physppl.language.noise import PROCESS as NOISE
 from physppl.language.noise import Scale
-from physppl.language.plates import PlateLayout
-from physppl.language.program import Program, Record, note_units, rebuild, refuse_unknown, visitor
+from physppl.language.program import Program, Record, note_units, rebuild, visitor
 from physppl.language.transition import Transition
+
+LIKELIHOODS: dict[type, Likelihood[Any]] = {Transitions: OneStep(), Trajectories: FilteredReadings()}
 
 
 class Dynamics:
@@ -46,13 +50,22 @@ class Dynamics:
             by default.
         observe: state (D,) -> readings (d,), in the order and units of `sensors`.
         measurement_noise: sd of a reading, as `process_noise`, in units of the sensors' scales.
-        recording: how recordings were made (`physppl.dynamics.sensors.Sensing`): measurement_df, input_delay,
-            input_gain_error, input_timing_error, variation.
+        measurement_df: degrees of freedom of heavy-tailed (Student-t) readings, above 2; None is Gaussian.
+        input_delay: samples between a recorded input and its effect; a NumPyro distribution is its prior, fractions
+            included.
+        input_gain_error: sd of the input's error as a fraction of the input: an actuator that gives more or less than
+            it is commanded.
+        input_timing_error: sd of the input's error as a fraction of its change since the last sample: clocks that
+            jitter.
+        variation: sd, in unconstrained space, of the machine's parameters from one recording to the next; where it has
+            a prior, each parameter has its own.
 
     Raises:
         TypeError: for spaces of the wrong kind.
         ValueError: for a dt, substeps or noise that is not positive.
     """
+
+    content_is_public = True  # what is private is derived
 
     def __init__(
         self,
@@ -67,13 +80,22 @@ class Dynamics:
         sensors: StateSpace | Sequence[str] | None = None,
         observe: Callable[[Array], Array] | None = None,
         measurement_noise: Any = None,
-        **recording,
+        measurement_df: float | None = None,
+        input_delay: Any = 0,
+        input_gain_error: Any = None,
+        input_timing_error: Any = None,
+        variation: Any = None,
+        **unknown,
     ):
+        options = {k: v for k, v in locals().items() if k not in ("self", "program", "state", "action", "unknown")}
+        self._options = options  # what `rebound` passes on: the signature is the one list of arguments
         self.program, self.state, self.action = program, state, action
         self.dt, self.solver, self.substeps = float(dt), RK4() if solver is None else solver, int(substeps)
         self.name = getattr(program, "__name__", type(program).__name__)
         if not callable(program):
             raise ValueError(f"Dynamics: program must be a function () -> field; got {type(program).__name__}.")
+        for name in unknown:
+            raise TypeError(f"{self.owner} takes no argument {name!r}.{closest(name, options)}")
         if not (isinstance(state, StateSpace) and isinstance(action, ActionSpace)):
             got = f"{type(state).__name__} and {type(action).__name__}"
             raise TypeError(f"Dynamics({self.name}) takes a StateSpace, then an ActionSpace; got {got}.")
@@ -85,9 +107,12 @@ class Dynamics:
             raise ValueError(f"Dynamics({self.name}): substeps must be an integer of at least 1; got {substeps}.")
         self.noise = Scale.of(
             NOISE, dist.HalfNormal(0.1) if process_noise is None else process_noise,
-            state.scale, ", ".join(state.units), f"Dynamics({self.name})",
+            state.scale, ", ".join(state.units), self.owner,
         )  # fmt: skip
-        self.sensing = Sensing.of(self, sensors, observe, measurement_noise, **recording)
+        self.sensing = Sensing.of(
+            self, sensors, observe, measurement_noise, measurement_df,
+            input_delay, input_gain_error, input_timing_error, variation,
+        )  # fmt: skip
         self._content = content((program, state, action, self.dt, self.solver, self.substeps, self.noise, self.sensing))
 
     def __eq__(self, other) -> bool:
@@ -101,31 +126,24 @@ class Dynamics:
         return f"Dynamics({self.name}: {', '.join(self.state.names)}; dt={self.dt:g} s, {solver} x {self.substeps})"
 
     @property
+    def owner(self) -> str:
+        """The name by which errors call these dynamics."""
+        return f"Dynamics({self.name})"
+
+    @property
     def knows_noise(self) -> bool:
         """Whether the process noise is given rather than inferred."""
         return self.noise.known
 
     def rebound(self, **changes) -> "Dynamics":
         """The same program and spaces, with some arguments changed."""
-        sensing = self.sensing
-        own = {
-            "dt": self.dt,
-            "solver": self.solver,
-            "substeps": self.substeps,
-            NOISE: self.noise.prior,
-            "sensors": sensing.space.names if sensing.observe is None else sensing.space,
-            "observe": sensing.observe,
-            "measurement_df": sensing.df,
-            "input_delay": sensing.delay,
-        }
-        own |= {noise.name: noise.prior for noise in sensing.noises}
-        return Dynamics(self.program, self.state, self.action, **(own | changes))
+        return Dynamics(self.program, self.state, self.action, **(self._options | changes))
 
     def without_variation(self) -> "Dynamics":
         """The same for one recording, whose parameters do not vary."""
         return self if self.sensing.variation is None else self.rebound(variation=None)
 
-    def sites(self, data: Transitions | Trajectories | None = None) -> dict[str, Array]:
+    def sites(self, data: Data | None = None) -> dict[str, Array]:
         """The model without outcomes: {site of the program: value}, and of each noise that is not known.
 
         The sensors' sites are among them where `data` are Trajectories.
@@ -133,20 +151,33 @@ class Dynamics:
         record = self.declare(data)
         return record.values
 
-    def declare(self, data: Transitions | Trajectories | None = None) -> Record:
+    def declare(self, data: Data | None = None) -> Record:
         """Run the program and sample what else is latent, recorded."""
-        with Record(f"Dynamics({self.name})") as record:
+        with Record(self.owner) as record:
             self.program()
             self.noise.sample()
-            if isinstance(data, Trajectories):
-                recordings.sample(self.sensing, record, data)
-        note_units(record.units | self._noise_units(record))
+            if data is not None:
+                self.likelihood(data).declare(self, record, data)
+        self.note_units(record)
         return record
 
-    def __call__(self, data: Transitions | Trajectories) -> Any:
+    def likelihood(self, data) -> Likelihood[Any]:
+        """The likelihood of this kind of data.
+
+        Raises:
+            TypeError: for what is no data, or of a kind without one.
+        """
+        likelihood = getattr(data, "likelihood", None) or LIKELIHOODS.get(type(data))
+        if likelihood is None:
+            kinds = "Transitions(states=, actions=, next_states=) or Trajectories(observations=, actions=, times=)"
+            raise TypeError(f"{self.owner} takes {kinds}; got {type(data).__name__}.")
+        return likelihood
+
+    def __call__(self, data: Data) -> Any:
         """The one sample statement: declares the sites and observes (or, for `data.inputs`, draws) the outcomes.
 
-        Transitions observe `next_state`, Trajectories `observation`, one log-likelihood per row.
+        Transitions observe `next_state`, Trajectories `observation`, one log-likelihood per row; the kind of data picks
+        the likelihood.
 
         Returns:
             the next states or readings, with the batch layout of the site.
@@ -154,37 +185,7 @@ class Dynamics:
         if (visit := visitor()) is not None:
             return visit(self, data)
         self.check(data)
-        if isinstance(data, Trajectories):
-            return recordings.observe(self, data)
-        rows = len(data)
-        with Record(f"Dynamics({self.name})") as record:
-            self.program()
-            self.noise.sample()
-            transitions = numpyro.plate("transition", rows) if rows else None
-        refuse_unknown(self, record.names | {"next_state"}, f"Dynamics({self.name})")
-        note_units(record.units | self._noise_units(record))
-        if transitions is None:  # no data: the prior
-            return None
-        layout = PlateLayout(record.frames["transition"], transitions.dim, data.batch_shape, self.name)
-        values = {k: layout.lead(v, record.event_dims[k], record.own_dims[k]) for k, v in record.values.items()}
-        noise = self.noise.value(values)
-        values.pop(NOISE, None)
-
-        def means(values, states, actions, times):
-            step = self.stepper(values)
-            return jax.vmap(step, in_axes=(0, 0, 0))(times, states, actions)
-
-        for _ in layout.sizes:
-            means = jax.vmap(means)
-        states, actions, times = (jnp.asarray(x, float) for x in (data.states, data.actions, data.times))
-        mean = means(values, states, actions, times)
-        outcomes = None if data.next_states is None else layout.place(self.outcomes(data), 1)
-        if noise.ndim > 1:  # one per machine
-            noise = layout.place(jnp.expand_dims(noise, -2), 1)
-        likelihood = dist.Normal(layout.place(mean, 1), noise).to_event(1)
-        with transitions:
-            valid = layout.place(jnp.asarray(data.valid), 0)
-            return jnp.asarray(numpyro.sample("next_state", likelihood.mask(valid), obs=outcomes))
+        return self.likelihood(data).observe(self, data)
 
     def outcomes(self, data: Transitions) -> Float[Array, "*B N D"]:
         """Next states on the branch nearest their states: only differences of angles wrap."""
@@ -197,7 +198,7 @@ class Dynamics:
         Raises:
             KeyError: for a missing or an unknown site, with close matches.
         """
-        field = rebuild(self.program, values, f"Dynamics({self.name})")
+        field = rebuild(self.program, values, self.owner)
         return stepper(field, self.dt, self.solver, self.substeps, self.name)
 
     def bind(self, sites: Mapping[str, Array]) -> Transition:
@@ -223,16 +224,14 @@ class Dynamics:
         noise = jnp.broadcast_to(jnp.asarray(own if noise is None else noise, dtype), (len(self.state),))
         return Transition(values, noise, self)
 
-    def check(self, data: Transitions | Trajectories) -> None:
+    def check(self, data: Data) -> None:
         """Refuse data that do not fit the spaces.
 
         Raises:
             TypeError: for anything but Transitions and Trajectories.
             ValueError: naming the row and coordinate of what is missing, not finite or out of bounds.
         """
-        if isinstance(data, Trajectories):
-            return self.sensing.check(self, data)
-        check_data(data, self.state, self.action, f"Dynamics({self.name})")
+        self.likelihood(data).check(self, data)
 
     def check_widths(self, states, actions) -> None:
         """Refuse states (..., D) and actions (..., A) that are not of the spaces, by their shapes alone.
@@ -240,7 +239,7 @@ class Dynamics:
         Raises:
             ValueError: naming the argument and the coordinates.
         """
-        check_widths(states, actions, self.state, self.action, f"Dynamics({self.name})")
+        check_widths(states, actions, self.state, self.action, self.owner)
 
     def check_point(self, state, action, where: str) -> None:
         """Refuse anything but one state (D,) and one action (A,).
@@ -256,6 +255,8 @@ class Dynamics:
                     "Use jax.vmap for many."
                 )
 
-    def _noise_units(self, record: Record) -> dict[str, str]:
+    def note_units(self, record: Record) -> None:
+        """Hand the units of a run's sites to whoever collects them."""
         noises = (self.noise, *self.sensing.noises)
-        return {name: noise.units for name in record.units for noise in noises if name.endswith(noise.name)}
+        of_noises = {name: noise.units for name in record.units for noise in noises if name.endswith(noise.name)}
+        note_units(record.units | of_noises)

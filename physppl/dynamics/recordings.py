@@ -16,8 +16,11 @@ from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.primitives import _PYRO_STACK
 
+from physppl.data.checks import check_trajectories
+from physppl.data.spaces import StateSpace
 from physppl.data.trajectories import Trajectories, lagged
 from physppl.dynamics.kalman import Filtered, Samples, SampleStep, kalman_filter
+from physppl.dynamics.likelihood import Likelihood, Structure
 from physppl.dynamics.sensors import DELAY, OFFSETS, Sensing, of_program
 from physppl.language.integrate import Step, StepResidual, stepper
 from physppl.language.program import Record, rebuild, refuse_unknown
@@ -36,42 +39,54 @@ class SiteValues(NamedTuple):
     segments: Array  # (N,) of how many dt the noise enters after each sample
 
 
-def sample(sensing: Sensing, record: Record, data: Trajectories) -> None:
-    """Declare the sites of the sensors, of the inputs, and of the scatter between recordings."""
-    for noise in sensing.noises:
-        if noise is not sensing.variation:
-            noise.sample()
-    if isinstance(sensing.delay, dist.Distribution):
-        numpyro.sample(DELAY, sensing.delay)
-    if sensing.variation is not None:
-        size = sum(_virtual(record, name).size for name in record.supports if of_program(name))
-        count = data.rows().batch_shape[0]
-        sensing.variation.sample(size)
-        numpyro.sample(OFFSETS, dist.Normal(0.0, 1.0).expand((count, size)).to_event(2))
+class FilteredReadings(Likelihood[Trajectories]):
+    """Trajectories: the site `observation`, each reading given the readings before it, states filtered out."""
 
+    site = "observation"
+    axis = "sensor"
+    structure = Structure.RECORDINGS
 
-def observe(dynamics, data: Trajectories) -> Any:
-    """The sample statement of recordings: the site `observation`, one log-likelihood per sample."""
-    rows = data.rows()
-    for handler in _PYRO_STACK:
-        if isinstance(handler, numpyro.plate):
-            raise NotImplementedError(
-                f"Dynamics({dynamics.name}): Trajectories cannot stand in a plate, here {handler.name!r}. Stack the "
-                "recordings, and give `variation` if the machine differs from one to the next."
-            )
-    record = dynamics.declare(rows)
-    own = {"observation", "recording", "sample"}  # NumPyro's samplers substitute plates as well
-    refuse_unknown(dynamics, record.names | own, f"Dynamics({dynamics.name})")
-    recorded = _recorded(dynamics, record, rows)
-    if rows.observations is None:
-        key: Any = numpyro.prng_key()
-        keys = jax.random.split(key, rows.batch_shape[0])
-        readings = jax.vmap(lambda key, r: _simulate(dynamics, key, r, rows.regular))(keys, recorded)
-        return numpyro.deterministic("observation", readings)
-    course = jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(recorded)
-    with numpyro.plate("recording", rows.batch_shape[0], dim=-2), numpyro.plate("sample", len(rows), dim=-1):
-        likelihood = _predicted(dynamics.sensing, recorded.others, course).mask(recorded.seen).to_event(1)
-        return numpyro.sample("observation", likelihood.mask(rows.valid), obs=recorded.observations)
+    def space(self, dynamics) -> StateSpace:
+        return dynamics.sensing.space
+
+    def check(self, dynamics, data: Trajectories) -> None:
+        check_trajectories(data, dynamics.sensing.space, dynamics, dynamics.owner)
+
+    def declare(self, dynamics, record: Record, data: Trajectories) -> None:
+        """Sample the sites of the sensors, of the inputs, and of the variation between recordings."""
+        sensing: Sensing = dynamics.sensing
+        for noise in sensing.noises:
+            if noise is not sensing.variation:
+                noise.sample()
+        if isinstance(sensing.delay, dist.Distribution):
+            numpyro.sample(DELAY, sensing.delay)
+        if sensing.variation is not None:
+            size = sum(_unconstrained(record, name).size for name in record.supports if of_program(name))
+            count = data.rows().batch_shape[0]
+            sensing.variation.sample(size)
+            numpyro.sample(OFFSETS, dist.Normal(0.0, 1.0).expand((count, size)).to_event(2))
+
+    def observe(self, dynamics, data: Trajectories) -> Any:
+        rows = data.rows()
+        for handler in _PYRO_STACK:
+            if isinstance(handler, numpyro.plate):
+                raise NotImplementedError(
+                    f"{dynamics.owner}: Trajectories cannot stand in a plate, here {handler.name!r}. Stack the "
+                    "recordings, and give `variation` if the machine differs from one to the next."
+                )
+        record = dynamics.declare(rows)
+        own = {self.site, "recording", "sample"}  # NumPyro's samplers substitute plates as well
+        refuse_unknown(dynamics, record.names | own, dynamics.owner)
+        values = _site_values(dynamics, record, rows)
+        if rows.observations is None:
+            key: Any = numpyro.prng_key()
+            keys = jax.random.split(key, rows.batch_shape[0])
+            readings = jax.vmap(lambda key, r: _simulate(dynamics, key, r, rows.regular))(keys, values)
+            return numpyro.deterministic(self.site, readings)
+        course = jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(values)
+        with numpyro.plate("recording", rows.batch_shape[0], dim=-2), numpyro.plate("sample", len(rows), dim=-1):
+            likelihood = _predicted(dynamics.sensing, values.others, course).mask(values.seen).to_event(1)
+            return numpyro.sample(self.site, likelihood.mask(rows.valid), obs=values.observations)
 
 
 def _predicted(sensing: Sensing, others: Mapping[str, Array], course: Filtered) -> dist.Distribution:
@@ -92,10 +107,10 @@ def filtered(dynamics, sites: Mapping[str, Array], data: Trajectories) -> Filter
     rows = data.rows()
     with handlers.substitute(data=dict(sites)):
         record = dynamics.declare(rows)
-    return jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(_recorded(dynamics, record, rows))
+    return jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(_site_values(dynamics, record, rows))
 
 
-def _recorded(dynamics, record: Record, rows: Trajectories) -> SiteValues:
+def _site_values(dynamics, record: Record, rows: Trajectories) -> SiteValues:
     sensing, count = dynamics.sensing, rows.batch_shape[0]
     program = {k: v for k, v in record.values.items() if of_program(k)}
     others = {k: v for k, v in record.values.items() if not of_program(k) and k != OFFSETS}
@@ -104,7 +119,7 @@ def _recorded(dynamics, record: Record, rows: Trajectories) -> SiteValues:
     if sensing.variation is not None:
         if len(record.values[OFFSETS]) != count:
             raise ValueError(
-                f"Dynamics({dynamics.name}): {OFFSETS} are those of {len(record.values[OFFSETS])} recordings, the data "
+                f"{dynamics.owner}: {OFFSETS} are those of {len(record.values[OFFSETS])} recordings, the data "
                 f"hold {count}. Other recordings differ in their own way: leave {OFFSETS} out of the samples, and they "
                 "are drawn anew."
             )
@@ -128,19 +143,19 @@ def _recorded(dynamics, record: Record, rows: Trajectories) -> SiteValues:
     return SiteValues(program, others, readings, real(rows.actions), times, seen, start, segments)
 
 
-def _virtual(record: Record, name: str) -> Array:
+def _unconstrained(record: Record, name: str) -> Array:
     return jnp.asarray(biject_to(record.supports[name]).inv(record.values[name]))
 
 
 def _shifted(record: Record, shift) -> dict[str, Array]:
-    """The program's values moved by `shift` in virtual space."""
+    """The program's values moved by `shift` in unconstrained space."""
     values, at = {k: v for k, v in record.values.items() if of_program(k)}, 0
     for name in values:
         if name in record.supports:
-            virtual = _virtual(record, name)
-            moved = virtual + shift[at : at + virtual.size].reshape(virtual.shape)
+            unconstrained = _unconstrained(record, name)
+            moved = unconstrained + shift[at : at + unconstrained.size].reshape(unconstrained.shape)
             values[name] = biject_to(record.supports[name])(moved)
-            at += virtual.size
+            at += unconstrained.size
     return values
 
 
@@ -157,10 +172,10 @@ def _first_states(dynamics, readings, seen):
 def _machine(dynamics, recorded: SiteValues, regular: bool) -> tuple[SampleStep, Samples]:
     """The dynamics over one sample, and what the filter reads."""
     sensing: Sensing = dynamics.sensing
-    field = rebuild(dynamics.program, recorded.program, f"Dynamics({dynamics.name})")
+    field = rebuild(dynamics.program, recorded.program, dynamics.owner)
     if not regular and isinstance(field, Step | StepResidual):
         raise ValueError(
-            f"Dynamics({dynamics.name}): times are irregular, and the program returns a {type(field).__name__}, which "
+            f"{dynamics.owner}: times are irregular, and the program returns a {type(field).__name__}, which "
             "knows one step alone. Resample the recording, or pass dt= if only the clock is inexact."
         )
     over = lambda length: stepper(field, length, dynamics.solver, dynamics.substeps, dynamics.name)  # noqa: E731

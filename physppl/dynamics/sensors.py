@@ -9,18 +9,11 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
-from physppl.data.checks import check_trajectories
 from physppl.data.spaces import StateSpace
-from physppl.data.trajectories import Trajectories
-from physppl.internal.errors import closest
 from physppl.language.noise import PROCESS, Scale
 
 MEASUREMENT, DELAY, GAIN, TIMING = "measurement_noise", "input_delay", "input_gain_error", "input_timing_error"
 VARIATION, OFFSETS = "variation", "variation_offsets"
-ARGUMENTS = (  # of Dynamics, by name
-    "dt", "solver", "substeps", "process_noise", "sensors", "observe",
-    MEASUREMENT, "measurement_df", DELAY, GAIN, TIMING, VARIATION,
-)  # fmt: skip
 SITES = (MEASUREMENT, DELAY, GAIN, TIMING, VARIATION, OFFSETS)  # every site of a recording that is not the program's
 
 
@@ -63,23 +56,19 @@ class Sensing:
         sensors,
         observe,
         measurement_noise,
-        measurement_df: float | None = None,
-        input_delay: Any = 0,
-        input_gain_error: Any = None,
-        input_timing_error: Any = None,
-        variation: Any = None,
-        **unknown,
+        measurement_df: float | None,
+        input_delay: Any,
+        input_gain_error: Any,
+        input_timing_error: Any,
+        variation: Any,
     ) -> "Sensing":
         """From the arguments of Dynamics.
 
         Raises:
             ValueError: for sensors that are neither coordinates nor explained by `observe`, a delay or df out of range.
             KeyError: for a sensor that is no coordinate.
-            TypeError: for an argument that Dynamics does not have, with close matches.
         """
         where, state, action = f"Dynamics({dynamics.name})", dynamics.state, dynamics.action
-        for name in unknown:
-            raise TypeError(f"{where} takes no argument {name!r}.{closest(name, ARGUMENTS)}")
         index: tuple[int, ...] = ()
         if isinstance(sensors, StateSpace) != (observe is not None):
             raise ValueError(
@@ -128,14 +117,6 @@ class Sensing:
         """Variances (d,) of the readings' own noise."""
         tails = 1.0 if self.df is None else self.df / (self.df - 2)
         return tails * self.measurement.value(sites) ** 2
-
-    def check(self, dynamics, data: Trajectories) -> None:
-        """Refuse recordings that do not fit.
-
-        Raises:
-            ValueError: naming sample and coordinate, with the remedy.
-        """
-        check_trajectories(data, self.space, dynamics, f"Dynamics({dynamics.name})")
 
     def read(self, state: Array) -> Array:
         """Readings (d,) of a state (D,), without noise."""

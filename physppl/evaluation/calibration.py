@@ -19,7 +19,7 @@ from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
-from physppl.evaluation import rank_tests
+from physppl.evaluation import calibration_plots, rank_tests
 from physppl.evaluation.calibration_checks import check_arguments
 from physppl.evaluation.scoring_rules import LEVELS
 from physppl.internal.errors import FitError, Status
@@ -130,9 +130,7 @@ class Calibration:
 
     def plot(self):
         """Figure: how far the distribution of ranks strays from the diagonal, and coverage, with their bands."""
-        from physppl.evaluation.calibration_plots import calibration
-
-        return calibration(self)
+        return calibration_plots.calibration(self)
 
     def _usable(self):
         finite = np.isfinite(self.draws).all(axis=(1, 2)) & np.isfinite(self.truths).all(axis=1)
@@ -213,7 +211,6 @@ def calibrate(
         FitError: where no fit ends in a belief.
     """
     check_arguments(key, model, design, backend, at, level, datasets=datasets, draws=draws, batch=batch)
-    design = design.rows() if isinstance(design, Trajectories) else design
     found = []
     with jax.enable_x64(True):
         design = doubles(design.inputs)
@@ -240,7 +237,7 @@ def _batch(keys, model, design, backend, at, draws: int):
     def one(key):
         truth_key, fit_key, draw_key = jax.random.split(key, 3)
         trace = handlers.trace(handlers.seed(model, truth_key)).get_trace(design)
-        data = design.with_outcomes(trace[_outcome(design)]["value"])
+        data = design.with_outcomes(trace[model.likelihood(design).site]["value"])
         truth = {name: trace[name]["value"] for name in UnconstrainedSpace.of(model, data).names}
         posterior = backend.fit(fit_key, model, data)
         if at is not None:
@@ -257,10 +254,6 @@ def _batch(keys, model, design, backend, at, draws: int):
         return truth, {name: pick(samples[name]) for name in truth}, posterior.status
 
     return parallel_vmap(one, keys)
-
-
-def _outcome(design) -> str:
-    return "observation" if isinstance(design, Trajectories) else "next_state"
 
 
 def _columns(tree, lead: int) -> np.ndarray:

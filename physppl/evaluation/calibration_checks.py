@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 from numpyro import handlers
 
+from physppl.data.data import Data
 from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.density.unconstrained import latent_part
@@ -26,7 +27,7 @@ def check_arguments(key: PRNGKeyArray, model, design, backend, at, level, **coun
     if not isinstance(model, Dynamics) or not isinstance(backend, Backend):
         got = f"{type(model).__name__}, {type(backend).__name__}"
         raise TypeError(f"calibrate(key, model, design, backend) takes a Dynamics and a backend object; got {got}.")
-    if not isinstance(design, Transitions | Trajectories):
+    if not isinstance(design, Data):
         raise TypeError(
             "calibrate: design must be Transitions(states, actions) or Trajectories(None, actions, ...), the inputs of "
             f"every data set; got {type(design).__name__}."
@@ -34,8 +35,8 @@ def check_arguments(key: PRNGKeyArray, model, design, backend, at, level, **coun
     if not isinstance(at, Transitions | None):
         raise TypeError(f"calibrate: at must be Transitions(states, actions) or None; got {type(at).__name__}.")
     for name, given in (("design", design), ("at", at)):
-        if isinstance(given, Transitions) and given.batch_shape:
-            raise ValueError(f"calibrate: {name} is of a fleet {given.batch_shape}; calibrate one machine at a time.")
+        if given is not None and given.machines:
+            raise ValueError(f"calibrate: {name} is of a fleet {given.machines}; calibrate one machine at a time.")
     if not 0 < level < 1:
         raise ValueError(f"calibrate: level is a probability, 0 < level < 1; got {level}.")
     check_counts("calibrate", **counts)

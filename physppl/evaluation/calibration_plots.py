@@ -3,14 +3,13 @@
 import numpy as np
 
 from physppl.evaluation import rank_tests
-from physppl.evaluation.calibration import Calibration
 from physppl.internal.figures import BLUE, GREY, INK, ORANGE, legend, new_figure, styled
 
 COVERAGES = np.linspace(0.02, 0.98, 49)
 
 
 @styled
-def calibration(found: Calibration):
+def calibration(found):
     """How far the ranks' distribution strays from uniform, and how far coverage strays from nominal, with their bands.
 
     Ranks that leave their band are rejected. Of coverage only the 90 % interval, at the dotted line, is tested: the

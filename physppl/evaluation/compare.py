@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.dynamics import Dynamics
+from physppl.evaluation import compare_plots
 from physppl.evaluation.compare_checks import check_arguments, notes
 from physppl.evaluation.cross_validation import HEAVY, leave_one_out
 from physppl.evaluation.predictive_scores import Scores, evaluate
@@ -42,9 +43,7 @@ class Comparison:
 
     def plot(self):
         """Error over the horizon, calibration, and the distance to the reference: a matplotlib Figure."""
-        from physppl.evaluation.compare_plots import comparison
-
-        return comparison(self)
+        return compare_plots.comparison(self)
 
     def __str__(self) -> str:
         blocks = [[self.header], self._beliefs()]
@@ -169,7 +168,7 @@ Columns = dict[str, tuple[tuple[str, ...], Any, str]]  # {name: (dims, values, u
 
 def _predictions(key, posteriors, data, horizons, draws) -> Columns:
     model = next(p.model for p in posteriors.values() if isinstance(p.model, Dynamics))
-    scale = _space(model, data).scale
+    scale = model.likelihood(data).space(model).scale
     found = [[_evaluate(key, p, data, h, draws) for h in horizons] for p in posteriors.values()]
     missing = np.full(len(scale), np.nan)
     each = lambda value, empty: [[empty if s is None else value(s) for s in row] for row in found]  # noqa: E731
@@ -261,11 +260,6 @@ def _scalars(key, posterior, method: str) -> tuple[dict[str, np.ndarray], dict[s
     return draws, named
 
 
-def _space(model: Dynamics, data):
-    """Of what is predicted."""
-    return model.sensing.space if isinstance(data, Trajectories) else model.state
-
-
 def _dataset(columns: Columns, posteriors, test_data, horizons):
     import xarray
 
@@ -274,7 +268,7 @@ def _dataset(columns: Columns, posteriors, test_data, horizons):
         dataset[name] = xarray.Variable(dims, np.asarray(values, float), {"units": units})
     if test_data is not None:
         model = next(p.model for p in posteriors.values() if isinstance(p.model, Dynamics))
-        space = _space(model, test_data)
+        space = model.likelihood(test_data).space(model)
         dataset = dataset.assign_coords(
             horizon=("horizon", list(horizons), {"units": "steps"}),
             time=("horizon", model.dt * np.array(horizons), {"units": "s"}),

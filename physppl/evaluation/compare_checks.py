@@ -7,13 +7,12 @@ from numbers import Integral
 import jax
 import numpy as np
 
-from physppl.data.repeats import parts, repeats
-from physppl.data.trajectories import Trajectories
-from physppl.data.transitions import Transitions
+from physppl.data.data import Data, repeats
 from physppl.dynamics import Dynamics
+from physppl.dynamics.likelihood import Structure
 from physppl.evaluation.predictive_scores import forecastable
 from physppl.internal.errors import PhyspplWarning, unknown
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
 
 
 def check_arguments(posteriors, test_data, reference, horizons, draws) -> tuple[int, ...]:
@@ -63,18 +62,17 @@ def _same_machine(models: dict[str, Dynamics]) -> None:
 
 
 def _check_test_data(models: dict[str, Dynamics], data) -> None:
-    if not isinstance(data, Transitions | Trajectories):
+    if not isinstance(data, Data):
         raise TypeError(f"compare: test_data must be Transitions or Trajectories; got {type(data).__name__}.")
     if not models:
         raise ValueError(
             "compare: none of the posteriors is about a Dynamics, so none predicts test_data. Leave test_data out, or "
             "pass the Dynamics inside the model: physppl.inference.from_numpyro(mcmc, dynamics, data)."
         )
-    outcomes = data.observations if isinstance(data, Trajectories) else data.next_states
-    if outcomes is None:
+    if data.outcomes is None:
         raise ValueError(f"compare: test_data must hold what came of the inputs; got {data}.")
-    if isinstance(data, Transitions) and data.batch_shape:
-        raise ValueError(f"compare: test_data of a fleet {data.batch_shape}; compare one machine at a time.")
+    if data.machines:
+        raise ValueError(f"compare: test_data of a fleet {data.machines}; compare one machine at a time.")
     if not np.any(data.valid):
         raise ValueError(f"compare: test_data has no valid outcome; got {data}.")
     next(iter(models.values())).check(data)
@@ -104,18 +102,18 @@ def notes(posteriors, test_data, dataset) -> tuple[str, ...]:
 
 def _windowless(posteriors, test_data, dataset) -> list[str]:
     """Over which horizons some of the test data, or all, cannot be forecast."""
-    if isinstance(test_data, Transitions):
+    model = next(p.model for p in posteriors.values() if isinstance(p.model, Dynamics))
+    if model.likelihood(test_data).structure is not Structure.RECORDINGS:
         empty = ", ".join(str(h) for h in dataset.horizon.values[dataset.outcomes.values == 0])
-        why = "in Transitions, each row's next state is the next row's state."
+        why = "rows follow each other where each row's next state is the next row's state."
         return [f"the test data hold no window of {empty} steps: {why}"] if empty else []
-    dt = next(p.model.dt for p in posteriors.values() if isinstance(p.model, Dynamics))
     count = test_data.rows().batch_shape[0]
-    short = {h: count - len(forecastable(test_data, int(h), dt)) for h in dataset.horizon.values if h > 1}
+    short = {h: count - len(forecastable(test_data, int(h), model.dt)) for h in dataset.horizon.values if h > 1}
     where = ", ".join(f"of {h} steps in {n} of {count} recordings" for h, n in short.items() if n)
     return [f"there is no window {where}: it ends where all sensors were read."] if where else []
 
 
 def _content(data) -> tuple[bytes, ...]:
-    if isinstance(data, Transitions | Trajectories):
-        return tuple(parts(data))
+    if isinstance(data, Data):
+        return tuple(data.parts())
     return tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(data))

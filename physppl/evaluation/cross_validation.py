@@ -11,13 +11,14 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 from scipy.special import logsumexp
 
+from physppl.data.data import Data
 from physppl.data.trajectories import Trajectories
 from physppl.dynamics import Dynamics
-from physppl.evaluation.predictive_scores import readings_given_earlier
+from physppl.evaluation.predictive_scores import outcome_terms, stepwise
 from physppl.internal.errors import check_key
 from physppl.posterior.arviz import pointwise
 from physppl.posterior.backend import Backend, fit
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
 
 DRAWS = 1000
 HEAVY = 0.7  # Pareto k beyond which an estimate cannot be trusted
@@ -66,10 +67,10 @@ def leave_one_out(key: PRNGKeyArray, posterior: Posterior, draws: int = DRAWS) -
     if not sites:
         return None
     terms = np.concatenate(list(sites.values()), axis=-1)
-    if isinstance(posterior.data, Trajectories) and isinstance(posterior.model, Dynamics):
-        recording = np.nonzero(np.asarray(posterior.data.rows().valid))[0]
-        terms = sites["observation"]
-        terms = np.stack([terms[..., recording == r].sum(axis=-1) for r in np.unique(recording)], axis=-1)
+    groups = posterior.data.groups() if isinstance(posterior.data, Data) else None
+    if groups is not None and isinstance(posterior.model, Dynamics):
+        terms = sites[posterior.model.likelihood(posterior.data).site]
+        terms = np.stack([terms[..., groups == g].sum(axis=-1) for g in np.unique(groups)], axis=-1)
     return _smoothed(terms, samples) if terms.shape[-1] > 1 else None
 
 
@@ -116,12 +117,15 @@ def leave_one_recording_out(
             f"leave_one_recording_out needs at least two recordings with readings in each; got {data}. Stack them: "
             "Trajectories.stack([one, other])."
         )
-    part = lambda chosen: jax.tree.map(lambda x: np.asarray(x)[chosen], rows)  # noqa: E731
+
+    def part(chosen) -> Trajectories:
+        return jax.tree.map(lambda x: np.asarray(x)[chosen], rows)
+
     each = []
     for r, (fit_key, score_key) in enumerate(zip(*jax.random.split(key, (2, count)), strict=True)):
         posterior = fit(fit_key, model, part(np.arange(count) != r), backend)
         with jax.enable_x64(True):
-            readings, mixture, counted = readings_given_earlier(score_key, posterior, part([r]), draws)
+            readings, mixture, counted = outcome_terms(score_key, posterior, stepwise(part([r])), draws)
             logs = jnp.sum(mixture.components.log_prob(readings), axis=(1, 2, 3), where=counted)
             each.append(float(jax.nn.logsumexp(logs) - jnp.log(len(logs))))
     return LeftOut(np.array(each), np.zeros(count))

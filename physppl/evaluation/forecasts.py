@@ -15,7 +15,7 @@ from physppl.dynamics.kalman import propagate
 from physppl.dynamics.recordings import input_sd
 from physppl.dynamics.sensors import OFFSETS, VARIATION
 from physppl.language.integrate import rollout
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
 
 
 class Forecast(NamedTuple):

@@ -1,6 +1,6 @@
 """What a belief predicts of data it has not seen, one step and several steps ahead, beside what came."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,15 +10,17 @@ from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
 from numpyro import handlers
 
+from physppl.data.data import Data
 from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.density.unconstrained import UnconstrainedSpace, gaussians
 from physppl.dynamics import Dynamics
+from physppl.dynamics.likelihood import Structure
 from physppl.dynamics.sensors import OFFSETS
 from physppl.evaluation import recording_forecasts, scoring_rules
 from physppl.evaluation.scoring_rules import NormalMixture
 from physppl.internal.precision import doubles
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
 
 MOST = 200  # windows of several steps, evenly spread
 SAME = 1e-6  # of its scale: how far a state may be from the last one's outcome and still be the same
@@ -56,15 +58,16 @@ class Scores(NamedTuple):
     log_density_se: float
 
 
-def evaluate(
-    key: PRNGKeyArray, posterior: Posterior, data: Transitions | Trajectories, steps: int, draws: int
-) -> Scores | None:
+def evaluate(key: PRNGKeyArray, posterior: Posterior, data: Any, steps: int, draws: int) -> Scores | None:
     """Scores of predictions so many steps ahead; None where the data hold none."""
     with jax.enable_x64(True):
-        if isinstance(data, Trajectories):
+        structure = posterior.model.likelihood(data).structure
+        if structure is Structure.ROWS:
+            predicted = _transitions(key, posterior, data, steps, draws)
+        elif structure is Structure.RECORDINGS:
             predicted = _recordings(key, posterior, data, steps, draws)
         else:
-            predicted = _transitions(key, posterior, data, steps, draws)
+            predicted = _one_step(key, posterior, data, draws) if steps == 1 else None
         if predicted is None:
             return None
         rows, rmse, crps, inside = jax.tree.map(np.asarray, _scores(*predicted))
@@ -142,12 +145,9 @@ def unbroken_windows(data: Transitions, model: Dynamics, steps: int) -> np.ndarr
 
 def _recordings(key, posterior: Posterior, data: Trajectories, steps: int, draws: int) -> Predicted | None:
     """One step: each reading given all before it, by a filter under each draw. More: `predict_ahead`'s two moments."""
-    model = posterior.model
     if steps == 1:
-        flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])  # noqa: E731
-        outcomes, mixture, counted = jax.tree.map(flat, readings_given_earlier(key, posterior, data, draws))
-        means = outcomes - model.sensing.space.difference(outcomes, mixture.means)
-        return Predicted(outcomes, mixture._replace(means=means), counted)
+        return _one_step(key, posterior, stepwise(data), draws)
+    model = posterior.model
     recordings = forecastable(data, steps, model.dt)
     if not recordings:
         return None
@@ -158,6 +158,26 @@ def _recordings(key, posterior: Posterior, data: Trajectories, steps: int, draws
     mean = outcomes - model.sensing.space.difference(outcomes, mean)
     outcomes, mean, sd = map(jnp.asarray, (outcomes, mean, sd))
     return Predicted(outcomes, NormalMixture(mean[None], sd[None]), jnp.ones((1, 1), bool))
+
+
+def _one_step(key, posterior: Posterior, data: Data, draws: int) -> Predicted:
+    """Terms of the likelihood under each draw, one outcome after the other; angles on the predictions' branch."""
+    model = posterior.model
+    outcomes, mixture, counted = outcome_terms(key, posterior, data, draws)
+    lead = outcomes.ndim - 1
+
+    def flat(x):
+        return x.reshape(*x.shape[: x.ndim - 1 - lead], -1, x.shape[-1])
+
+    outcomes, mixture, counted = jax.tree.map(flat, (outcomes, mixture, counted))
+    means = outcomes - model.likelihood(data).space(model).difference(outcomes, mixture.means)
+    return Predicted(outcomes, mixture._replace(means=means), counted)
+
+
+def stepwise(data: Trajectories) -> Trajectories:
+    """Recordings into which process noise enters at every sample, whatever the fit's segments."""
+    rows = data.rows()
+    return Trajectories(rows.observations, rows.actions, rows.times, valid=rows.valid, start=rows.start)
 
 
 def forecastable(data: Trajectories, steps: int, dt: float) -> list[Trajectories]:
@@ -172,43 +192,46 @@ def forecastable(data: Trajectories, steps: int, dt: float) -> list[Trajectories
     return found
 
 
-def readings_given_earlier(key: PRNGKeyArray, posterior: Posterior, data: Trajectories, draws: int) -> Predicted:
-    """Each reading and the terms of its likelihood under draws of a belief: (R, N, d), of the mixture (S, R, N, d).
+def outcome_terms(key: PRNGKeyArray, posterior: Posterior, data: Data, draws: int) -> Predicted:
+    """Each outcome (..., N, d) and the terms of its likelihood under draws of a posterior, (S, ..., N, d).
 
-    Parameters that vary between recordings are drawn anew. Noise enters at every sample, whatever the fit's segments.
+    Parameters that vary between recordings are drawn anew.
 
     Raises:
-        ValueError: where the belief does not know the sensors.
+        ValueError: where the posterior lacks a site of the likelihood, such as the sensors' noise.
     """
-    model, rows = posterior.model, data.rows()
-    rows = Trajectories(rows.observations, rows.actions, rows.times, valid=rows.valid, start=rows.start)
+    model = posterior.model
     sample_key, new_key, order_key = jax.random.split(key, 3)
     samples = posterior.samples(sample_key, draws)
-    needed = [name for name in UnconstrainedSpace.of(model, rows, params=posterior.params).names if name != OFFSETS]
+    needed = [name for name in UnconstrainedSpace.of(model, data, params=posterior.params).names if name != OFFSETS]
     if lacking := [name for name in needed if name not in samples]:
+        kind = type(posterior.data).__name__
         raise ValueError(
-            f"the {posterior.method} belief has no site {', '.join(lacking)}, without which readings cannot be "
-            "predicted: fitted to Transitions, it knows nothing of the sensors. Test it on Transitions, or fit "
-            "Trajectories."
+            f"the {posterior.method} posterior has no site {', '.join(lacking)}, without which {data.row}s cannot be "
+            f"predicted: fitted to {kind}, it knows nothing of the {model.likelihood(data).axis}s. Test it on {kind}, "
+            f"or fit {type(data).__name__}."
         )
     count = len(samples[needed[0]])
     pick = np.linspace(0, count - 1, min(draws, count)).round().astype(int)
     pick = np.asarray(jax.random.permutation(order_key, pick))  # CRPS takes a chain's next draws for independent
-    return _terms(new_key, {name: samples[name][pick] for name in needed}, posterior.params, model, rows)
+    return _terms(new_key, {name: samples[name][pick] for name in needed}, posterior.params, model, data)
 
 
 @eqx.filter_jit
-def _terms(key, samples, params, model: Dynamics, rows: Trajectories) -> Predicted:
-    rows = doubles(rows)
+def _terms(key, samples, params, model: Dynamics, data: Data) -> Predicted:
+    data = doubles(data)
 
     def one(at):
         key, sites = at
         seeded = handlers.seed(handlers.substitute(model, data=sites | params), key)
-        site = gaussians(handlers.trace(seeded).get_trace(rows))["observation"]
-        full = lambda x: jnp.broadcast_to(x, site.value.shape)  # noqa: E731
+        site = gaussians(handlers.trace(seeded).get_trace(data))[model.likelihood(data).site]
+
+        def full(x):
+            return jnp.broadcast_to(x, site.value.shape)
+
         df = None if site.df is None else full(site.df)
         return site.value, NormalMixture(full(site.mean), full(jnp.exp(site.log_scale)), df), full(site.root_weight > 0)
 
     keys = jax.random.split(key, len(jax.tree.leaves(samples)[0]))
-    readings, mixture, counted = jax.lax.map(one, (keys, samples), batch_size=32)
-    return Predicted(readings[0], mixture, counted[0])
+    outcomes, mixture, counted = jax.lax.map(one, (keys, samples), batch_size=32)
+    return Predicted(outcomes[0], mixture, counted[0])

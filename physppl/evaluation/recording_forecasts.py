@@ -12,7 +12,7 @@ from physppl.data.trajectories import Trajectories, lagged
 from physppl.dynamics.recordings import filtered
 from physppl.dynamics.sensors import DELAY
 from physppl.evaluation.forecasts import forecast_readings, mean_sites
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
 
 WIDTH = 1.6448536269514722  # sds either side of the mean that hold 90 % of a Gaussian
 

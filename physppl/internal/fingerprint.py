@@ -1,6 +1,5 @@
 """A digest of what an object says, the same in every process: arrays by value, functions by their code."""
 
-import dataclasses
 import enum
 import functools
 import hashlib
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from physppl.control.systems import HostSystem
+from physppl.internal.keys import parts
 
 LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
@@ -23,8 +22,8 @@ def fingerprint(value: Any) -> str:
 
     Functions are told apart by their code, their defaults, what they close over and the globals that they use, and so
     on through the functions among these; classes of your own by their methods. What is installed, this library's
-    algebra included, goes by name. Objects without visible content go by their type; a `HostSystem` by its public
-    attributes.
+    algebra included, goes by name. Objects go by their type, and by their fields or attributes; of a class with
+    `content_is_public = True` private attributes, such as live connections and caches, do not count.
     """
     digest = _Digest()
     digest.feed(value)
@@ -67,14 +66,8 @@ class _Digest:
             self.feed((value.func, value.args, value.keywords))
         elif isinstance(value, property | staticmethod | classmethod):
             self.feed([getattr(value, name, None) for name in ("fget", "fset", "__func__")])
-        elif isinstance(value, dict):
-            self.feed(tuple(value.items()))
         elif isinstance(value, set | frozenset):
             self.feed(sorted(map(fingerprint, value)))
-        elif isinstance(value, tuple | list):
-            self.add(type(value).__qualname__, len(value))
-            for item in value:
-                self.feed(item)
         elif callable(value) and hasattr(value, "__wrapped__"):  # jitted or cached
             self.feed((type(value), getattr(value, "__wrapped__", None)))
         else:
@@ -113,19 +106,13 @@ class _Digest:
     def _object(self, value: Any) -> None:
         self.feed(type(value))
         self.add(getattr(value, "__module__", ""), getattr(value, "__name__", ""))  # of what is built in
-        if dataclasses.is_dataclass(value):
-            parts = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
-        elif hasattr(value, "gather_pytree_aux_fields"):  # NumPyro's distributions, which list names in any order
-            names = {*value.gather_pytree_data_fields(), *value.gather_pytree_aux_fields()}
-            parts = {name: value.__dict__.get(name) for name in sorted(names)}
-        elif hasattr(value, "tree_flatten"):  # NumPyro's constraints and transforms
-            parts = dict(enumerate(value.tree_flatten()))
-        elif isinstance(value, HostSystem):  # what is live has no content that lasts
-            parts = {k: v for k, v in vars(value).items() if not k.startswith("_")}
-        else:
-            parts = {k: v for k, v in getattr(value, "__dict__", {}).items() if k != "_content"}
-        for name, part in parts.items():
-            self.add(name)
+        composite = parts(value)
+        if composite is None:
+            public = getattr(type(value), "content_is_public", False)
+            attributes = getattr(value, "__dict__", {})
+            composite = {k: v for k, v in attributes.items() if not (public and k.startswith("_"))}
+        for name, part in composite.items():
+            self.feed(name)
             self.feed(part)
 
 
@@ -141,6 +128,6 @@ def _installed(module: str | None) -> bool:
     if module is None or module == "builtins":
         return True
     if module.split(".")[0] == "physppl":
-        return not module.startswith("physppl.models")
+        return module.split(".")[1:2] != ["models"]
     file = getattr(sys.modules.get(module), "__file__", None)
     return module != "__main__" and (file is None or file.startswith(LIBRARIES))

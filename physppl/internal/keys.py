@@ -1,26 +1,34 @@
-"""A hashable key of what an object says: functions by identity, everything else by value."""
+"""Objects taken apart by one visitor, and the hashable key of what they hold: functions by identity, else by value."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jax import Array
-from numpyro.distributions import Distribution
 
 
-def content(value):
-    """Equal content gives equal keys, so that equal objects share compiled programs."""
+def parts(value: Any) -> dict[Any, Any] | None:
+    """{name: part} of a composite value: items, fields, or what NumPyro flattens; None where no parts are visible."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, tuple | list):
+        return dict(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
+    if isinstance(value, type):
+        return None
+    if hasattr(value, "gather_pytree_aux_fields"):  # NumPyro's distributions, which list names in any order
+        names = {*value.gather_pytree_data_fields(), *value.gather_pytree_aux_fields()}
+        return {name: value.__dict__.get(name) for name in sorted(names)}
+    if dataclasses.is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if hasattr(value, f.name)}
+    if hasattr(value, "tree_flatten"):  # NumPyro's constraints and transforms
+        return dict(enumerate(value.tree_flatten()))
+    return None
+
+
+def content(value: Any):
+    """A key by which equal content is equal, so that equal objects share compiled programs."""
     if isinstance(value, Array | np.ndarray):
         array = np.asarray(value)
         return (array.shape, str(array.dtype), array.tobytes())
-    if isinstance(value, Distribution):
-        leaves, shape = value.tree_flatten()
-        return (type(value), content(leaves), content(shape), value.batch_shape, value.event_shape)
-    if isinstance(value, tuple | list):
-        return (type(value), *map(content, value))
-    if isinstance(value, dict):
-        return tuple((k, content(v)) for k, v in value.items())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return (type(value), *((f.name, content(getattr(value, f.name, None))) for f in fields))
-    flatten = getattr(value, "tree_flatten", None)  # NumPyro's constraints and transforms
-    return value if flatten is None else (type(value), *map(content, flatten()))
+    composite = parts(value)
+    return value if composite is None else (type(value), *((name, content(part)) for name, part in composite.items()))

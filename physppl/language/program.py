@@ -6,7 +6,6 @@ the innermost handler: it sees each name before other handlers change it and eac
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
@@ -146,38 +145,33 @@ def refuse_unknown(model: Callable, names: set[str], owner: str) -> None:
                 raise KeyError(f"{owner}: {kind} gives a value to {name!r}, which is no site.{closest(name, names)}")
 
 
-_visits: list[Callable] = []
+class Visit(Messenger):
+    """Inside, a Dynamics that runs as a model hands itself and its data to `receive`, and returns what that returns."""
 
-
-@contextmanager
-def visiting(visit: Callable):
-    """Inside, a Dynamics that runs as a model hands itself and its data to `visit` instead."""
-    _visits.append(visit)
-    try:
-        yield
-    finally:
-        _visits.remove(visit)
+    def __init__(self, receive: Callable):
+        self.receive = receive
+        super().__init__()
 
 
 def visitor() -> Callable | None:
-    """The innermost visit."""
-    return _visits[-1] if _visits else None
+    """The innermost visit's function."""
+    return next((handler.receive for handler in reversed(_PYRO_STACK) if isinstance(handler, Visit)), None)
 
 
-_unit_tables: list[dict[str, str]] = []
-
-
-@contextmanager
-def unit_table():
+class UnitTable(Messenger):
     """Collects {site name in traces: unit} of every Dynamics run inside; `infer` dicts lose them under reparam."""
-    table: dict[str, str] = {}
-    _unit_tables.append(table)
-    try:
-        yield table
-    finally:
-        _unit_tables.remove(table)
+
+    def __init__(self):
+        self.units: dict[str, str] = {}
+        super().__init__()
+
+    def __enter__(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().__enter__()
+        return self.units
 
 
 def note_units(units: Mapping[str, str]) -> None:
-    for table in _unit_tables:
-        table.update(units)
+    """Add units to every table outside."""
+    for handler in _PYRO_STACK:
+        if isinstance(handler, UnitTable):
+            handler.units.update(units)

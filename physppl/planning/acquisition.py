@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from physppl.language.transition import AbstractTransition, SwitchingTransition
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
 
 
 class Acquisition(eqx.Module):

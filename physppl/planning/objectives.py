@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from physppl.internal import gaussians
 from physppl.planning.tasks import Task
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
 
 Value = Callable[[Array, Array], Array]
 

@@ -25,7 +25,7 @@ from physppl.internal.units import label
 from physppl.language.integrate import rollout
 from physppl.language.transition import AbstractTransition
 from physppl.posterior import summary
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
 
 
 @styled

@@ -7,16 +7,17 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer import log_likelihood
 
-from physppl.data.trajectories import Trajectories
+from physppl.data.data import Data
 from physppl.density.unconstrained import latent_part
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, OFFSETS, TIMING
 from physppl.internal.errors import Status
 from physppl.language.noise import PROCESS as NOISE
-from physppl.language.program import unit_table
+from physppl.language.program import UnitTable
+from physppl.posterior.verdict import Check
 
 
-def datatree(key, posterior, draws: int):
+def datatree(key, posterior, draws: int, verdict: Check):
     """Groups posterior, prior, log_likelihood, observed_data and, where something was sampled, sample_stats."""
     from arviz_base import from_dict
 
@@ -38,11 +39,10 @@ def datatree(key, posterior, draws: int):
     coords, dims = _coordinates(posterior, flat)
     groups = {g: {_plain(k): np.asarray(v) for k, v in values.items()} for g, values in groups.items()}
     tree = from_dict(groups, coords=coords, dims=dims)
-    if isinstance(posterior.data, Trajectories):
-        rows = posterior.data.rows()
-        at = {"recording": np.nonzero(rows.valid)[0], "time": np.asarray(rows.times)[np.asarray(rows.valid)]}
+    if isinstance(posterior.data, Data) and (coordinates := posterior.data.coordinates()):
+        beside = {name: (posterior.data.row, values) for name, values in coordinates.items()}
         for group in ("log_likelihood", "observed_data"):
-            tree[group] = tree[group].to_dataset().assign_coords({k: ("reading", v) for k, v in at.items()})
+            tree[group] = tree[group].to_dataset().assign_coords(beside)
     units = site_units(posterior)
     for group in ("posterior", "prior"):
         for name in map(str, tree[group].data_vars):
@@ -54,7 +54,6 @@ def datatree(key, posterior, draws: int):
     tree.attrs |= {"status": Status(int(posterior.status)).name} | posterior.facts()
     if posterior.timing is not None:
         tree.attrs |= {"fit_seconds": posterior.timing.seconds, "compile_seconds": posterior.timing.compiling}
-    verdict = posterior.check(key)
     tree.attrs |= {"check": verdict.verdict, "check_reasons": "\n".join(map(str, verdict.reasons))}
     tree.attrs |= {f"check_{name}": value for name, value in verdict.figures.items()}
     return tree
@@ -77,7 +76,7 @@ def _pointwise(posterior, samples, observed) -> dict[str, np.ndarray]:
 def site_units(posterior) -> dict[str, str]:
     """{site: unit} as the program declares them; of the process noise the units of the coordinates."""
     model, *args = latent_part(posterior.model, posterior.data)
-    with jax.enable_x64(True), unit_table() as table:  # the data are in double precision
+    with jax.enable_x64(True), UnitTable() as table:  # the data are in double precision
         jax.eval_shape(lambda k: _run(model, k, args), jax.random.key(0))
     return {_plain(k): v for k, v in table.items()}
 
@@ -139,7 +138,9 @@ def _coordinates(posterior, samples):
     if not isinstance(model, Dynamics):
         return {}, {}
     spaces = {"state": model.state, "sensor": model.sensing.space, "action": model.action}
+    likelihood = model.likelihood(posterior.data)
+    spaces |= {likelihood.axis: likelihood.space(model)}
     coords = {axis: list(space.names) for axis, space in spaces.items()}
-    dims = {"next_state": ["transition", "state"], "observation": ["reading", "sensor"]}
+    dims = {likelihood.site: [posterior.data.row, likelihood.axis]}
     named = {NOISE: "state", MEASUREMENT: "sensor", GAIN: "action", TIMING: "action", OFFSETS: "recording"}
     return coords, dims | {site: [axis] for site, axis in named.items() if site in samples}

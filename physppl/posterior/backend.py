@@ -14,14 +14,13 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpyro import handlers
 
-from physppl.data.repeats import repeats
-from physppl.data.trajectories import Trajectories, fine_bucket
-from physppl.data.transitions import Transitions, bucket
+from physppl.data.data import Data, repeats
+from physppl.data.transitions import Transitions
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import FitError, PhyspplWarning, Status, check_key, log
 from physppl.internal.precision import doubles
 from physppl.internal.progress import Timing, compile_clock
-from physppl.posterior.base import Posterior
+from physppl.posterior.posterior import Posterior
 
 P = TypeVar("P", bound=Posterior)
 
@@ -43,7 +42,7 @@ class Backend(eqx.Module, Generic[P]):
             raise TypeError("prior needs a Dynamics; of another model, fit data whose rows are all valid=False.")
         return fit(key, model, empty(model), self)
 
-    def update(self, key: PRNGKeyArray, posterior: Posterior, data: Transitions | Trajectories) -> P:
+    def update(self, key: PRNGKeyArray, posterior: Posterior, data: Data) -> P:
         """The belief after more data: a refit on the union.
 
         Raises:
@@ -52,31 +51,28 @@ class Backend(eqx.Module, Generic[P]):
         return fit(key, posterior.model, union(posterior.data, data), self)
 
 
-def union(known, data) -> Transitions | Trajectories:
-    """What a belief knows and new data of the same kind, as one; a warning where some of them are not new.
+def union(known, data) -> Data:
+    """Known and new data of one kind, as one; a warning where some of the new data are known.
 
     Raises:
         TypeError: for data of another kind, naming both.
     """
+    kind = type(known).__name__
+    if not isinstance(known, Data):
+        raise TypeError(
+            f"update joins Transitions or Trajectories; the posterior is of {kind}. Fit all data at once: "
+            "fit(key, posterior.model, data, backend)."
+        )
+    if type(data) is not type(known):
+        raise TypeError(f"update: the posterior is of {kind}; got {type(data).__name__}.")
     known = jax.tree.map(np.asarray, known)  # which picks and joins rows without compiling
-    if isinstance(known, Transitions | Trajectories) and (count := repeats(known, data)):
-        what = "recordings" if isinstance(known, Trajectories) else "transitions"
+    if count := repeats(known, data):
         warnings.warn(
-            f"update: {count} of the new {what} are already in the belief, and now count twice. Pass only what is new.",
+            f"update: {count} of the new {known.part}s are already in the posterior, and now count twice. Pass only "
+            "what is new.",
             PhyspplWarning, stacklevel=3,
         )  # fmt: skip
-    if isinstance(known, Trajectories) and isinstance(data, Trajectories):
-        return Trajectories.stack([known.rows(), data.rows()])
-    if isinstance(known, Transitions) and isinstance(data, Transitions):
-        if not known.batch_shape:  # padding of a fleet stays, so that its machines keep one length
-            known = known[np.flatnonzero(known.valid)]
-        return Transitions.concatenate([known, data])
-    if isinstance(known, Transitions | Trajectories):
-        raise TypeError(f"update: the belief is about {type(known).__name__}; got {type(data).__name__}.")
-    raise TypeError(
-        f"update joins Transitions or Trajectories; the belief is about {type(known).__name__}. Fit all data at once: "
-        "fit(key, posterior.model, data, backend)."
-    )
+    return known.join(data)
 
 
 def empty(dynamics: Dynamics) -> Transitions:
@@ -98,8 +94,8 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
     Args:
         key: a JAX random key.
         model: Dynamics; or any NumPyro model of one data object (the Posterior then has no transition to draw).
-        data: Transitions or Trajectories. They are padded, Transitions to a power of two, so that growing data rarely
-            compile anew. No data at all gives the prior, with a notice.
+        data: Transitions, Trajectories or another kind of Data, padded to one of a few lengths, so that growing data
+            rarely compile anew. No data at all gives the prior, with a notice.
         backend: e.g. `Laplace()` or `HMC()`.
         x64: compute in double precision whatever the process-wide setting.
 
@@ -115,14 +111,9 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
         got = f"{type(model).__name__}, {type(data).__name__}"
         raise TypeError(f"fit(key, model, data, backend): model must be a Dynamics or a NumPyro model; got {got}.")
     if isinstance(model, Dynamics):
-        given, data = data, prepared(model, data)
-        if isinstance(given, Trajectories):
-            if not np.any(given.valid):
-                log.warning("fit: no readings: the prior")
-        elif len(given) == 0:
-            log.warning("fit: no transitions: the prior")  # rows of which none counts ask for the prior on purpose
-        elif int(np.sum(given.valid)) == 1:
-            log.warning("fit: one transition: mostly the prior")
+        if notice := data.notice() if isinstance(data, Data) else None:
+            log.warning("fit: %s", notice)
+        data = prepared(model, data)
     else:  # traced once with the data at hand, so that a Dynamics inside checks them and names row and coordinate
         jax.eval_shape(lambda k: (handlers.seed(model, k)(data), jnp.zeros(()))[1], key)
     start = time.perf_counter()
@@ -136,20 +127,16 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
     return posterior
 
 
-def prepared(model: Dynamics, data: Transitions | Trajectories) -> Transitions | Trajectories:
+def prepared(model: Dynamics, data: Data) -> Data:
     """Data as a fit takes them: checked, and padded so that growing data rarely compile anew."""
     model.check(data)
-    if isinstance(data, Trajectories):
-        if data.observations is None:
-            raise ValueError("fit needs observations; got inputs alone.")
-        return data.rows().pad(fine_bucket(len(data)), model.dt)
-    if data.next_states is None:
-        raise ValueError("fit needs next_states; got inputs alone.")
-    if data.batch_shape:
+    if data.outcomes is None:
+        raise ValueError(f"fit needs {data.outcome_field}; got inputs alone.")
+    if data.machines:
         raise ValueError(
-            f"fit: data of a fleet {data.batch_shape} need a model with a plate around dynamics(data); pass that model."
+            f"fit: data of a fleet {data.machines} need a model with a plate around dynamics(data); pass that model."
         )
-    return (data if len(data) else empty(model)).pad(bucket(len(data)))
+    return (data if len(data) else empty(model)).bucketed(model.dt)
 
 
 def raise_or_warn(posterior: Posterior, who: str) -> None:

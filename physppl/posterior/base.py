@@ -1,7 +1,7 @@
-"""The posterior predictive transition object: what every backend returns and every consumer takes."""
+"""The contract of the posterior predictive transition object, which backends return and consumers take."""
 
+import copy
 from abc import abstractmethod
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -13,22 +13,33 @@ from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
 from numpyro import handlers
 
+from physppl.data.data import Data
+from physppl.density.forms import Form
 from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 from physppl.dynamics import Dynamics, sensors
 from physppl.internal import gaussians
 from physppl.internal.errors import Status, check_key, is_concrete
 from physppl.internal.progress import Timing
 from physppl.language.transition import AbstractTransition, AverageTransition
+from physppl.posterior.verdict import Figures, Reason
 
 MEAN_DRAWS, ENTROPY_DRAWS = 16, 4096  # where a belief has no closed form
 
 
-class Posterior(eqx.Module):
-    """A belief about dynamics, as functions and as sites.
+class AbstractPosterior(eqx.Module):
+    """The contract of a posterior about dynamics: functions and sites. Users hold a `Posterior`, which adds reports.
 
-    Implementers give four methods, on arrays in double precision and without batching over calls: `_draw(key)`,
-    `_basis(states, actions, times)`, `_samples(key, n)` and `_noise()`. The public methods here call them under x64,
-    reshape, and cast draws to the caller's precision.
+    Implementers derive from `physppl.Posterior` and give four methods, on arrays in double precision and without
+    batching over calls: `_draw(key)`, `_basis(states, actions, times)`, `_samples(key, n)` and `_noise()`. The public
+    methods here call them under x64, reshape, and cast draws to the caller's precision.
+
+    The rest is optional, with a default on this class:
+
+    - `site_space()` and `unconstrained()`: the space of the model's sites, and the posterior in it, as a `GaussianForm`
+      or `DrawsForm` (`physppl.density.forms`). Without them `check` answers `not checked`, and `identifiability` and
+      `machine` refuse.
+    - `findings()`: reasons against the fit that only its backend knows, and figures; None states nothing.
+    - `sample_stats()` of a sampler, `facts()`, scalars worth keeping; closed forms of `_mean`, `_entropy`, `_several`.
 
     Attributes:
         model: the Dynamics, or another NumPyro model (then only `samples` and `to_arviz` have a meaning).
@@ -44,7 +55,7 @@ class Posterior(eqx.Module):
 
     @abstractmethod
     def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
-        """One coherent function of the belief."""
+        """One coherent function, drawn from the posterior."""
 
     @abstractmethod
     def _basis(
@@ -70,17 +81,37 @@ class Posterior(eqx.Module):
         """Of the Gaussian with the belief's covariance in virtual space, from samples."""
         space, (model, *args) = UnconstrainedSpace.of(self.model, self.data), latent_part(self.model, self.data)
         flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in self._samples(jax.random.key(0), ENTROPY_DRAWS).items()}
-        point = lambda s: space.unconstrain(handlers.trace(handlers.substitute(model, s)).get_trace(*args))  # noqa: E731
+
+        def point(sites):
+            return space.unconstrain(handlers.trace(handlers.substitute(model, sites)).get_trace(*args))
+
         chosen = np.flatnonzero(of_program(space))
         return gaussians.entropy(jnp.atleast_2d(jnp.cov(jax.vmap(point)(flat)[:, chosen], rowvar=False)))
 
     def _several(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
         return jax.vmap(self._draw)(jax.random.split(key, count))
 
+    def site_space(self) -> UnconstrainedSpace | None:
+        """The unconstrained space of the model's sites in which the posterior is held, or None."""
+        return None
+
+    def unconstrained(self) -> Form | None:
+        """The posterior in unconstrained space, as a Gaussian or as draws; None where it is held in neither form."""
+        return None
+
+    def about(self, model: Dynamics, data: Data, form: Any) -> "AbstractPosterior":
+        """A posterior of this kind about another model, in the same form: of one machine of a fleet."""
+        raise TypeError(f"machine: {self.method} posteriors are not about fleets.")
+
+    def findings(self) -> tuple[list[Reason], Figures] | None:
+        """Reasons against the fit that only its backend knows, and figures; None where it states nothing."""
+        return None
+
     @property
     def params(self) -> dict[str, Array]:
         """{`param` site: value}: what the fit chose and holds to be known, such as learned features."""
-        return getattr(getattr(self, "space", None), "params", {})
+        space = self.site_space()
+        return {} if space is None else space.params
 
     def sample_stats(self) -> dict[str, Array]:
         """The sampler's own diagnostics, (chains, draws) each; empty where nothing was sampled."""
@@ -156,51 +187,6 @@ class Posterior(eqx.Module):
         if group_by_chain:
             return samples
         return {name: value.reshape(-1, *value.shape[2:]) for name, value in samples.items()}
-
-    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 1000):
-        """An xarray DataTree for ArviZ: posterior, prior, log_likelihood, observed_data, sample_stats; padding dropped.
-
-        Use it with `arviz_stats` and `arviz_plots` (`import arviz as az` from Python 3.12, `arviz.preview` on 3.11).
-        """
-        from physppl.posterior.arviz import datatree  # ArviZ takes a second to import
-
-        return datatree(jax.random.key(0) if key is None else key, self, draws)
-
-    def summary(self, key: PRNGKeyArray | None = None, *, truth: dict[str, Any] | None = None):
-        """The table of sites with units and verdicts, beside the truth where it is known; print it."""
-        from physppl.posterior.summary import summarise
-
-        return summarise(jax.random.key(0) if key is None else key, self, truth=truth)
-
-    def machine(self, *index: int, **plates: int):
-        """The belief about one machine of a fleet, a `physppl.MachinePosterior`: to draw, predict and act with.
-
-        What the other machines tell is in it. `posterior.machine(3)`; with plates in plates one index each, outermost
-        first, or by name: `posterior.machine(hall=1, machine=3)`.
-
-        Raises:
-            TypeError: for a belief whose model has no plate around one Dynamics, or an index that is not whole.
-            KeyError: for a plate that is not there, with close matches.
-            ValueError: for an index out of range, naming plate and size.
-        """
-        from physppl.posterior.fleet import machine  # it makes posteriors
-
-        return machine(self, *index, **plates)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the belief to one file, which `physppl.load(path, model)` reads; its program is not in it.
-
-        The file is written whole or not at all, holds every array bit by bit, and runs no code when it is read.
-        """
-        from physppl.posterior.saving import save  # it reads posteriors
-
-        save(path, self)
-
-    def check(self, key: PRNGKeyArray | None = None):
-        """One verdict on the fit, with its reasons and their remedies; print it."""
-        from physppl.posterior.diagnostics import check  # it reads posteriors
-
-        return check(self, key)
 
     def _call(self, function, *args):
         """A compiled function of the belief in double precision, its result in the caller's."""
@@ -308,6 +294,14 @@ def _flat_basis(posterior, states, actions, t):
     times = jnp.broadcast_to(t, shape[:-1]).reshape(-1)
     mean, factor = posterior._basis(states.reshape(-1, shape[-1]), actions.reshape(-1, actions.shape[-1]), times)
     return mean.reshape(shape), factor.reshape(*shape, -1)
+
+
+def with_fields(posterior, **fields):
+    """A copy of a posterior with other values of some fields, past its own `__init__`."""
+    other = copy.copy(posterior)
+    for name, value in (fields | {"_timing": None}).items():
+        object.__setattr__(other, name, value)
+    return other
 
 
 def of_program(space: UnconstrainedSpace) -> Bool[np.ndarray, " P"]:

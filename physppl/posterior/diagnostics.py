@@ -1,9 +1,7 @@
 """One verdict on a fit, with its reasons and their remedies."""
 
-import copy
 import importlib
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from physppl.data.transitions import Transitions
-from physppl.density.moments import belief, local, log_joint
+from physppl.data.data import Data
+from physppl.density.forms import DrawsForm, Form, GaussianForm
+from physppl.density.moments import local, log_joint
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import APART, Status
-from physppl.posterior.base import Posterior
+from physppl.posterior.base import AbstractPosterior
 from physppl.posterior.identifiability import UNDETERMINED, identifiability, parameters
 from physppl.posterior.summary import EDGE, VERDICTS, amount, summarise
+from physppl.posterior.verdict import DOUBTFUL, UNUSABLE, Check, Figures, Reason, status_reasons
 
-OK, DOUBTFUL, UNUSABLE = "ok", "doubtful", "unusable"
 GRADIENT = 0.015  # posterior sds from the mode: what a Laplace fit of recordings stops at
 SHIFT = 0.1  # posterior sds, in the direction that moves most, by which a finer solver may move the estimate
 PROBE = 0.01  # posterior sds: of central differences of the log density, which is nearly quadratic over them
@@ -28,97 +27,69 @@ FINEST = 256  # times as many sub-steps: beyond, the field rather than the step 
 # Rank-normalised split R-hat and effective draws per chain: A. Vehtari, A. Gelman, D. Simpson, B. Carpenter,
 # P. Buerkner, Bayesian Analysis 16, 2021.
 R_HAT, EFFECTIVE = 1.01, 100
-# Of the draws of a Gaussian belief, weighted by the posterior itself, so many must count; in many dimensions the
-# weights tell nothing.
+# Share of a Gaussian's draws, weighted by the joint density, that must count; in many dimensions the weights tell
+# nothing.
 COUNTING, WEIGHED, DIMENSIONS = 0.1, 200, 20
-MISSED = 0.1  # of a function prior's variance: a network with less cannot say within a tenth how sure the prior is
 BFMI = 0.3  # energy transitions below it are slow (M. Betancourt, arXiv 1604.00695)
 ALONE = 0.95  # largest entry of a combination that is one parameter and rounding
 LISTED = 3  # combinations that are named
 
-Figures = dict[str, float | int]
 
+def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Check:
+    """One verdict on a fit: its numerics, what the data left open, and the solver's error.
 
-@dataclass(frozen=True)
-class Reason:
-    """Why a verdict is not `ok`: how bad it is, what was found, and what to do."""
-
-    verdict: str
-    finding: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.verdict}: {self.finding}. {self.remedy[0].upper()}{self.remedy[1:]}."
-
-
-@dataclass(frozen=True)
-class Check:
-    """One verdict; print it.
-
-    Attributes:
-        header: what was fitted, and how.
-        reasons: the worst first; none for a fit that is ok.
-        figures: {name: value} of what was measured, whatever came out.
-    """
-
-    header: str
-    reasons: tuple[Reason, ...]
-    figures: Figures
-
-    @property
-    def verdict(self) -> str:
-        """`ok`, `doubtful` (usable with care for the reasons), or `unusable`."""
-        return self.reasons[0].verdict if self.reasons else OK
-
-    def __str__(self) -> str:
-        measured = "measured: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in self.figures.items())
-        return "\n".join([f"{self.verdict} | {self.header}", *(f"- {reason}" for reason in self.reasons), measured])
-
-
-def check(posterior: Posterior, key: PRNGKeyArray | None = None) -> Check:
-    """Whether a fit deserves trust: its numerics, what the data left open, and the solver's error.
-
-    - the mode: posterior sds left to it; whether the posterior around it is the Gaussian that the belief is;
+    - the mode: posterior sds left to it; whether the density around it is that of the Gaussian;
     - the sampler: R-hat, effective draws, divergences, energy;
-    - features: what of its prior a function-space belief's miss; whether learned ones are more than the data;
-    - the data: parameters on which nothing depends, combinations that stay at the prior, beliefs at the prior's edge;
+    - the backend's own findings, such as what features miss of a function prior;
+    - numbers chosen without a prior: whether they are more than the data;
+    - the data: parameters on which nothing depends, combinations that stay at the prior, values at the prior's edge;
     - the solver: how far one Gauss-Newton step with 4 times finer sub-steps moves the estimate.
+
+    What a posterior does not let be checked is listed as such.
 
     Args:
         key: of the draws that summaries take; `jax.random.key(0)` by default.
     """
-    posterior = getattr(posterior, "fleet", posterior)  # of one machine, the fit of all
-    reasons, figures = _status(posterior), {}
-    if not reasons and hasattr(posterior, "space"):
+    # A fit without a finite density or covariance ends here; what else a status says is measured below.
+    reasons = [reason for reason in status_reasons(posterior.status) if reason.verdict == UNUSABLE]
+    figures, not_checked, seen = {}, [], True
+    form = None if reasons else posterior.unconstrained()
+    if not reasons and form is None:
+        not_checked.append(
+            f"the fit, the solver, and what the data left open: {posterior.method} keeps neither a Gaussian nor draws "
+            "in unconstrained space"
+        )
+    own = None if reasons else posterior.findings()
+    parts = [] if own is None else [own]
+    if form is not None:
         with jax.enable_x64(True):
-            for part in (_sampler if posterior.sample_stats() else _mode, _features, _solver):
-                found, measured = part(posterior)
-                reasons, figures = reasons + found, figures | measured
-        found, measured = _data(posterior, jax.random.key(0) if key is None else key)
+            if isinstance(form, GaussianForm):
+                parts.append(_mode(posterior, form))
+            elif posterior.sample_stats():
+                parts.append(_sampler(posterior, form))
+            parts += [_chosen(posterior), _solver(posterior, form)]
+        parts.append(_data(posterior, form, jax.random.key(0) if key is None else key))
+        if isinstance(form, GaussianForm) and len(form.mode) > DIMENSIONS:
+            not_checked.append(f"the shape of the posterior around its mode: {len(form.mode)} dimensions are too many")
+    judged = isinstance(form, GaussianForm) or bool(posterior.sample_stats()) or own is not None
+    if not reasons and not judged:
+        seen = False
+        if form is not None:
+            not_checked.append("the fit: its draws come without a sampler's diagnostics")
+    for found, measured in parts:
         reasons, figures = reasons + found, figures | measured
     reasons.sort(key=lambda reason: reason.verdict != UNUSABLE)
     header = " | ".join([posterior.method, str(posterior.model), *amount(posterior.data)])
-    return Check(header, tuple(reasons), figures)
+    return Check(header, tuple(reasons), figures, tuple(not_checked), seen)
 
 
-def _status(posterior) -> list[Reason]:
-    """A fit without a finite density or covariance ends here."""
-    status = Status(int(posterior.status))
-    if status not in (Status.NONFINITE, Status.NOT_POSITIVE_DEFINITE):
-        return []
-    finding, _, remedy = status.remedy.partition(": ")
-    return [Reason(UNUSABLE, finding, remedy)]
-
-
-def _mode(posterior) -> tuple[list[Reason], Figures]:
-    if hasattr(posterior, "points"):  # a belief held as draws, but not a sampler's
-        return [], {}
-    z, factor = posterior.mode, posterior.factor
-    if by_evidence := getattr(posterior, "by_evidence", False):  # the joint density has its maximum elsewhere
-        distance = float(jnp.sqrt(posterior.decrement))
+def _mode(posterior, form: GaussianForm) -> tuple[list[Reason], Figures]:
+    z, factor = form.mode, form.factor
+    if form.by_evidence and form.decrement is not None:  # the joint density has its maximum elsewhere
+        distance = float(jnp.sqrt(form.decrement))
         close = int(posterior.status) == Status.OK
     else:
-        _, gradient, _ = local(posterior.space, posterior.model, posterior.data, z)
+        _, gradient, _ = local(form.space, posterior.model, posterior.data, z)
         distance = float(jnp.linalg.norm(factor @ gradient))
         close = distance <= GRADIENT
     reasons, figures = [], {"sds_to_the_mode": distance}
@@ -126,53 +97,41 @@ def _mode(posterior) -> tuple[list[Reason], Figures]:
         finding = f"the search ended {distance:.2g} posterior sds from the mode"
         verdict = DOUBTFUL if distance < 1 else UNUSABLE
         remedy = "raise `steps` or `starts` of the backend"
-        converged = getattr(posterior, "decrement", 1.0) <= GRADIENT**2
-        if converged and not by_evidence:  # on new data alone
+        converged = form.decrement is not None and form.decrement <= GRADIENT**2
+        if converged and not form.by_evidence:  # on new data alone
             remedy = "fit all of `posterior.data` at once, or update without `recursive`"
         reasons.append(Reason(verdict, finding, remedy))
-    elif len(z) <= DIMENSIONS and not getattr(posterior, "linearised", False):
+    elif len(z) <= DIMENSIONS and not form.linearised:
         noise = jax.random.normal(jax.random.key(0), (WEIGHED, len(z)), z.dtype)
-        logs = log_joint(posterior.space, posterior.model, posterior.data, z + noise @ factor)
+        logs = log_joint(form.space, posterior.model, posterior.data, z + noise @ factor)
         logs = jnp.where(jnp.isfinite(logs), logs, -jnp.inf) + 0.5 * jnp.sum(noise**2, axis=1)
         counting = figures["draws_that_count"] = float(1 / jnp.sum(jax.nn.softmax(logs) ** 2) / WEIGHED)
         if not counting >= COUNTING:
-            finding = f"the posterior is no Gaussian in virtual space: {counting:.1%} of the belief's draws count"
+            finding = f"the posterior is no Gaussian in unconstrained space: {counting:.1%} of the draws count"
             remedy = "draw Laplace(linearised=True), sample with HMC, or settle what the data leave open"
             reasons.append(Reason(DOUBTFUL, finding, remedy))
     return reasons, figures
 
 
-def _features(posterior) -> tuple[list[Reason], Figures]:
-    if not hasattr(posterior, "missed"):  # no belief about functions in the place of another
-        return _chosen(posterior)
-    share = float(np.max(np.asarray(posterior.missed)))
-    reasons = []
-    if not share <= MISSED:
-        finding = f"the features miss {share:.0%} of the function prior's variance over the measure"
-        remedy = "raise `width`, and with it `points` and `steps`, or give `features` that span the prior's functions"
-        reasons.append(Reason(DOUBTFUL, finding, remedy))
-    return reasons, {"missed": share}
-
-
 def _chosen(posterior) -> tuple[list[Reason], Figures]:
-    """What has no prior fits the data by itself where it is more than they are (docs/results/every_belief.md)."""
-    count = sum(np.size(value) for value in posterior.space.params.values())
-    if not count or not isinstance(posterior.data, Transitions):
+    """Numbers without a prior fit the data by themselves where they are more (docs/results/every_belief.md)."""
+    count = sum(np.size(value) for value in posterior.params.values())
+    if not count or not isinstance(posterior.data, Data):
         return [], {}
-    outcomes = int(np.sum(posterior.data.valid)) * np.shape(posterior.data.states)[-1]
+    outcomes = posterior.data.count * np.shape(posterior.data.outcomes)[-1]
     reasons = []
     if count > outcomes:
-        finding = f"{count} numbers without a prior were chosen from {outcomes} outcomes: the belief is far too sure"
+        finding = f"{count} numbers without a prior were chosen from {outcomes} outcomes: the posterior is far too sure"
         remedy = "take fixed features (`residual` without `learned`), FunctionSpaceVI or an Ensemble, or give more data"
         reasons.append(Reason(DOUBTFUL, finding, remedy))
     return reasons, {"chosen_without_a_prior": count}
 
 
-def _sampler(posterior) -> tuple[list[Reason], Figures]:
+def _sampler(posterior, form: DrawsForm) -> tuple[list[Reason], Figures]:
     stats_of: Any = importlib.import_module("arviz_stats")  # a second to import
-    points, stats = np.asarray(posterior.points), jax.tree.map(np.asarray, posterior.sample_stats())
+    points, stats = np.asarray(form.points), jax.tree.map(np.asarray, posterior.sample_stats())
     chains, draws = points.shape[:2]
-    names = [name for _, name, _ in parameters(posterior.space, posterior.model, posterior.data)]
+    names = [name for _, name, _ in parameters(form.space, posterior.model, posterior.data)]
     halves = points if chains > 1 else points[:, : draws // 2 * 2].reshape(2, draws // 2, -1)
     r_hat = np.asarray(stats_of.rhat(halves))
     effective = {
@@ -208,10 +167,10 @@ def _sampler(posterior) -> tuple[list[Reason], Figures]:
     return reasons, figures
 
 
-def _solver(posterior) -> tuple[list[Reason], Figures]:
+def _solver(posterior, form: Form) -> tuple[list[Reason], Figures]:
     if not isinstance(posterior.model, Dynamics):
         return [], {}
-    shift, needed = solver_shift(posterior)
+    shift, needed = solver_shift(posterior, form)
     if shift <= SHIFT:
         return [], {"solver_shift_sds": shift}
     model = posterior.model
@@ -223,15 +182,19 @@ def _solver(posterior) -> tuple[list[Reason], Figures]:
     return [Reason(DOUBTFUL, finding, remedy)], {"solver_shift_sds": shift}
 
 
-def solver_shift(posterior) -> tuple[float, int | None]:
-    """How far a finer solver would move a belief about a Dynamics.
+def solver_shift(posterior, form: Form | None = None) -> tuple[float, int | None]:
+    """Shift of the estimate under a finer solver.
+
+    Args:
+        form: of the posterior of a Dynamics in unconstrained space, where the caller has it already.
 
     Returns:
-        The length, in posterior sds, of one Gauss-Newton step from the belief's centre under 4 times finer sub-steps;
-        and where it is above `SHIFT` the sub-steps that bring it below, or None where none do.
+        The length, in posterior sds, of one Gauss-Newton step from the posterior's centre under 4 times finer
+        sub-steps; and where it is above `SHIFT` the sub-steps that bring it below, or None where none do.
     """
-    space, model, data = posterior.space, posterior.model, posterior.data
-    z, covariance = belief(posterior)
+    form = posterior.unconstrained() if form is None else form
+    space, model, data = form.space, posterior.model, posterior.data
+    z, covariance = form.moments()
     shift = first = _shift(space, model, data, z, covariance)
     times = 1
     while shift > SHIFT and times < FINEST:
@@ -276,12 +239,10 @@ def _climb(space, model, data, z, steps: int = 40):
 
 def _finer(model: Dynamics, times: int) -> Dynamics:
     """The same Dynamics with so many times as many sub-steps, which is another one to the compiler."""
-    finer = copy.copy(model)
-    finer.substeps, finer._content = model.substeps * times, (model._content, times)
-    return finer
+    return model.rebound(substeps=model.substeps * times)
 
 
-def _data(posterior, key) -> tuple[list[Reason], Figures]:
+def _data(posterior, form: Form, key) -> tuple[list[Reason], Figures]:
     report = identifiability(posterior)
     figures = {"combinations": len(report.names), "largest_variance_left": float(report.eigenvalues.max())}
     if len(report.unused) == len(report.names):
@@ -300,7 +261,7 @@ def _data(posterior, key) -> tuple[list[Reason], Figures]:
         finding = "the data do not determine " + " or ".join(mixed[:LISTED])
         finding += f" or {len(mixed) - LISTED} more" if len(mixed) > LISTED else ""
         reasons.append(Reason(DOUBTFUL, finding, "give one of each as known, or record motions that tell them apart"))
-    rows = [row for row in summarise(key, posterior).rows if row["site"] in posterior.space.names]
+    rows = [row for row in summarise(key, posterior).rows if row["site"] in form.space.names]
     barely = [row["name"] for row in rows if row["verdict"] == VERDICTS[2] and row["site"] not in report.marginalised]
     barely = [name for name in alone if name not in report.unused] + [n for n in barely if n not in mentioned]
     if barely:

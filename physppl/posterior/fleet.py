@@ -1,9 +1,9 @@
-"""One machine of a fleet: what a hierarchical model believes about it, as the belief about a Dynamics.
+"""One machine of a fleet: the posterior of a hierarchical model, marginalised to one machine's Dynamics.
 
 The machine is a Dynamics of its own. Its program runs the fleet's model as far as the Dynamics that stands in the
 plates, and rebuilds the field there from the machine's own site values: the population's sites, which that field may
-close over, are sites of the machine too. The belief about them is the fleet's marginal. A Gaussian one is carried over
-to first order, into the coordinates of the machine's own sites, where the ridge between population and machine of a
+close over, are sites of the machine too. Their distribution is the fleet's marginal. A Gaussian is carried over to
+first order, into the coordinates of the machine's own sites, where the ridge between population and machine of a
 non-centred prior is a Gaussian's.
 """
 
@@ -11,132 +11,70 @@ import copy
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
 from physppl.data.transitions import Transitions
+from physppl.density.forms import DrawsForm, Form, GaussianForm
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import unknown
 from physppl.language.noise import PROCESS
 from physppl.language.plates import PlateLayout
-from physppl.language.program import visiting
-from physppl.language.transition import AbstractTransition
-from physppl.posterior.base import Posterior
-from physppl.posterior.fleet_program import MachineProgram, Place, open_plates, reach
+from physppl.language.program import Visit
+from physppl.posterior.base import AbstractPosterior
+from physppl.posterior.fleet_program import MachineProgram, Place, open_plates, run_to_dynamics
 
 
-class MachinePosterior(Posterior):
-    """The belief about one machine of a fleet; made by `posterior.machine(index)`.
-
-    It has all that the posterior of a Dynamics has. `samples` and `summary` are of the machine's own sites and of the
-    population's; `check` is that of the fleet's fit, and what has to be saved or updated is the fleet's posterior.
-
-    Attributes:
-        belief: about the machine's Dynamics: the marginal of the fleet's.
-        fleet: the posterior of all machines.
-    """
-
-    belief: Any
-    fleet: Posterior
-
-    def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
-        return self.belief._draw(key)
-
-    def _basis(self, states, actions, times):
-        return self.belief._basis(states, actions, times)
-
-    def _samples(self, key: PRNGKeyArray, draws: int):
-        return self.belief._samples(key, draws)
-
-    def _noise(self) -> Array:
-        return self.belief._noise()
-
-    def _mean(self) -> AbstractTransition:
-        return self.belief._mean()
-
-    def _entropy(self) -> Float[Array, ""]:
-        return self.belief._entropy()
-
-    def _several(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
-        return self.belief._several(key, count)
-
-    def sample_stats(self) -> dict[str, Array]:
-        return self.fleet.sample_stats()
-
-    def facts(self) -> dict[str, float]:
-        """Of the fleet's fit."""
-        return self.fleet.facts()
-
-    def moments(self) -> dict[str, tuple[Array, Array]]:
-        """{site: (mean, sd)} of the machine and of the population, deterministic sites included, in the sites' units.
-
-        Of a Gaussian belief to first order at its mode (the delta method), of draws their own. Where a deterministic
-        site is bent along a ridge, as a mass that is computed from the population's mean and sd and the machine's
-        offset, the first order stays on the ridge that Gaussian draws leave.
-        """
-        dtype = jnp.result_type(float)
-        with jax.enable_x64(True):
-            return jax.tree.map(lambda x: x.astype(dtype), _moments(self.belief))
-
-    def save(self, path) -> None:
-        """Raises TypeError: the fleet's posterior is saved, and has the machine again once it is loaded."""
-        raise TypeError(
-            "save: this is one machine of a fleet. Save the fleet's posterior, and ask what is loaded for the machine: "
-            f"load(path, model).machine({', '.join(map(str, self.model.program.index))})."
-        )
-
-
-def machine(posterior: Posterior, *index: int, **plates: int) -> MachinePosterior:
-    """The belief about one machine of a fleet: `Posterior.machine`.
+def marginal(posterior: AbstractPosterior, *index: int, **plates: int) -> AbstractPosterior:
+    """The posterior of one machine of a fleet, about a Dynamics of its own: see `Posterior.machine`.
 
     Raises:
-        TypeError: for a belief whose model has no plate around one Dynamics, or that is held neither as a Gaussian nor
-            as draws in virtual space; for an index that is not whole.
+        TypeError: for a posterior whose model has no plate around one Dynamics, or that is held neither as a Gaussian
+            nor as draws in unconstrained space; for an index that is not whole.
         KeyError: for a plate that is not there, with close matches.
         ValueError: for an index out of range, naming plate and size; for a model that cannot be taken apart.
     """
-    model, data, space = posterior.model, posterior.data, getattr(posterior, "space", None)
+    model, data = posterior.model, posterior.data
     if isinstance(model, Dynamics):
         raise TypeError(
-            f"machine: this belief is about one machine, {model}: its model has no plate around a Dynamics."
+            f"machine: this posterior is about one machine, {model}: its model has no plate around a Dynamics."
         )
     if not isinstance(data, Transitions):
         raise TypeError(f"machine: the fleet's data must be Transitions.stack([...]); got {type(data).__name__}.")
-    if not isinstance(space, UnconstrainedSpace) or not (hasattr(posterior, "points") or hasattr(posterior, "factor")):
-        raise TypeError(f"machine: needs a Gaussian or draws in virtual space, which {posterior.method} does not keep.")
-    if space.params:
-        raise TypeError(f"machine: `param` sites have no place in a fleet; got {', '.join(space.params)}.")
+    form = posterior.unconstrained()
+    if form is None:
+        raise TypeError(
+            f"machine: needs a Gaussian or draws in unconstrained space, which {posterior.method} does not keep."
+        )
+    if form.space.params:
+        raise TypeError(f"machine: `param` sites have no place in a fleet; got {', '.join(form.space.params)}.")
     with jax.enable_x64(True):
-        dynamics, names, sizes, known = _found(model, data)
+        dynamics, names, sizes, known = _the_dynamics(model, data)
         place = Place(names, sizes, _index(names, sizes, index, plates))
         own = copy.copy(dynamics)
-        own.program = MachineProgram(model, dynamics.name, place, _unseen(data), known)
+        own.program = MachineProgram(model, dynamics.name, place, _no_data(data), known)
         own = own.rebound()
         rows = jax.tree.map(lambda x: x[place.indices], data)
         within = UnconstrainedSpace.of(own, rows)
-        carried = _marginal(posterior, own, within, jnp.asarray(place.indices))
-    belief = copy.copy(posterior)
-    for name, value in ({"model": own, "data": rows, "space": within, "_timing": None} | carried).items():
-        object.__setattr__(belief, name, value)
-    return MachinePosterior(own, rows, posterior.status, posterior.method, belief, posterior)
+        carried = _carried(form, model, data, own, within, jnp.asarray(place.indices))
+        return posterior.about(own, rows, form._replace(space=within, **carried))
 
 
-def _found(model: Callable, data: Transitions) -> tuple[Dynamics, tuple[str, ...], tuple[int, ...], bool]:
+def _the_dynamics(model: Callable, data: Transitions) -> tuple[Dynamics, tuple[str, ...], tuple[int, ...], bool]:
     """The one Dynamics of a fleet's model, names and sizes of the plates around it, whether some sites are known."""
     found = []
 
-    def visit(dynamics, given):
+    def visit(dynamics, rows):
         outside = open_plates()
-        PlateLayout(outside, 0, given.batch_shape, dynamics.name)  # as many as the data's axes
+        PlateLayout(outside, 0, rows.batch_shape, dynamics.name)  # as many as the data's axes
         record = dynamics.declare()
         if PROCESS in record.observed:
             raise ValueError(
@@ -144,9 +82,10 @@ def _found(model: Callable, data: Transitions) -> tuple[Dynamics, tuple[str, ...
             )
         names, sizes = tuple(p.name for p in outside), tuple(p.size for p in outside)
         found.append((dynamics, names, sizes, bool(record.observed)))
+        return rows.outcomes
 
     def run(key):
-        with visiting(visit):
+        with Visit(visit):
             handlers.seed(model, key)(data)
         return jnp.zeros(())
 
@@ -178,20 +117,19 @@ def _index(names, sizes, index, plates) -> tuple[int, ...]:
     return tuple(map(operator.index, given))
 
 
-def _unseen(data: Transitions) -> Transitions:
+def _no_data(data: Transitions) -> Transitions:
     """Data of a fleet's shape, of one row that does not count and that no model can compute with."""
     one = jax.tree.map(lambda x: np.full((*data.batch_shape, 1, *x.shape[len(data.batch_shape) + 1 :]), np.nan), data)
     return eqx.tree_at(lambda d: d.valid, one, np.zeros((*data.batch_shape, 1), bool))
 
 
 def _point(
-    posterior, own: Dynamics, within: UnconstrainedSpace, index: Array, z: Float[Array, " P"]
+    form: Form, model: Callable, data, own: Dynamics, within: UnconstrainedSpace, index: Array, z: Float[Array, " P"]
 ) -> Float[Array, " K"]:
-    """The machine's point in its own virtual space, at a point of the fleet's."""
-    found, parts = [], posterior.space.split(z)
-    posterior.space.trace(lambda data: found.append(reach(posterior.model, data)), z, posterior.data)
-    reached, mine = found[0], {}
-    values, supports = reached.values(index), reached.record.supports
+    """The machine's point in its own unconstrained space, at a point of the fleet's."""
+    runs, parts = [], form.space.split(z)
+    form.space.trace(lambda data: runs.append(run_to_dynamics(model, data)), z, data)
+    values, supports, mine = runs[0].values(index), runs[0].record.supports, {}
     for name, shape in zip(within.names, within.shapes, strict=True):
         mine[name] = biject_to(supports[name]).inv(values[name]) if name in values else parts[name]
         if mine[name].shape != shape:
@@ -203,24 +141,26 @@ def _point(
 
 
 @eqx.filter_jit
-def _marginal(posterior, own: Dynamics, within: UnconstrainedSpace, index: Array) -> dict[str, Array]:
-    """What the machine's belief holds in place of the fleet's: draws, or mode and factor."""
-    point = partial(_point, posterior, own, within, index)
-    if hasattr(posterior, "points"):
-        return {"points": jax.vmap(jax.vmap(point))(posterior.points)}
-    mode, push = jax.linearize(point, posterior.mode)
-    along = jax.vmap(push)(posterior.factor)
+def _carried(form: Form, model, data, own: Dynamics, within: UnconstrainedSpace, index: Array) -> dict[str, Array]:
+    """What the machine's form holds in place of the fleet's: draws, or mode and factor."""
+    point = partial(_point, form, model, data, own, within, index)
+    if isinstance(form, DrawsForm):
+        return {"points": jax.vmap(jax.vmap(point))(form.points)}
+    mode, push = jax.linearize(point, form.mode)
+    along = jax.vmap(push)(form.factor)
     along = jnp.concatenate([along, jnp.zeros((len(mode), len(mode)))])
-    # Of the reversed columns, so that the factor W of the covariance W' W is lower triangular.
+    # QR of the reversed columns, so that the factor W of the covariance W' W is lower triangular.
     factor = jnp.linalg.qr(along[:, ::-1], mode="r")[::-1, ::-1]
     return {"mode": mode, "factor": jnp.where(jnp.diagonal(factor) < 0, -1.0, 1.0)[:, None] * factor}
 
 
 @eqx.filter_jit
-def _moments(belief) -> dict[str, tuple[Array, Array]]:
-    if hasattr(belief, "points"):
-        samples = belief._samples(jax.random.key(0), 0)
+def site_moments(posterior: AbstractPosterior) -> dict[str, tuple[Array, Array]]:
+    """{site: (mean, sd)}: of a Gaussian to first order, of draws their own."""
+    form = posterior.unconstrained()
+    if not isinstance(form, GaussianForm):
+        samples = posterior._samples(jax.random.key(0), 0)
         return {name: (jnp.mean(v, (0, 1)), jnp.std(v, (0, 1))) for name, v in samples.items()}
-    values, push = jax.linearize(lambda z: belief.space.values(belief.model, z, belief.data), belief.mode)
-    tangents = jax.vmap(push)(belief.factor)
+    values, push = jax.linearize(lambda z: form.space.values(posterior.model, z, posterior.data), form.mode)
+    tangents = jax.vmap(push)(form.factor)
     return {name: (value, jnp.linalg.norm(tangents[name], axis=0)) for name, value in values.items()}

@@ -16,9 +16,9 @@ from physppl.data.transitions import Transitions
 from physppl.dynamics import Dynamics
 from physppl.language.noise import PROCESS
 from physppl.language.plates import PlateLayout
-from physppl.language.program import Record, Replay, visiting
+from physppl.language.program import Record, Replay, Visit
 
-ALONE = "a belief about one machine is not fitted, updated or judged: do that with the fleet's model and its posterior"
+ALONE = "the posterior of one machine is not fitted, updated or scored: do that with the fleet's model and posterior"
 
 
 class Place(NamedTuple):
@@ -59,7 +59,7 @@ class MachineProgram:
     def __call__(self):
         hidden = Hidden()
         with hidden:
-            reached = reach(self.fleet, self.inputs, hidden)
+            reached = run_to_dynamics(self.fleet, self.inputs, hidden)
         own, record = reached.values(self.index), reached.record
         own.pop(PROCESS, None)
         for name in own:
@@ -85,27 +85,20 @@ class Reached(NamedTuple):
         return {name: value[tuple(index)] for name, value in own}
 
 
-class _Arrived(BaseException):
-    """Ends a run of a fleet's model at its Dynamics."""
+def run_to_dynamics(fleet: Callable, data: Transitions, hidden: "Hidden | None" = None) -> Reached:
+    """Run a fleet's model, and at its Dynamics that one's program; `hidden` closes over all sites that follow."""
+    reached = []
 
-
-def reach(fleet: Callable, data: Transitions, hidden: "Hidden | None" = None) -> Reached:
-    """Run a fleet's model as far as its Dynamics, and that one's program; sites of it are seen by `hidden` last."""
-    found = []
-
-    def visit(dynamics, given):
-        layout = PlateLayout(open_plates(), 0, given.batch_shape, dynamics.name)
+    def visit(dynamics, rows):
+        layout = PlateLayout(open_plates(), 0, rows.batch_shape, dynamics.name)
         if hidden is not None:
             hidden.closed = True
-        found.append(Reached(dynamics, dynamics.declare(), layout))
-        raise _Arrived
+        reached.append(Reached(dynamics, dynamics.declare(), layout))
+        return rows.outcomes
 
-    try:
-        with visiting(visit):
-            fleet(data)
-    except _Arrived:
-        pass
-    return found[0]
+    with Visit(visit):
+        fleet(data)
+    return reached[0]
 
 
 def open_plates() -> list[numpyro.plate]:

@@ -12,16 +12,15 @@ from jax import Array
 from jaxtyping import Float
 from numpyro import handlers
 
-from physppl.data.trajectories import Trajectories, fine_bucket
-from physppl.data.transitions import bucket
-from physppl.density.moments import belief, information, prior
+from physppl.density.forms import DrawsForm, Form
+from physppl.density.moments import information, prior
 from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import DELAY
 from physppl.internal.errors import unknown
 from physppl.internal.units import pretty
 from physppl.posterior.arviz import site_units
-from physppl.posterior.base import Posterior
+from physppl.posterior.base import AbstractPosterior
 from physppl.posterior.summary import EXPANDED, INFORMED, aligned, amount, labels, number
 
 DETERMINED = 0.1  # of the prior's variance: less is left of a combination that the data determine
@@ -106,7 +105,9 @@ class Identifiability:
         return "determined" if left < DETERMINED else "in part"
 
 
-def identifiability(model: Dynamics | Posterior, data=None, *, at: dict[str, Any] | None = None) -> Identifiability:
+def identifiability(
+    model: Dynamics | AbstractPosterior, data=None, *, at: dict[str, Any] | None = None
+) -> Identifiability:
     """Which combinations of parameters data determine, before a fit or after one.
 
     Generalised eigenvalues of the covariance after the data against the one before, in virtual space. Before a fit the
@@ -126,32 +127,35 @@ def identifiability(model: Dynamics | Posterior, data=None, *, at: dict[str, Any
         ValueError: for data that do not fit the model; for a value outside its site's bounds.
         KeyError: for a value of a site that the model has not, with close matches.
     """
-    if isinstance(model, Posterior):
+    if isinstance(model, AbstractPosterior):
         if data is not None or at is not None:
             raise TypeError("identifiability(posterior) takes no data and no point: it has its own.")
-        if not hasattr(model, "space"):
-            raise TypeError(f"identifiability needs a belief in virtual space, which {model.method} does not keep.")
+        if (form := model.unconstrained()) is None:
+            raise TypeError(
+                f"identifiability needs a Gaussian or draws in unconstrained space, which {model.method} does not keep."
+            )
         with jax.enable_x64(True):
-            return _after(model)
+            return _after(model, form)
     if not isinstance(model, Dynamics) or data is None:
         got = f"{type(model).__name__}{' without data' if data is None else ''}"
         raise TypeError(f"identifiability takes a Dynamics and data, or a Posterior alone; got {got}.")
     with jax.enable_x64(True):
+        planned = data.outcomes is None
         data = _design(model, data)
         space = UnconstrainedSpace.of(model, data)
         median, before = prior(space, model, data)
         z = jnp.asarray(median) if at is None else _point(space, model, data, median, at)
-        data = _imagined(space, model, data, z)
+        data = _simulated(model, data, space.sites(model, z, data)) if planned else data
         fisher = information(space, model, data, z)
         place = "before a fit, at the prior's median" if at is None else "before a fit, at given values"
         return _report(space, model, data, z, fisher, before, _updated(before, fisher), place)
 
 
-def _after(posterior) -> Identifiability:
-    space, model, data = posterior.space, posterior.model, posterior.data
-    z, drawn = belief(posterior)
+def _after(posterior, form: Form) -> Identifiability:
+    space, model, data = form.space, posterior.model, posterior.data
+    z, covariance = form.moments()
     fisher, before = information(space, model, data, z), prior(space, model, data)[1]
-    after = np.asarray(drawn) if hasattr(posterior, "points") else _updated(before, fisher)
+    after = np.asarray(covariance) if isinstance(form, DrawsForm) else _updated(before, fisher)
     return _report(space, model, data, z, fisher, before, after, f"after {posterior.method}")
 
 
@@ -196,24 +200,17 @@ def _plain(basis: np.ndarray) -> np.ndarray:
 
 
 def _design(model: Dynamics, data):
-    """Data as a fit takes them: checked, padded, in double precision."""
+    """Data as a fit takes them: checked, padded, in double precision, with outcomes of any kind."""
     model.check(data)
-    if isinstance(data, Trajectories):
-        data = data.rows().pad(fine_bucket(len(data)), model.dt)
-    else:  # next states that are missing are put in, for none is read
-        filled = lambda d: d.states if d.next_states is None else d.next_states  # noqa: E731
-        data = eqx.tree_at(lambda d: d.next_states, data, filled(data), is_leaf=lambda x: x is None)
-        data = data.pad(bucket(len(data)))
-    return jax.tree.map(lambda x: jnp.asarray(x, float if np.asarray(x).dtype.kind == "f" else None), data)
+    data = data.bucketed(model.dt)
+    data = jax.tree.map(lambda x: jnp.asarray(x, float if np.asarray(x).dtype.kind == "f" else None), data)
+    return data if data.outcomes is not None else _simulated(model, data, {})
 
 
-def _imagined(space: UnconstrainedSpace, model: Dynamics, data, z):
-    """Data with readings of the model's own where there are none: a filter follows what it reads."""
-    if getattr(data, "observations", data) is not None:
-        return data
-    run = handlers.substitute(handlers.seed(model, jax.random.key(0)), data=space.sites(model, z, data))
-    readings = handlers.trace(run).get_trace(data)["observation"]["value"]
-    return eqx.tree_at(lambda d: d.observations, data, readings, is_leaf=lambda x: x is None)
+def _simulated(model: Dynamics, data, sites):
+    """The same inputs with outcomes drawn from the model: a filter follows what it reads."""
+    run = handlers.substitute(handlers.seed(model, jax.random.key(0)), data=sites)
+    return data.with_outcomes(handlers.trace(run).get_trace(data.inputs)[model.likelihood(data).site]["value"])
 
 
 def _point(space: UnconstrainedSpace, model, data, median, at: dict[str, Any]):

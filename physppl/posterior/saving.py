@@ -19,12 +19,11 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from physppl.data.trajectories import Trajectories
 from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 from physppl.dynamics import Dynamics
 from physppl.internal.files import write
 from physppl.internal.progress import Timing
-from physppl.posterior.base import Posterior
+from physppl.posterior.base import AbstractPosterior
 from physppl.posterior.serialisation import Reader, Writer
 
 MAGIC = b"\x89physppl belief\r\n\x1a\n"  # the line ends tell of transfers as text
@@ -36,7 +35,7 @@ POINTS = (-1.0, 0.0, 1.0)  # of virtual space, all coordinates the same, at whic
 SAME, SIMILAR = 1e-8, 1e-6  # relative, by one version of JAX and between two
 
 
-def save(path: str | Path, posterior: Posterior) -> None:
+def save(path: str | Path, posterior: AbstractPosterior) -> None:
     """Writes a belief, whole or not at all; a file of this name is replaced.
 
     Raises:
@@ -52,7 +51,7 @@ def save(path: str | Path, posterior: Posterior) -> None:
     write(path, encode(posterior))
 
 
-def load(path: str | Path, model: Callable) -> Posterior:
+def load(path: str | Path, model: Callable) -> AbstractPosterior:
     """The belief in a file, about the model it was fitted with.
 
     The model is given because its program is code, which a file does not hold. It is recognised: by its sites, its
@@ -84,20 +83,20 @@ def load(path: str | Path, model: Callable) -> Posterior:
         if str(error).startswith(where):
             raise
         raise ValueError(f"{where} is not as `save` writes: {type(error).__name__}: {error}.") from error
-    if not isinstance(posterior, Posterior):
+    if not isinstance(posterior, AbstractPosterior):
         raise ValueError(f"{where} holds a {type(posterior).__name__}, which is no Posterior.")
     _recognise(posterior, told, draws, figures, same_jax, where)
     object.__setattr__(posterior, "_timing", timing)
     return posterior
 
 
-def encode(posterior: Posterior) -> bytes:
+def encode(posterior: AbstractPosterior) -> bytes:
     """What the file holds."""
     model, data, writer = posterior.model, posterior.data, Writer(posterior.model)
     tree = writer.node(posterior, type(posterior).__name__)
     with jax.enable_x64(True):
         draws = _draws(posterior)
-        figures = _figures(model, data, draws, _space(posterior))
+        figures = _figures(model, data, draws, posterior.site_space())
         header = {
             "format": FORMAT,
             "versions": _versions(),
@@ -165,13 +164,7 @@ def _free(model, data) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _space(posterior: Posterior) -> UnconstrainedSpace | None:
-    """In which the belief lives, if in any."""
-    space = getattr(posterior, "space", None)
-    return space if isinstance(space, UnconstrainedSpace) else None
-
-
-def _draws(posterior: Posterior) -> dict[str, Array]:
+def _draws(posterior: AbstractPosterior) -> dict[str, Array]:
     """{latent or `param` site: values (DRAWS, ...)}, always the same ones."""
     samples, draws = posterior.samples(jax.random.key(0, impl="threefry2x32"), DRAWS), {}
     samples = samples | {k: jnp.broadcast_to(v, (DRAWS, *v.shape)) for k, v in posterior.params.items()}
@@ -217,14 +210,14 @@ def _steps(model: Dynamics, data, values) -> dict[str, Array]:
     actions = jnp.asarray(action.low + (action.high - action.low) * (0.5 + 0.4 * spread(len(action))))
     after = jax.vmap(transition.stepper())(model.dt * jnp.arange(PROBES), states, actions)
     figures = {"the next state": after / state.scale, "the process noise": transition.noise / state.scale}
-    if isinstance(data, Trajectories):
+    if model.likelihood(data).axis == "sensor":
         figures["the readings"] = jax.vmap(model.sensing.read)(states) / model.sensing.space.scale
     return figures
 
 
-def _recognise(posterior: Posterior, told: dict[str, Any], draws, figures, same_jax: bool, where: str) -> None:
+def _recognise(posterior: AbstractPosterior, told: dict[str, Any], draws, figures, same_jax: bool, where: str) -> None:
     """Refuses a model that is not the one of the belief, naming what differs."""
-    model, data, space = posterior.model, posterior.data, _space(posterior)
+    model, data, space = posterior.model, posterior.data, posterior.site_space()
     other, remedy = f"{where} was saved with another model", "Pass the model that the belief was fitted with."
     now = _told(model)
     if told["kind"] != now["kind"]:

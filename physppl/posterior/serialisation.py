@@ -1,9 +1,10 @@
-"""Values as JSON and bytes: the tree of a belief, without code.
+"""Values as JSON and bytes: the tree of a posterior, without code.
 
 Numbers, text and None are themselves; all else is a list that begins with its kind. Arrays go by dtype, shape and where
-their bytes begin. Classes go by name, and are found among the imported equinox modules and NamedTuples alone.
+their bytes begin. Classes go by name, and are looked up among the imported equinox modules and NamedTuples alone.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import math
@@ -16,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from physppl.dynamics import Dynamics
+from physppl.internal.keys import parts
+
+RENAMED = {"VirtualSpace": "UnconstrainedSpace"}  # classes in files that were saved under an earlier name
 
 
 class Writer:
@@ -48,11 +52,8 @@ class Writer:
         if kind is dict:
             items = [[self.node(k, f"a key of {name}"), self.node(v, f"{name}[{k!r}]")] for k, v in value.items()]
             return ["dict", items]
-        if isinstance(value, eqx.Module):
-            fields = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
-        elif isinstance(value, tuple) and hasattr(kind, "_fields"):
-            fields = kind._fields
-        else:
+        composite = parts(value) if _known(kind) else None
+        if composite is None:
             raise TypeError(
                 f"save: {name} is a {kind.__name__}, which a file cannot hold. It holds arrays, numbers, text, tuples, "
                 "lists, dictionaries, random keys, NamedTuples and equinox modules of these, and the model itself."
@@ -62,13 +63,13 @@ class Writer:
                 f"save: {name} is a {kind.__qualname__}, which is defined in the script itself and could not be found "
                 "again from another: define the class in a module, and import it."
             )
-        if _found(kind.__module__, kind.__qualname__) is not kind:
+        if _class(kind.__module__, kind.__qualname__) is not kind:
             raise TypeError(
                 f"save: {name} is a {kind.__qualname__}, which could not be found again: define the class at the top "
                 "level of a module."
             )
-        parts = {field: self.node(getattr(value, field), f"{name}.{field}") for field in fields}
-        return ["object", kind.__module__, kind.__qualname__, parts]
+        nodes = {field: self.node(part, f"{name}.{field}") for field, part in composite.items()}
+        return ["object", kind.__module__, kind.__qualname__, nodes]
 
     def _array(self, value, name: str) -> list:
         array = np.asarray(value)
@@ -112,8 +113,8 @@ class Reader:
         array = flat.astype(np.dtype(dtype)).reshape(shape)
         return {"jax": jnp.asarray, "array": np.asarray, "scalar": lambda x: x[()]}[kind](array)
 
-    def _object(self, module: str, name: str, parts: dict[str, Any]):
-        kind: Any = _found(module, name)
+    def _object(self, module: str, name: str, nodes: dict[str, Any]):
+        kind: Any = _class(module, name)
         if not _known(kind):
             if module not in sys.modules:
                 why = f"which is not imported. Import {module}, if you trust it, and load again."
@@ -122,7 +123,7 @@ class Reader:
             else:
                 why = "which is no equinox module and no NamedTuple: such a thing is not made from a file."
             raise ValueError(f"{self.where} holds a {module}.{name}, {why}")
-        values = {field: self.value(node) for field, node in parts.items()}
+        values = {field: self.value(node) for field, node in nodes.items()}
         fields = {f.name: f for f in dataclasses.fields(kind)} if issubclass(kind, eqx.Module) else kind._fields
         if other := sorted(values.keys() - set(fields)):
             raise ValueError(f"{self.where} was saved with another {name}: this one has no {', '.join(other)}.")
@@ -143,15 +144,20 @@ def _little(dtype: str) -> np.dtype:
     return np.dtype(dtype).newbyteorder("<")
 
 
-def _found(module: str, name: str) -> Any:
-    """What stands at the top level of a module that is imported, or in a class there; this library's backends always
-    are."""
-    if module.startswith("physppl.inference."):
-        importlib.import_module("physppl.inference")
-    found: Any = sys.modules.get(module)
+def _class(module: str, name: str) -> Any:
+    """The class of this name: one of this library wherever it stands today, else at the top level of its module, which
+    must be imported, or in a class there."""
+    own = __name__.split(".")[0]
+    if module.split(".")[0] == own:
+        with contextlib.suppress(ModuleNotFoundError):  # of a file that was saved when the class stood elsewhere
+            importlib.import_module(module.rpartition(".")[0] or module)
+        name = RENAMED.get(name, name)
+        ours = [vars(m).get(name) for place, m in sorted(sys.modules.items()) if place.startswith(f"{own}.")]
+        return next((kind for kind in ours if _known(kind) and kind.__module__.startswith(f"{own}.")), None)
+    kind: Any = sys.modules.get(module)
     for part in name.split("."):
-        found = vars(found).get(part) if hasattr(found, "__dict__") else None
-    return found
+        kind = vars(kind).get(part) if hasattr(kind, "__dict__") else None
+    return kind
 
 
 def _known(kind: Any) -> bool:

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpyro import handlers
 
-from physppl.data.trajectories import Trajectories
-from physppl.data.transitions import Transitions
+from physppl.data.data import Data
 from physppl.density.unconstrained import latent_part
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, TIMING
@@ -262,13 +261,7 @@ def _header(posterior) -> str:
 
 def amount(data) -> list[str]:
     """How much there is, in words; nothing for data that are not ours."""
-    if not isinstance(data, Trajectories | Transitions):
-        return []
-    count = int(np.sum(data.valid))
-    if isinstance(data, Trajectories):
-        recordings = len(data.rows().valid)
-        return [f"{count} samples in {recordings} recording{'' if recordings == 1 else 's'}"]
-    return [f"{count} transition{'' if count == 1 else 's'}"]
+    return [data.describe()] if isinstance(data, Data) else []
 
 
 def aligned(lines: list[list[str]], left: set[int]) -> list[str]:

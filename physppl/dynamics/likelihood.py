@@ -1,0 +1,56 @@
+"""The contract of a likelihood: how one kind of data enters a Dynamics as observed sites."""
+
+import enum
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Generic, TypeVar
+
+from physppl.data.data import Data
+from physppl.data.spaces import StateSpace
+from physppl.language.program import Record
+
+
+class Structure(enum.Enum):
+    """Dependence between outcomes at given parameters, which decides how a density is differentiated."""
+
+    ROWS = "each outcome depends on its own inputs alone"
+    RECORDINGS = "outcomes of one recording depend on each other"
+    JOINT = "outcomes may all depend on each other"
+
+
+D = TypeVar("D", bound=Data)
+
+
+class Likelihood(ABC, Generic[D]):
+    """The observed site of one kind of data; stateless, one object per kind.
+
+    Where the site is Normal or Student-t (masked, `to_event`), its mean, scale and degrees of freedom are the moments
+    from which Fisher information is built; of another distribution the exact Hessian is taken.
+
+    Attributes:
+        site: name of the observed site.
+        axis: name of the outcomes' coordinate axis in ArviZ.
+        structure: dependence between outcomes; JOINT is always right, and the slowest.
+    """
+
+    site: ClassVar[str]
+    axis: ClassVar[str]
+    structure: ClassVar[Structure] = Structure.JOINT
+
+    @abstractmethod
+    def space(self, dynamics) -> StateSpace:
+        """Coordinates of one outcome."""
+
+    @abstractmethod
+    def check(self, dynamics, data: D) -> None:
+        """Refuse data that do not fit the dynamics.
+
+        Raises:
+            ValueError: naming row and coordinate, with the remedy.
+        """
+
+    @abstractmethod
+    def observe(self, dynamics, data: D) -> Any:
+        """The sample statement: declare the dynamics' sites, then observe the outcomes or draw them where None."""
+
+    def declare(self, dynamics, record: Record, data: D) -> None:  # noqa: B027
+        """Sample the latent sites that this kind of data adds to the program's; none by default."""

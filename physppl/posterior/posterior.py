@@ -1,0 +1,130 @@
+"""The posterior that users hold: its contract, and the reports on it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+
+from physppl.density.forms import Form
+from physppl.language.transition import AbstractTransition
+from physppl.posterior import arviz, diagnostics, fleet, saving, summary
+from physppl.posterior.base import AbstractPosterior
+from physppl.posterior.verdict import Check
+
+
+class Posterior(AbstractPosterior):
+    """A posterior predictive transition object: functions to draw and predict with, sites, and reports on the fit.
+
+    Backends derive from it and give the four methods of `AbstractPosterior`; the attributes are those.
+    """
+
+    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 1000):
+        """An xarray DataTree for ArviZ: posterior, prior, log_likelihood, observed_data, sample_stats; padding dropped.
+
+        Use it with `arviz_stats` and `arviz_plots` (`import arviz as az` from Python 3.12, `arviz.preview` on 3.11).
+        """
+        key = jax.random.key(0) if key is None else key
+        return arviz.datatree(key, self, draws, self.check(key))
+
+    def summary(self, key: PRNGKeyArray | None = None, *, truth: dict[str, Any] | None = None) -> summary.Summary:
+        """The table of sites with units and verdicts, beside the truth where it is known; print it."""
+        return summary.summarise(jax.random.key(0) if key is None else key, self, truth=truth)
+
+    def check(self, key: PRNGKeyArray | None = None) -> Check:
+        """One verdict on the fit, with its reasons and their remedies; print it."""
+        return diagnostics.check(self, key)
+
+    def save(self, path: str | Path) -> None:
+        """Write the posterior to one file, which `physppl.load(path, model)` reads; its program is not in it.
+
+        The file is written whole or not at all, holds every array bit by bit, and runs no code when it is read.
+        """
+        saving.save(path, self)
+
+    def machine(self, *index: int, **plates: int) -> "MachinePosterior":
+        """The posterior of one machine of a fleet: to draw, predict and act with.
+
+        It contains what was learned from the other machines. `posterior.machine(3)`; with plates in plates one index
+        each, outermost first, or by name: `posterior.machine(hall=1, machine=3)`.
+
+        Raises:
+            TypeError: for a posterior whose model has no plate around one Dynamics, or an index that is not whole.
+            KeyError: for a plate that is not there, with close matches.
+            ValueError: for an index out of range, naming plate and size.
+        """
+        marginal = fleet.marginal(self, *index, **plates)
+        return MachinePosterior(marginal.model, marginal.data, self.status, self.method, marginal, self)
+
+
+class MachinePosterior(Posterior):
+    """The posterior of one machine of a fleet; made by `posterior.machine(index)`.
+
+    `samples` and `summary` are of the machine's own sites and of the population's; `check` is that of the fleet's fit,
+    and the fleet's posterior is the one to save or update.
+
+    Attributes:
+        marginal: the fleet's posterior in the machine's own sites.
+        fleet: the posterior of all machines.
+    """
+
+    marginal: Any
+    fleet: Posterior
+
+    def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
+        return self.marginal._draw(key)
+
+    def _basis(self, states, actions, times):
+        return self.marginal._basis(states, actions, times)
+
+    def _samples(self, key: PRNGKeyArray, draws: int):
+        return self.marginal._samples(key, draws)
+
+    def _noise(self) -> Array:
+        return self.marginal._noise()
+
+    def _mean(self) -> AbstractTransition:
+        return self.marginal._mean()
+
+    def _entropy(self) -> Float[Array, ""]:
+        return self.marginal._entropy()
+
+    def _several(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
+        return self.marginal._several(key, count)
+
+    def site_space(self):
+        return self.marginal.site_space()
+
+    def unconstrained(self) -> Form | None:
+        return self.marginal.unconstrained()
+
+    def sample_stats(self) -> dict[str, Array]:
+        return self.fleet.sample_stats()
+
+    def facts(self) -> dict[str, float]:
+        """Scalars of the fleet's fit."""
+        return self.fleet.facts()
+
+    def moments(self) -> dict[str, tuple[Array, Array]]:
+        """{site: (mean, sd)} of the machine and of the population, deterministic sites included, in the sites' units.
+
+        Of a Gaussian to first order at its mode (the delta method), of draws their own. Where a deterministic site is
+        bent along a ridge, as a mass that is computed from the population's mean and sd and the machine's offset, the
+        first order stays on the ridge that Gaussian draws leave.
+        """
+        dtype = jnp.result_type(float)
+        with jax.enable_x64(True):
+            return jax.tree.map(lambda x: x.astype(dtype), fleet.site_moments(self.marginal))
+
+    def check(self, key: PRNGKeyArray | None = None) -> Check:
+        """The verdict on the fleet's fit."""
+        return self.fleet.check(key)
+
+    def save(self, path) -> None:
+        """Raise TypeError: the fleet's posterior is saved, and has the machine again once it is loaded."""
+        raise TypeError(
+            "save: this is one machine of a fleet. Save the fleet's posterior, and ask what is loaded for the machine: "
+            f"load(path, model).machine({', '.join(map(str, self.model.program.index))})."
+        )
