@@ -10,8 +10,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int, PRNGKeyArray
 
+from physppl.internal.precision import ExactPickle
 
-class Data(eqx.Module):
+
+class Data(ExactPickle, eqx.Module):
     """Inputs of a machine, what was recorded of them, and which of these outcomes count.
 
     A kind of data is a subclass, beside the `physppl.dynamics.likelihood.Likelihood` that observes it. Implementers

@@ -2,7 +2,6 @@
 by refits."""
 
 import importlib
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -83,15 +82,13 @@ def _smoothed(terms: Float[np.ndarray, "C S n"], samples) -> LeftOut:
     if chains > 1 and points.shape[-1]:
         share = np.mean(stats.ess(points, chain_axis=0, draw_axis=1, method="mean")) / (chains * draws)
     each, pareto_k = [], []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)  # reported as `heavy`
-        for term in np.moveaxis(terms, -1, 0):
-            try:
-                value, k, _ = stats.loo(term, chain_axis=0, draw_axis=1, r_eff=min(share, 1.0))
-            except (ValueError, IndexError):  # the largest weights are of one and the same draw: no tail to fit
-                value, k = np.log(term.size) - logsumexp(-term), np.inf
-            each.append(float(value))
-            pareto_k.append(float(k))
+    for term in np.moveaxis(terms, -1, 0):
+        try:
+            value, k, _ = stats.loo(term, chain_axis=0, draw_axis=1, r_eff=min(share, 1.0))
+        except (ValueError, IndexError):  # the largest weights are of one and the same draw: no tail to fit
+            value, k = np.log(term.size) - logsumexp(-term), np.inf
+        each.append(float(value))
+        pareto_k.append(float(k))
     return LeftOut(np.array(each), np.array(pareto_k))
 
 

@@ -1,6 +1,7 @@
 """What long work tells: a bar after two seconds, and how much of the time was compiling."""
 
 import sys
+import threading
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -30,11 +31,14 @@ class Clock:
 
     def __init__(self):
         self.seconds, self.programs, self.tracing = 0.0, 0, 0.0
+        self.thread = threading.get_ident()
 
 
 def _on_event(event: str, duration_secs: float, **details: Any) -> None:
     del details
-    for clock in _listeners:
+    for clock in tuple(_listeners):
+        if clock.thread != threading.get_ident():  # JAX reports in the thread that compiles
+            continue
         if event == COMPILED:
             clock.seconds += duration_secs
             clock.programs += 1

@@ -13,7 +13,10 @@ from jax import Array
 from numpyro import handlers
 from numpyro.primitives import _PYRO_STACK, Messenger
 
+from physppl.internal import tracing
 from physppl.internal.errors import closest
+
+tracing.install()
 
 Program = Callable[[], Any]
 

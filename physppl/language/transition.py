@@ -11,8 +11,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
+from physppl.internal.precision import ExactPickle
 
-class AbstractTransition(eqx.Module):
+
+class AbstractTransition(ExactPickle, eqx.Module):
     """state, action -> next state, deterministic; `sample` adds the process noise.
 
     Implementers give `stepper`: everything that does not depend on the state is computed there, once per rollout.

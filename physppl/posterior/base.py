@@ -1,6 +1,5 @@
 """The contract of the posterior predictive transition object, which backends return and consumers take."""
 
-import copy
 from abc import abstractmethod
 from typing import Any
 
@@ -19,6 +18,7 @@ from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 from physppl.dynamics import Dynamics, sensors
 from physppl.internal import gaussians
 from physppl.internal.errors import Status, check_key, is_concrete
+from physppl.internal.precision import ExactPickle
 from physppl.internal.progress import Timing
 from physppl.language.transition import AbstractTransition, AverageTransition
 from physppl.posterior.verdict import Figures, Reason
@@ -26,7 +26,7 @@ from physppl.posterior.verdict import Figures, Reason
 MEAN_DRAWS, ENTROPY_DRAWS = 16, 4096  # where a belief has no closed form
 
 
-class AbstractPosterior(eqx.Module):
+class AbstractPosterior(ExactPickle, eqx.Module):
     """The contract of a posterior about dynamics: functions and sites. Users hold a `Posterior`, which adds reports.
 
     Implementers derive from `physppl.Posterior` and give four methods, on arrays in double precision and without
@@ -298,8 +298,8 @@ def _flat_basis(posterior, states, actions, t):
 
 def with_fields(posterior, **fields):
     """A copy of a posterior with other values of some fields, past its own `__init__`."""
-    other = copy.copy(posterior)
-    for name, value in (fields | {"_timing": None}).items():
+    other = object.__new__(type(posterior))
+    for name, value in (vars(posterior) | fields | {"_timing": None}).items():
         object.__setattr__(other, name, value)
     return other
 
