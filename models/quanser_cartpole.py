@@ -36,8 +36,7 @@ nominal = {
 """In SI units, of the plant that the SIM2GP experiments simulate (github.com/bhahner/MC-PILCO); no dry friction."""
 
 LONG_POLE = {"pole_mgl": POLE_MASS * GRAVITY * POLE_LENGTH, "pole_length": 4 / 3 * POLE_LENGTH}
-"""Parameters of a rod twice as long, its length mistaken for half of it
-(github.com/JoeMWatson/input-inference-for-control)."""
+"""A rod twice as long, its length mistaken for half of it (github.com/JoeMWatson/input-inference-for-control)."""
 
 POINT_POLE = {"pole_length": POLE_LENGTH / 2, "driven_mass": CART_MASS + ROTOR_MASS}
 """Parameters with the pole's mass concentrated at its middle (github.com/milutter/value_iteration)."""
