@@ -13,7 +13,7 @@ from physppl.density.curvature import scatter
 from physppl.density.forms import DrawsForm
 from physppl.density.unconstrained import UnconstrainedSpace, latent_part
 from physppl.dynamics import Dynamics
-from physppl.internal.errors import APART, Status, closest
+from physppl.internal.errors import R_HAT_LIMIT, Status, closest
 from physppl.internal.precision import doubles
 from physppl.language.transition import Transition
 from physppl.posterior.backend import prepared, raise_or_warn
@@ -107,7 +107,7 @@ def ended(points: Float[Array, "C S P"], stats: dict[str, Array]) -> Array:
     divergent = jnp.mean(stats.get("diverging", jnp.zeros(()))) > 0.01
     status = jnp.where(divergent, Status.DIVERGENCES, Status.OK)
     moved = jnp.all(jnp.ptp(points, axis=1) > 0)  # else R-hat is not a number, or rounding
-    return jnp.where(moved & (jnp.max(split_r_hat(points)) <= APART), status, Status.NOT_MIXED)
+    return jnp.where(moved & (jnp.max(split_r_hat(points)) <= R_HAT_LIMIT), status, Status.NOT_MIXED)
 
 
 def split_r_hat(points: Float[Array, "C S P"]) -> Float[Array, " P"]:

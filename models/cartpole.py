@@ -1,4 +1,4 @@
-"""Cart-pole with viscous friction: angle 0 stands upright; the force acts on the cart."""
+"""Cart-pole with viscous friction: angle 0 is upright; the force acts on the cart."""
 
 import jax.numpy as jnp
 
@@ -25,7 +25,7 @@ _priors = {
 
 
 def field(cart_mass, pole_mass, half_length, cart_friction, pole_friction):
-    """d state/dt of a uniform pole of length 2 half_length hinged on a cart (kg, m, N s/m, N m s/rad).
+    """Vector field d state/dt of a uniform pole of length 2 half_length hinged on a cart (kg, m, N s/m, N m s/rad).
 
     The equations of A. Barto, R. Sutton, C. Anderson (1983) with viscous friction at the cart and the hinge.
     """
@@ -43,17 +43,17 @@ def field(cart_mass, pole_mass, half_length, cart_friction, pole_friction):
 
 
 def program(**held):
-    """All five parameters unknown."""
+    """Program with all five parameters unknown."""
     return field(**sample(_priors, held))
 
 
 def program_with(**held):
-    """`program` with some arguments of `field` held: `program_with(cart_friction=0.0)`."""
+    """`program` with some arguments of `field` fixed: `program_with(cart_friction=0.0)`."""
     return hold(program, field, _priors, held)
 
 
 def dynamics(program=program, dt: float = 0.05, **options) -> Dynamics:
-    """The cart-pole bound to its spaces; options as of `Dynamics`."""
+    """The cart-pole bound to its spaces; other options are those of `Dynamics`."""
     return Dynamics(program, state, action, dt=dt, **options)
 
 
@@ -68,7 +68,7 @@ def system(
         changes: arguments of `field` that differ: `system(pole_mass=0.2)`.
 
     Raises:
-        KeyError: for a name that is no parameter, with close matches.
+        KeyError: for a name that is not a parameter, with close matches.
     """
     transition = true_transition(dynamics, program, field, truth, changes, dt, noise)
     return SimulatedSystem(transition, [0.0, jnp.pi, 0.0, 0.0], initial_sd, measurement_sd)
@@ -80,7 +80,7 @@ def _reward(state, action):
 
 
 def upright_error(states):
-    """|angle| on the circle, rad; states (..., 4)."""
+    """Distance |angle| on the circle, rad; states (..., 4)."""
     return jnp.abs((states[..., 1] + jnp.pi) % (2 * jnp.pi) - jnp.pi)
 
 

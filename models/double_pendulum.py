@@ -1,4 +1,4 @@
-"""Double pendulum: two point masses on massless rods; both angles count from hanging; actions are accelerations."""
+"""Double pendulum: two point masses on massless rods; both angles are 0 hanging; actions are accelerations."""
 
 from typing import Any
 
@@ -48,10 +48,10 @@ def field(
     gravity: Any = GRAVITY,
     width: Any = 0.1,
 ):
-    """d state/dt of the equations of PhyDream (J. Lee et al., Brown University), with friction in the hinges.
+    """Vector field d state/dt of PhyDream (J. Lee et al., Brown University), with friction in the hinges.
 
-    Actions are added to the angular accelerations as they stand; they are not torques, so that nothing tells the scale
-    of masses: m1 is a unit. The second hinge rubs at the velocity of one rod relative to the other.
+    Actions are added to the angular accelerations; they are not torques, so that the scale of masses is not
+    identifiable: m1 is the unit of mass. Friction in the second hinge acts on the rods' relative velocity.
 
     Args:
         mass_ratio: m2 / m1.
@@ -81,17 +81,17 @@ def field(
 
 
 def program(**held):
-    """Mass ratio and lengths unknown, no friction: as in PhyDream."""
+    """Program with unknown mass ratio and lengths, without friction: as in PhyDream."""
     return field(**sample(_priors, held))
 
 
 def program_with_friction(**held):
-    """As `program`, and viscous and dry friction in both hinges unknown, for m1 = 1 kg."""
+    """Program with unknown viscous and dry friction in both hinges too, for m1 = 1 kg."""
     return field(**sample(_priors | _frictions, held))
 
 
 def euler_as_published(**held):
-    """As `program`, one explicit Euler step of EULER_DT: the map that PhyDream learns. Its energy grows at every swing.
+    """One explicit Euler step of `program` over EULER_DT: the map that PhyDream learns. It gains energy at every swing.
 
     Use it with `dynamics(euler_as_published, dt=EULER_DT)`.
     """
@@ -100,12 +100,12 @@ def euler_as_published(**held):
 
 
 def program_with(**held):
-    """`program` with some arguments of `field` held: `program_with(l1=1.0, l2=1.0)`."""
+    """`program` with some arguments of `field` fixed: `program_with(l1=1.0, l2=1.0)`."""
     return hold(program, field, _priors, held)
 
 
 def dynamics(program=program, dt: float = 0.05, **options) -> Dynamics:
-    """The double pendulum bound to its spaces; options as of `Dynamics`."""
+    """The double pendulum bound to its spaces; other options are those of `Dynamics`."""
     return Dynamics(program, state, action, dt=dt, **options)
 
 
@@ -118,7 +118,7 @@ def system(dt: float = 0.05, noise=0.0, measurement_sd=0.0, initial_sd=0.1, **ch
         changes: arguments of `field` that differ: `system(coulomb_1=0.1)`.
 
     Raises:
-        KeyError: for a name that is no parameter, with close matches.
+        KeyError: for a name that is not a parameter, with close matches.
     """
     transition = true_transition(dynamics, program, field, truth, changes, dt, noise)
     return SimulatedSystem(transition, jnp.zeros(4), initial_sd, measurement_sd)

@@ -1,4 +1,4 @@
-"""The equations of Gymnasium's Pendulum-v1, a semi-implicit `Step` with speed and torque cut off; angle 0 stands."""
+"""Gymnasium's Pendulum-v1, a semi-implicit `Step` with speed and torque clipped; angle 0 is upright."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,12 +33,12 @@ def step(mass, length, gravity=10.0, damping=0.0) -> Step:
 
 
 def program():
-    """Mass and length unknown, gravity 10 m/s2 as in Gymnasium."""
+    """Program with unknown mass and length, gravity 10 m/s2 as in Gymnasium."""
     return step(physical("mass", 0.2, 2.0, unit="kg"), physical("length", 0.3, 1.8, unit="m"))
 
 
 def dynamics(program=program, **options) -> Dynamics:
-    """The pendulum bound to its spaces; options as of `Dynamics`."""
+    """The pendulum bound to its spaces; other options are those of `Dynamics`."""
     return Dynamics(program, state, action, dt=DT, **options)
 
 
@@ -53,13 +53,13 @@ def _reward(state, action):
 
 
 def from_observation(observation):
-    """(angle, velocity) of Gymnasium's (cosine, sine, velocity)."""
+    """State (angle, velocity) of Gymnasium's observation (cosine, sine, velocity)."""
     return np.array([np.arctan2(observation[1], observation[0]), observation[2]], float)
 
 
 swing_up = Task(_reward, steps=200)
-"""Gymnasium's cost, negative, of the state arrived in: a plan is then valued as Gymnasium does one step later.
+"""Gymnasium's cost, negative, of the next state: a plan's value is then Gymnasium's one step later.
 
-Gymnasium's own reward is of the state that a step leaves, with its action. Summed over a plan the two differ by the
-cost of the state it starts from, which no action changes, and by that of its last state, which counts here.
+Gymnasium's own reward is of the state before a step, with its action. Summed over a plan the two differ by the cost
+of the initial state, which no action changes, and by that of the last state, which is included here.
 """

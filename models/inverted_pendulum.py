@@ -1,7 +1,7 @@
-"""Gymnasium's InvertedPendulum-v5: a capsule hinged on a cart on a rail, as MuJoCo has it; angle 0 stands.
+"""Gymnasium's InvertedPendulum-v5: a capsule hinged on a cart on a rail, as in MuJoCo; angle 0 is upright.
 
-The equations hold while the cart is on the rail (1 m to either side) and the pole above 90 degrees: MuJoCo's stops are
-not among them. What the pole's mass and shape imply for its inertia is: a capsule of uniform density.
+The equations hold while the cart is on the rail (1 m to either side) and the pole above the horizontal: MuJoCo's stops
+are not modelled. The pole's inertia follows from its mass and shape, a capsule of uniform density.
 """
 
 import math
@@ -29,11 +29,11 @@ action = ActionSpace(force=Bounded(-3.0, 3.0))
 
 
 def capsule_mass(radius, length, density=1000.0):
-    """A cylinder of this length with a hemisphere at either end (m, m, kg/m3 -> kg)."""
+    """Mass of a cylinder of this length with a hemisphere at either end (m, m, kg/m3 -> kg)."""
     return density * math.pi * radius**2 * (length + 4 / 3 * radius)
 
 
-# MuJoCo's file gives shapes and a density; a capsule's size is radius and half length.
+# MuJoCo's file gives shapes and a density; a capsule's size there is its radius and half length.
 nominal = {
     "cart_mass": capsule_mass(0.1, 0.2),
     "pole_mass": capsule_mass(RADIUS, math.hypot(0.001, 0.6)),
@@ -53,14 +53,14 @@ _priors = {
 
 
 def field(cart_mass, pole_mass, pole_length, pole_tilt, cart_damping, pole_damping):
-    """d state/dt (kg, m, rad, N s/m, N m s/rad).
+    """Vector field d state/dt (kg, m, rad, N s/m, N m s/rad).
 
     Args:
         pole_length: of the cylinder, without its round ends.
         pole_tilt: of the pole where the angle reads 0.
     """
     centre = pole_length / 2
-    # Of a capsule about its centre, across: the cylinder, and two hemispheres moved out to its ends.
+    # Transverse inertia of a capsule about its centre: the cylinder's, and two hemispheres' shifted to its ends.
     cylinder = pole_mass * pole_length / (pole_length + 4 / 3 * RADIUS)
     ends = pole_mass - cylinder
     inertia = cylinder * (pole_length**2 / 12 + RADIUS**2 / 4)
@@ -83,22 +83,22 @@ def field(cart_mass, pole_mass, pole_length, pole_tilt, cart_damping, pole_dampi
 
 
 def program(**held):
-    """All six parameters unknown."""
+    """Program with all six parameters unknown."""
     return field(**sample(_priors, held))
 
 
 def program_with(**held):
-    """`program` with some arguments of `field` held: `program_with(pole_tilt=0.0)`."""
+    """`program` with some arguments of `field` fixed: `program_with(pole_tilt=0.0)`."""
     return hold(program, field, _priors, held)
 
 
 def dynamics(program=program, dt: float = DT, substeps: int = SUBSTEPS, **options) -> Dynamics:
-    """The machine bound to its spaces; options as of `Dynamics`."""
+    """The machine bound to its spaces; other options are those of `Dynamics`."""
     return Dynamics(program, state, action, dt=dt, substeps=substeps, **options)
 
 
 def system(dt: float = DT, noise=0.0, measurement_sd=0.0, initial_sd=0.006, **changes) -> SimulatedSystem:
-    """The same machine without MuJoCo, at `nominal`, standing; it neither ends at 0.2 rad nor has a rail.
+    """The same machine without MuJoCo, at `nominal`, upright; it neither ends at 0.2 rad nor has a rail.
 
     Args:
         noise: process-noise sd of (m, rad, m/s, rad/s) over one step.
@@ -106,7 +106,7 @@ def system(dt: float = DT, noise=0.0, measurement_sd=0.0, initial_sd=0.006, **ch
         changes: arguments of `field` that differ: `system(pole_mass=2.0)`.
 
     Raises:
-        KeyError: for a name that is no parameter, with close matches.
+        KeyError: for a name that is not a parameter, with close matches.
     """
     transition = true_transition(dynamics, program, field, nominal, changes, dt, noise)
     return SimulatedSystem(transition, [0.0] * 4, initial_sd, measurement_sd)
@@ -121,4 +121,4 @@ def _solved(states):
 
 
 balance = Task(_reward, steps=1000, solved=_solved, limits=Limits(state, angle=(-FALLEN, FALLEN), position=(-0.9, 0.9)))
-"""Stand for 40 s, on the rail. Gymnasium's own reward, 1 a step up to 0.2 rad, says nothing of how far the fall is."""
+"""Stand for 40 s, on the rail. Gymnasium's own reward, 1 a step up to 0.2 rad, does not grade the angle."""

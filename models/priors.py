@@ -1,4 +1,4 @@
-"""Priors of a machine as one table, each of whose parameters can be held at a value instead."""
+"""Priors of a machine's parameters as one table; each parameter can be fixed at a value instead."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from physppl.models.truth import refuse_unknown
 
 
 class Between(NamedTuple):
-    """low + (high - low) sigmoid(Normal(loc, scale)), as `physical` takes it.
+    """Prior low + (high - low) sigmoid(Normal(loc, scale)), with the arguments of `physical`.
 
     With low = 0 and loc = -2 the median is high / 8.4, and four draws in five lie between 0.3 and 2.7 times the median.
     """
@@ -28,12 +28,12 @@ class Between(NamedTuple):
 
 
 def up_to(high: float, unit: str) -> Between:
-    """For friction and its like, which may be next to nothing: four draws in five lie in 0.4 to 40 % of `high`."""
+    """Prior of friction and the like, which may be almost zero: four draws in five lie in 0.4 to 40 % of `high`."""
     return Between(0.0, high, unit, -3.0, 2.0)
 
 
 def sample(priors: Mapping[str, Between], held: Mapping[str, Any]) -> dict[str, Any]:
-    """{parameter: its held value, or else a `physical` site}; what is held need not have a prior."""
+    """Sample {parameter: its fixed value, or else a `physical` site}; a fixed parameter needs no prior."""
     sites = {
         name: physical(name, prior.low, prior.high, loc=prior.loc, scale=prior.scale, unit=prior.unit)
         for name, prior in priors.items()
@@ -43,25 +43,25 @@ def sample(priors: Mapping[str, Between], held: Mapping[str, Any]) -> dict[str, 
 
 
 def derived(name: str, value, unit: str) -> Array:
-    """A quantity computed from sites, recorded under its name: tables show it beside them."""
+    """Record a quantity computed from sites under its name, so that tables show it beside them."""
     note_units({name: unit})
     return jnp.asarray(numpyro.deterministic(name, jnp.asarray(value)))
 
 
 def hold(program: Callable[..., Any], field: Callable, priors: Mapping[str, Any], held: Mapping[str, Any]) -> Program:
-    """`program` with some arguments held. Equal arguments give one object, so that equal Dynamics share compilation.
+    """Fix some arguments of `program`. Equal arguments give the same object, so that equal Dynamics share compilation.
 
     Raises:
         KeyError: for a name that is neither a parameter of the field nor a site, with close matches.
     """
     refuse_unknown(held, program, field, priors)
-    return _held(program, tuple(sorted((k, v if isinstance(v, bool) else float(v)) for k, v in held.items())))
+    return _fixed(program, tuple(sorted((k, v if isinstance(v, bool) else float(v)) for k, v in held.items())))
 
 
 @functools.cache
-def _held(program, held: tuple) -> Program:
+def _fixed(program, held: tuple) -> Program:
     @functools.wraps(program)
-    def program_with_held_values():
+    def program_with_fixed_values():
         return program(**dict(held))
 
-    return program_with_held_values
+    return program_with_fixed_values

@@ -1,4 +1,4 @@
-"""Quanser cart-pole (IP02, short pole): a geared motor drives the cart; angle 0 hangs, pi stands."""
+"""Quanser cart-pole (IP02, short pole): a geared motor drives the cart; angle 0 hangs, pi is upright."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
 from physppl.language.friction import friction
 from physppl.models.priors import Between, derived, hold, sample, up_to
-from physppl.models.standing import held, upright_error
+from physppl.models.standing import stays_upright, upright_error
 from physppl.models.truth import true_transition
 from physppl.planning.tasks import Limits, Task
 
 GRAVITY = 9.81  # m/s2
-# Of the motor and its gear, both of efficiency 1: gear ratio, pinion radius in m, armature resistance in Ohm, torque
+# Motor and gear, both of efficiency 1: gear ratio, pinion radius in m, armature resistance in Ohm, torque
 # and back-EMF constant in N m/A and V s/rad, rotor inertia in kg m2.
 GEAR, PINION, RESISTANCE, MOTOR_CONSTANT, ROTOR_INERTIA = 3.71, 6.35e-3, 2.6, 0.00767, 3.9e-7
 FORCE = GEAR * MOTOR_CONSTANT / (RESISTANCE * PINION)  # N/V, of the motor at standstill
-BACK_EMF = FORCE * GEAR * MOTOR_CONSTANT / PINION  # N s/m, the brake that the motor is
+BACK_EMF = FORCE * GEAR * MOTOR_CONSTANT / PINION  # N s/m, damping by the motor's back-EMF
 ROTOR_MASS = GEAR**2 * ROTOR_INERTIA / PINION**2  # kg, what the rotor adds to the cart
 CART_MASS, POLE_MASS, POLE_LENGTH = 0.37, 0.127, 0.3365  # kg, kg, m: the pole a uniform rod
 
@@ -36,10 +36,10 @@ nominal = {
 """In SI units, of the plant that the SIM2GP experiments simulate (github.com/bhahner/MC-PILCO); no dry friction."""
 
 LONG_POLE = {"pole_mgl": POLE_MASS * GRAVITY * POLE_LENGTH, "pole_length": 4 / 3 * POLE_LENGTH}
-"""The pole's length taken for half of it: a rod twice as long (github.com/JoeMWatson/input-inference-for-control)."""
+"""A rod twice as long, its length mistaken for half of it (github.com/JoeMWatson/input-inference-for-control)."""
 
 POINT_POLE = {"pole_length": POLE_LENGTH / 2, "driven_mass": CART_MASS + ROTOR_MASS}
-"""The pole's mass put at its middle (github.com/milutter/value_iteration)."""
+"""Parameters with the pole's mass concentrated at its middle (github.com/milutter/value_iteration)."""
 
 _priors = {
     "driven_mass": Between(0.0, 4.5, "kg", -2.0),
@@ -70,27 +70,27 @@ def field(
     pole_quadratic: Any = 0.0,
     as_published: bool = False,
 ):
-    """d state/dt of a pole hinged on a cart that a DC motor without inductance drives.
+    """Vector field d state/dt of a pole hinged on a cart that a DC motor without inductance drives.
 
     With m, l, J the pole's mass, centre of mass and inertia about the hinge, M the mass of cart, rotor and pole:
     `[[M, m l cos theta], [m l cos theta, J]] [x''; theta''] = [F + m l sin(theta) theta'^2; -m g l sin(theta)]` less
-    friction, F = FORCE voltage - BACK_EMF x'. Motion tells m l, J and M but not m. The three arguments below are
+    friction, F = FORCE voltage - BACK_EMF x'. Motion identifies m l, J and M but not m. The first three arguments are
     positive for every body and give a positive definite mass matrix whenever they are.
 
     Args:
-        driven_mass: M - (m l)^2 / J, kg: what the motor has to move at once, the pole hanging free.
+        driven_mass: M - (m l)^2 / J, kg: mass at the motor with the pole hanging free.
         pole_mgl: m g l, N m.
         pole_length: J / (m l), m: the length of an ideal pendulum with the same period; 4/3 l in a uniform rod.
-        cart_damping: N s/m, viscous, the motor's back-EMF left out.
+        cart_damping: N s/m, viscous, without the motor's back-EMF.
         cart_coulomb: N, dry; the sign is smoothed as tanh(x' / cart_width).
         pole_damping: N m s/rad.
         pole_coulomb: N m, dry, as tanh(theta' / pole_width).
-        cart_width, cart_stribeck: m/s, as of `friction`.
+        cart_width, cart_stribeck: m/s, as in `friction`.
         pole_width, pole_stribeck: rad/s, likewise.
         cart_breakaway, pole_breakaway: N and N m, by how much dry friction is larger near standstill.
         cart_quadratic, pole_quadratic: N s^2/m^2 and N m s^2/rad^2, drag.
-        as_published: with -m l sin(theta) theta'^2, as several public simulators of this machine have it. This does
-            not follow from any Lagrangian: the pole's swing then makes energy from nothing.
+        as_published: with -m l sin(theta) theta'^2, as in several public simulators of this machine. This does not
+            follow from any Lagrangian: the pole's swing then creates energy.
     """
     moment = pole_mgl / GRAVITY
     total, inertia = driven_mass + moment / pole_length, moment * pole_length
@@ -99,7 +99,7 @@ def field(
     def field(t, state, action):
         _, angle, speed, rate = state
         sin, cos = jnp.sin(angle), jnp.cos(angle)
-        # Viscous friction apart: the order of a sum shows in its last bit, and results were measured with this one.
+        # Viscous friction is a separate term: the order of summation affects the last bit of published results.
         dry = friction(speed, 0.0, cart_coulomb, cart_breakaway, cart_quadratic, cart_width, cart_stribeck)
         push = FORCE * action[0] - (BACK_EMF + cart_damping) * speed - dry
         push = push + centrifugal * sin * rate**2
@@ -115,7 +115,7 @@ def field(
 
 
 def program(**held):
-    """Seven parameters unknown; the motor is known, as voltage alone cannot tell the scale of masses.
+    """Program with seven unknown parameters; the motor is known, as voltage does not identify the scale of masses.
 
     Tables also show `total_mass` = M and `pole_inertia` = J about the hinge.
     """
@@ -127,12 +127,12 @@ def program(**held):
 
 
 def program_with(**held):
-    """`program` with some arguments of `field` held: `program_with(cart_coulomb=0.0, pole_coulomb=0.0)`."""
+    """`program` with some arguments of `field` fixed: `program_with(cart_coulomb=0.0, pole_coulomb=0.0)`."""
     return hold(program, field, _priors, held)
 
 
 def dynamics(program=program, dt: float = 0.01, **options) -> Dynamics:
-    """The cart-pole bound to its spaces; options as of `Dynamics`."""
+    """The cart-pole bound to its spaces; other options are those of `Dynamics`."""
     return Dynamics(program, state, action, dt=dt, **options)
 
 
@@ -146,7 +146,7 @@ def system(dt: float = 0.01, noise=0.0, measurement_sd=0.0, initial_sd=0.01, **c
             `system(as_published=True)`.
 
     Raises:
-        KeyError: for a name that is no parameter, with close matches.
+        KeyError: for a name that is not a parameter, with close matches.
     """
     transition = true_transition(dynamics, program, field, nominal, changes, dt, noise)
     return SimulatedSystem(transition, jnp.zeros(4), initial_sd, measurement_sd)
@@ -163,11 +163,11 @@ def _reward(state, action):
 
 
 def swing_up(dt: float = 0.01) -> Task:
-    """From hanging to standing on a rail of 0.814 m; solved if held upright for the last half second.
+    """Swing-up from hanging on a rail of 0.814 m; solved if upright for the last half second.
 
     Reward (at most 1 a step), limits, and lengths of episodes of the SIM2GP experiments
     (github.com/bhahner/MC-PILCO): 2.56 s at 0.01 s, 3 s at 0.05 s.
     """
     limits = Limits(state, position=(-TRACK, TRACK))
     steps = STEPS.get(dt, round(3.0 / dt))
-    return Task(_reward, steps, solved=held(1, max(1, round(0.5 / dt))), limits=limits, penalty=1.0)
+    return Task(_reward, steps, solved=stays_upright(1, max(1, round(0.5 / dt))), limits=limits, penalty=1.0)

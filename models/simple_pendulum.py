@@ -1,6 +1,6 @@
-"""Torque-limited simple pendulum (DFKI): a geared motor drives a mass on a rod; angle 0 hangs, pi stands.
+"""Torque-limited simple pendulum (DFKI): a geared motor drives a mass on a rod; angle 0 hangs, pi is upright.
 
-Unlike in `pendulum`, the rod weighs something, friction is dry too, and the torque sensor's scale is in doubt.
+Unlike in `pendulum`, the rod has mass, friction is dry too, and the torque sensor's scale is uncertain.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ GRAVITY = 9.81  # m/s2
 WEIGHT, ROD, LENGTH = 0.546, 0.13, 0.5  # kg, at the end of the rod; kg; m
 
 state = StateSpace(angle=Angle(), velocity=Real("rad/s", scale=5.0))
-# What the drive's 12-bit torque word can say; recorded torques lie on its grid of 36 / 4095 N m, up to 17.6 N m.
+# Range of the drive's 12-bit torque word; recorded torques lie on its grid of 36 / 4095 N m, up to 17.6 N m.
 action = ActionSpace(torque=Bounded(-18.0, 18.0, "N m"))
 nominal = {
     "mgl": (WEIGHT + ROD / 2) * GRAVITY * LENGTH,
@@ -47,10 +47,10 @@ def field(
     torque_offset: Any = 0.0,
     width: Any = 0.1,
 ):
-    """d state/dt of J angle'' = torque + offset - damping angle' - dry friction - m g l sin(angle).
+    """Vector field d state/dt of J angle'' = torque + offset - damping angle' - dry friction - m g l sin(angle).
 
-    Recorded torque is taken at its word. If the sensor is wrong by a factor, mgl, J and friction are wrong by it too,
-    and no motion tells; equivalent_length is right all the same.
+    Recorded torque is assumed correct. If the sensor is wrong by a factor, mgl, J and friction are wrong by it too, and
+    motion does not reveal it; equivalent_length is not affected.
 
     Args:
         mgl: m g l, N m, l from pivot to centre of mass.
@@ -64,16 +64,18 @@ def field(
 
     def field(t, state, action):
         angle, velocity = state
-        rub = friction(velocity, damping, coulomb, width=width)
-        torque = action[0] + torque_offset - rub - mgl * jnp.sin(angle)
+        resistance = friction(velocity, damping, coulomb, width=width)
+        torque = action[0] + torque_offset - resistance - mgl * jnp.sin(angle)
         return jnp.stack([velocity, torque / inertia])
 
     return field
 
 
 def program(**held):
-    """Five parameters unknown. Tables also show the `inertia` about the pivot and the `torque_scale`: true over
-    recorded torque, if mass and lengths are what the makers say.
+    """Program with five unknown parameters.
+
+    Tables also show the `inertia` about the pivot and the `torque_scale`: true over recorded torque, if mass and
+    lengths are as documented.
     """
     p = sample(_priors, held)
     derived("inertia", p["mgl"] * p["equivalent_length"] / GRAVITY, "kg m^2")
@@ -82,12 +84,12 @@ def program(**held):
 
 
 def program_with(**held):
-    """`program` with some arguments of `field` held: `program_with(torque_offset=0.0)`."""
+    """`program` with some arguments of `field` fixed: `program_with(torque_offset=0.0)`."""
     return hold(program, field, _priors, held)
 
 
 def dynamics(program=program, dt: float = 0.01, **options) -> Dynamics:
-    """The pendulum bound to its spaces, at the 100 Hz of its recordings; options as of `Dynamics`."""
+    """The pendulum bound to its spaces, at the 100 Hz of its recordings; other options are those of `Dynamics`."""
     return Dynamics(program, state, action, dt=dt, **options)
 
 
@@ -100,7 +102,7 @@ def system(dt: float = 0.01, noise=0.0, measurement_sd=0.0, initial_sd=0.0, **ch
         changes: arguments of `field` that differ: `system(coulomb=0.05)`.
 
     Raises:
-        KeyError: for a name that is no parameter, with close matches.
+        KeyError: for a name that is not a parameter, with close matches.
     """
     transition = true_transition(dynamics, program, field, nominal, changes, dt, noise)
     return SimulatedSystem(transition, jnp.zeros(2), initial_sd, measurement_sd)

@@ -1,4 +1,4 @@
-"""What a simulated machine does: its published values, some of them changed."""
+"""True transition of a simulated machine: its published parameters, some of them changed."""
 
 import functools
 import inspect
@@ -34,10 +34,10 @@ def true_transition(
     dt: float,
     noise: Any,
 ) -> Transition:
-    """The transition of a machine at `values`, with some arguments of `field` changed.
+    """Transition of a machine at `values`, with some arguments of `field` changed.
 
-    Numbers are leaves of the transition: truths that change the same parameters share what is compiled. Whether a
-    variant of the equations holds, an argument that is True or False, is part of the program.
+    Numbers are leaves of the transition: transitions that change the same parameters share compiled programs. Variants
+    of the equations, arguments that are True or False, are part of the program.
 
     Args:
         dynamics: (program, dt) -> Dynamics, of the machine.
@@ -49,26 +49,26 @@ def true_transition(
         noise: process-noise sd of each coordinate over one step.
 
     Raises:
-        KeyError: for a change that is no parameter, with close matches.
+        KeyError: for a change that is not a parameter, with close matches.
     """
     refuse_unknown(changes, program, field, values)
-    usual = {name: parameter.default for name, parameter in inspect.signature(field).parameters.items()}
-    variants = {k: bool(v) for k, v in changes.items() if isinstance(usual.get(k), bool)}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(field).parameters.items()}
+    variants = {k: bool(v) for k, v in changes.items() if isinstance(defaults.get(k), bool)}
     numbers = {k: v for k, v in changes.items() if k not in variants}
-    # What the equations are anyway is no change: a program of its own would be compiled for nothing.
-    variants = tuple(sorted((k, v) for k, v in variants.items() if v is not usual[k]))
-    added = tuple(sorted((k, usual[k]) for k in set(numbers) - set(values)))
+    # A default variant is no change: a separate program would only be compiled again.
+    variants = tuple(sorted((k, v) for k, v in variants.items() if v is not defaults[k]))
+    added = tuple(sorted((k, defaults[k]) for k in set(numbers) - set(values)))
     return dynamics(_true_program(program, added, variants), dt).transition({**values, **numbers}, noise)
 
 
-@functools.cache  # equal programs are one, so that equal systems share what is compiled
+@functools.cache  # equal arguments give the same program, so that equal systems share compiled programs
 def _true_program(program: Callable[..., Any], added: tuple, variants: tuple) -> Program:
-    """The program with parameters that have no prior added to its sites, and some variants of its equations."""
+    """Extend the program's sites by parameters without a prior, and choose variants of its equations."""
     if not (added or variants):
         return program
 
     @functools.wraps(program)
     def true_program():
-        return program(**{name: numpyro.param(name, usual) for name, usual in added}, **dict(variants))
+        return program(**{name: numpyro.param(name, default) for name, default in added}, **dict(variants))
 
     return true_program

@@ -1,4 +1,4 @@
-"""Two-link arm with a motor in each joint, upright or flat; angle 0 hangs, the elbow's counts from link 1."""
+"""Two-link arm with a motor in each joint, vertical or horizontal; angle 0 hangs, the elbow's is relative to link 1."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from physppl.planning.tasks import Limits, Task
 
 GRAVITY = 9.81  # m/s2
 STRIBECK = 0.5  # rad/s, over which dry friction falls from its value at standstill
-LENGTH = 0.2  # m, shoulder to elbow (the second link, 0.3 m, ends free: its length moves nothing)
+LENGTH = 0.2  # m, shoulder to elbow (the length of the second link, 0.3 m, does not matter: its end is free)
 
 state = StateSpace(
     shoulder=Angle(),
@@ -26,7 +26,7 @@ action = ActionSpace(shoulder_torque=Bounded(-6.0, 6.0, "N m"), elbow_torque=Bou
 
 
 def combinations(bodies, length: Any = LENGTH) -> dict[str, Any]:
-    """The combinations through which two bodies move: flat, the three pi; hanging, weights as well.
+    """Combinations that determine the motion of two bodies: horizontal, the three pi; vertical, weights too.
 
     Args:
         bodies: {m1, r1, k1, m2, r2, k2: value}: masses, kg, distances from joint to centre of mass and radii of
@@ -48,7 +48,7 @@ def combinations(bodies, length: Any = LENGTH) -> dict[str, Any]:
 
 
 bodies = {"m1": 0.5235, "r1": 0.2, "k1": 0.1446, "m2": 0.6256, "r2": 0.2557, "k2": 0.1262}
-"""kg and m: model_1.0 of design C.1 of DFKI's double pendulum, identified by its makers
+"""kg and m: model_1.0 of design C.1 of DFKI's double pendulum, identified by its builders
 (github.com/dfki-ric-underactuated-lab/double_pendulum); k from their inertias I = m (r^2 + k^2) about the joints."""
 
 _nominal = combinations(bodies)
@@ -67,8 +67,8 @@ nominal = {
     "breakaway_1": 0.0,
     "breakaway_2": 0.0,
 }
-"""In SI units, of the same source: what `bodies` make of the sites; the motor's from rotor inertia and gear ratio 6;
-dry friction at speed, 0.16 and 0.12 N m times pi / 2, as theirs is an arctangent; none of it more at standstill."""
+"""In SI units, of the same source: the sites' values for `bodies`; the motor's from rotor inertia and gear ratio 6;
+dry friction at speed, 0.16 and 0.12 N m times pi / 2, as theirs is an arctangent; no breakaway friction."""
 
 _priors = {
     "m1_r1_plus_m2_l1": Between(0.0, 2.0, "kg m", -2.0),
@@ -87,16 +87,16 @@ _priors = {
 
 
 def field(m1, r1, k1, m2, r2, k2, length: Any = LENGTH, **options):
-    """d state/dt of two bodies: masses, centres of mass, radii of gyration about these (kg, m, m), link by link.
+    """Vector field d state/dt of two bodies: masses, centres of mass, radii of gyration about these (kg, m, m).
 
-    No choice of the six is impossible: the inertia about a joint is m (r^2 + k^2), never below m r^2.
+    All values of the six are physical: the inertia about a joint is m (r^2 + k^2), at least m r^2.
 
     Args:
         length: m, shoulder to elbow.
-        options: from `motor_inertia` on, as of `arm`.
+        options: from `motor_inertia` on, as in `arm`.
     """
-    found = combinations({"m1": m1, "r1": r1, "k1": k1, "m2": m2, "r2": r2, "k2": k2}, length)
-    return _field(found["pi1"], found["pi2"], found["pi3"], found["m1_r1_plus_m2_l1"], found["m2_r2"], **options)
+    pi = combinations({"m1": m1, "r1": r1, "k1": k1, "m2": m2, "r2": r2, "k2": k2}, length)
+    return _field(pi["pi1"], pi["pi2"], pi["pi3"], pi["m1_r1_plus_m2_l1"], pi["m2_r2"], **options)
 
 
 def arm(
@@ -119,32 +119,32 @@ def arm(
     quadratic_2: Any = 0.0,
     stribeck: Any = STRIBECK,
 ):
-    """d state/dt of an arm by what its motion tells; `combinations` says which bodies these are.
+    """Vector field d state/dt of an arm in identifiable parameters; `combinations` relates them to two bodies.
 
     The first four are positive for every pair of bodies, and give a positive definite mass matrix whenever they are.
 
     Args:
-        m1_r1_plus_m2_l1: kg m, of both links' weight about the shoulder, the second's put at the elbow.
-        m2_r2: kg m, of the second link's weight about the elbow.
+        m1_r1_plus_m2_l1: kg m, first moment of both links about the shoulder, the second's mass placed at the elbow.
+        m2_r2: kg m, first moment of the second link about the elbow.
         length_2: m, pi2 / m2_r2: of an ideal pendulum with the period of the second link.
-        driven_inertia: kg m^2, pi1 - pi3^2 / pi2: what the shoulder has to turn at once, the second link hanging free.
+        driven_inertia: kg m^2, pi1 - pi3^2 / pi2: inertia at the shoulder with the second link hanging free.
         length: m, shoulder to elbow.
-        motor_inertia: kg m^2, of a rotor times its gear ratio squared, the same in both joints. A link cannot have it:
-            it resists the elbow's own motion but not the shoulder's. (Its cross terms, smaller by the gear ratio, are
-            left out: values of the other parameters make up for them exactly.)
+        motor_inertia: kg m^2, of a rotor times its gear ratio squared, the same in both joints. Unlike a link's
+            inertia it resists the elbow's own motion but not the shoulder's. (Its cross terms, smaller by the gear
+            ratio, are left out: the other parameters can compensate them exactly.)
         damping_1, damping_2: N m s/rad, viscous, of shoulder and elbow.
         coulomb_1, coulomb_2: N m, dry; the sign is smoothed as tanh(velocity / width).
         breakaway_1, breakaway_2: N m, by how much dry friction is larger near standstill.
-        gravity: m/s^2; 0 is an arm that lies flat.
-        width, stribeck: rad/s, of both joints, as of `friction`.
-        locked: whether the shoulder is held fast, by a torque that nobody records: it stays where it is, whatever the
-            velocity in the state says.
+        gravity: m/s^2; 0 for a horizontal arm.
+        width, stribeck: rad/s, of both joints, as in `friction`.
+        locked: True if the shoulder is fixed by an unrecorded torque: it stays where it is, whatever its velocity in
+            the state.
         quadratic_1, quadratic_2: N m s^2/rad^2, drag.
     """
     pi1, pi2 = driven_inertia + m2_r2 * length**2 / length_2, m2_r2 * length_2
-    rub = (damping_1, damping_2, coulomb_1, coulomb_2, breakaway_1, breakaway_2)
-    rest = (gravity, width, locked, quadratic_1, quadratic_2, stribeck)
-    return _field(pi1, pi2, m2_r2 * length, m1_r1_plus_m2_l1, m2_r2, motor_inertia, *rub, *rest)
+    frictions = (damping_1, damping_2, coulomb_1, coulomb_2, breakaway_1, breakaway_2)
+    options = (gravity, width, locked, quadratic_1, quadratic_2, stribeck)
+    return _field(pi1, pi2, m2_r2 * length, m1_r1_plus_m2_l1, m2_r2, motor_inertia, *frictions, *options)
 
 
 def _field(
@@ -167,7 +167,10 @@ def _field(
     quadratic_2: Any = 0.0,
     stribeck: Any = STRIBECK,
 ):
-    """M = [[pi1 + pi2 + 2 pi3 cos q2 + J, pi2 + pi3 cos q2], [pi2 + pi3 cos q2, pi2 + J]], J = motor_inertia."""
+    """Vector field d state/dt in the combinations of `combinations`, with J = motor_inertia and the mass matrix
+
+    [[pi1 + pi2 + 2 pi3 cos q2 + J, pi2 + pi3 cos q2], [pi2 + pi3 cos q2, pi2 + J]].
+    """
     m22 = pi2 + motor_inertia
 
     def field(t, state, action):
@@ -175,12 +178,12 @@ def _field(
         sin, cos = jnp.sin(q2), jnp.cos(q2)
         v1 = jnp.zeros_like(v1) if locked else v1
         hanging = gravity * m2_r2 * jnp.sin(q1 + q2)
-        rub_2 = friction(v2, damping_2, coulomb_2, breakaway_2, quadratic_2, width, stribeck)
-        elbow = action[1] - rub_2 - hanging - pi3 * sin * v1**2
+        friction_2 = friction(v2, damping_2, coulomb_2, breakaway_2, quadratic_2, width, stribeck)
+        elbow = action[1] - friction_2 - hanging - pi3 * sin * v1**2
         if locked:
             return jnp.stack([v1, v2, jnp.zeros_like(v1), elbow / m22])
-        rub_1 = friction(v1, damping_1, coulomb_1, breakaway_1, quadratic_1, width, stribeck)
-        shoulder = action[0] - rub_1 - hanging
+        friction_1 = friction(v1, damping_1, coulomb_1, breakaway_1, quadratic_1, width, stribeck)
+        shoulder = action[0] - friction_1 - hanging
         shoulder = shoulder - gravity * m1_r1_plus_m2_l1 * jnp.sin(q1) + pi3 * sin * (2 * v1 * v2 + v2**2)
         m11, m12 = pi1 + pi2 + 2 * pi3 * cos + motor_inertia, pi2 + pi3 * cos
         determinant = m11 * m22 - m12**2
@@ -192,10 +195,10 @@ def _field(
 
 
 def program(length: Any = LENGTH, **held):
-    """Twelve parameters unknown, eleven of which motion tells; the first link's length is known.
+    """Program with twelve unknown parameters, eleven of which are identifiable; the first link's length is known.
 
-    The twelfth, `split`, moves nothing: it says where between the least and the largest mass that bodies with these
-    inertias can have the second link's lies. Tables also show what follows: `m2`, `m1_r1`, and `pi1`, `pi2`.
+    The twelfth, `split`, has no effect on motion: it places the second link's mass between the least and the largest
+    that bodies with these inertias can have. Tables also show the derived `m2`, `m1_r1`, and `pi1`, `pi2`.
     """
     p = sample(_priors, held)
     split, moment, length_2 = p.pop("split"), p["m2_r2"], p["length_2"]
@@ -209,16 +212,16 @@ def program(length: Any = LENGTH, **held):
 
 
 def program_with(**held):
-    """`program` with some of its sites, or options of `arm`, held.
+    """`program` with some of its sites, or options of `arm`, fixed.
 
-    The arm of the SIM2GP paper, flat and without motors: `program_with(gravity=0.0, motor_inertia=0.0)`, its first
-    data set `program_with(gravity=0.0, motor_inertia=0.0, locked=True)`.
+    The arm of the SIM2GP paper, horizontal and without motors: `program_with(gravity=0.0, motor_inertia=0.0)`, its
+    first data set `program_with(gravity=0.0, motor_inertia=0.0, locked=True)`.
     """
     return hold(program, arm, _priors, held)
 
 
 def dynamics(program=program, dt: float = 0.004, **options) -> Dynamics:
-    """The arm bound to its spaces, at the 250 Hz of its recordings; options as of `Dynamics`."""
+    """The arm bound to its spaces, at the 250 Hz of its recordings; other options are those of `Dynamics`."""
     return Dynamics(program, state, action, dt=dt, **options)
 
 
@@ -231,7 +234,7 @@ def system(dt: float = 0.004, noise=0.0, measurement_sd=0.0, initial_sd=0.0, **c
         changes: arguments of `arm` that differ: `system(gravity=0.0, locked=True)`, `system(quadratic_2=0.01)`.
 
     Raises:
-        KeyError: for a name that is no parameter, with close matches.
+        KeyError: for a name that is not a parameter, with close matches.
     """
     transition = true_transition(dynamics, program, arm, nominal, changes, dt, noise)
     return SimulatedSystem(transition, jnp.zeros(4), initial_sd, measurement_sd)
@@ -252,9 +255,9 @@ def _arrived(states):
 
 
 def reach(dt: float = 0.02) -> Task:
-    """Both joints to 1 rad and no further, in 2 s; solved if within 0.1 rad of it for the last 25 steps.
+    """Reaching task: both joints to 1 rad, in 2 s; solved if within 0.1 rad of it for the last 25 steps.
 
-    At most 1 a step. The joints' speeds are limited to 20 rad/s. Use it with the flat arm at the same step,
+    At most 1 a step. The joints' speeds are limited to 20 rad/s. Use it with the horizontal arm at the same step,
     `system(0.02, gravity=0.0)` and `dynamics(program_with(gravity=0.0), 0.02)`.
     """
     limits = Limits(state, shoulder_velocity=(-FASTEST, FASTEST), elbow_velocity=(-FASTEST, FASTEST))

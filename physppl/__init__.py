@@ -1,4 +1,4 @@
-"""Physical dynamics as NumPyro programs: from a recording to an honest posterior to a controlled machine."""
+"""Physical dynamics as NumPyro programs: from recordings to calibrated posteriors to controlled machines."""
 
 from physppl.control.actuators import Actuator as Actuator
 from physppl.control.agent import Actor as Actor

@@ -1,4 +1,4 @@
-"""`python -m physppl` is the command `physppl`."""
+"""Entry point of `python -m physppl`, the same as the command `physppl`."""
 
 from physppl.cli import main
 

@@ -67,7 +67,7 @@ def test_psrl_says_what_it_does_and_what_it_found(learned):
     assert float(table[1][4]) > 3  # nats: of a prior, an episode leaves little
     [mass] = [line.split() for line in rest.splitlines() if line.startswith("mass")]
     assert mass[7] == "1" and mass[8] in ("yes", "no")  # the truth, and whether the interval has it
-    assert "check of the belief:" in rest
+    assert "check of the posterior:" in rest
 
 
 def test_psrl_saves_what_it_lists(learned):

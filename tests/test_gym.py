@@ -200,9 +200,9 @@ def test_an_environment_of_ones_own_and_its_arguments():
 
 
 REFUSED = {
-    "discrete": (TypeError, "only continuous ones.*TransformAction", lambda: GymSystem(Switch(), dynamics)),
+    "discrete": (TypeError, "planners need continuous ones.*TransformAction", lambda: GymSystem(Switch(), dynamics)),
     "two actions": (ValueError, r"\(2,\), the action space is \(1,\)", lambda: GymSystem(Slide(shape=(2,)), dynamics)),
-    "bounds": (ValueError, "would be cut off unseen.*RescaleAction", lambda: GymSystem(Slide(limit=1.0), dynamics)),
+    "bounds": (ValueError, "would be clipped silently.*RescaleAction", lambda: GymSystem(Slide(limit=1.0), dynamics)),
     "dt": (ValueError, r"0\.2 s, one of the dynamics 0\.4 s", lambda: GymSystem(Slide(), dynamics.rebound(dt=0.4))),
     "repeated": (ValueError, r"lasts 0\.4 s", lambda: GymSystem(Slide(), dynamics, dt=0.4)),
     "observation": (ValueError, r"shape \(3,\).*from_observation", lambda: GymSystem("Pendulum-v1", turning)),

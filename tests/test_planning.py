@@ -68,7 +68,7 @@ def test_kept_elites_are_candidates_of_the_next_step(x64):
     plan = jax.jit(lambda k, s: planner.plan(k, particles(1.0), reach, start, s))
     plan_state, kept_won = planner.init(action), 0
     for key in jax.random.split(jax.random.key(0), 12):
-        kept = np.moveaxis(np.asarray(plan_state.kept), -1, 0)
+        kept = np.moveaxis(np.asarray(plan_state.elites), -1, 0)
         best_kept = max(reach(simulate(1.0, start, u), u) for u in kept)
         actions, plan_state, info = plan(key, plan_state)
         assert info["value"] >= best_kept - 1e-12

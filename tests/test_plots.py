@@ -14,6 +14,7 @@ from PIL import Image
 import physppl as pp
 from physppl import plots
 from physppl.inference import Laplace
+from physppl.internal import figures
 from physppl.models import pendulum
 from physppl.planning import RandomPolicy
 from physppl.plots import loops, machines
@@ -222,9 +223,9 @@ def test_phase_portrait_follows_truth_and_belief(posterior, data):
     assert_legible(figure)
     assert labels(figure) - {""} == {"angle [rad]", "velocity [rad/s]"}
     [axis] = figure.axes
-    true = [line for line in axis.get_lines() if line.get_color() == plots.ORANGE]
-    believed = [line for line in axis.get_lines() if line.get_color() == plots.BLUE and len(line.get_xdata())]
-    assert len(true) == 8 and len(believed) == 5 * 8
+    true = [line for line in axis.get_lines() if line.get_color() == figures.ORANGE]
+    posterior_draws = [line for line in axis.get_lines() if line.get_color() == figures.BLUE and len(line.get_xdata())]
+    assert len(true) == 8 and len(posterior_draws) == 5 * 8
     for line in true:
         x, y = (np.asarray(v, float) for v in line.get_data())
         keep = np.isfinite(x)

@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 
 import physppl as pp
 from physppl.control.agent import Agent
-from physppl.control.episodes import judged
+from physppl.control.episodes import solved_episodes
 from physppl.inference import Laplace
 from physppl.models import furuta, pendulum
 from physppl.planning import ICEM, Planner, RandomPolicy, RandomShooting
@@ -134,7 +134,7 @@ def test_the_time_of_an_episode_reaches_the_machine():
 
 def test_a_machine_and_an_agent_of_different_steps_are_refused():
     task, planner, backend = pendulum.swing_up, RandomPolicy(), Laplace(starts=1)
-    with pytest.raises(ValueError, match=r"the machine's dt, s, and those of the dynamics .* differ: 0.05 and 0.02"):
+    with pytest.raises(ValueError, match=r"the machine's dt, s, and .* of the agent's dynamics differ: 0.05 and 0.02"):
         pp.psrl(jax.random.key(0), pendulum.system(), task, pendulum.dynamics(dt=0.02), backend, planner, 1)
     with pytest.raises(ValueError, match="state coordinates .* differ"):
         pp.episode(jax.random.key(0), pendulum.system(), task, planner, furuta.system(0.05).transition)
@@ -152,10 +152,10 @@ def test_an_episode_that_ended_by_itself_is_not_solved_by_its_padding():
     system = Falls(pendulum.system().transition, [np.pi, 0.0])
     record = pp.episode(jax.random.key(0), system, pendulum.swing_up, RandomPolicy(), system.transition)
     assert bool(pendulum.swing_up.solved(record.states)) and bool(record.terminated)
-    assert not judged(pendulum.swing_up, record)
+    assert not solved_episodes(pendulum.swing_up, record)
     still = pp.SimulatedSystem(pendulum.system(noise=0.0).transition, [np.pi, 0.0])
     record = pp.episode(jax.random.key(0), still, pendulum.swing_up, ICEM(), still.transition)
-    assert judged(pendulum.swing_up, record)
+    assert solved_episodes(pendulum.swing_up, record)
 
 
 def test_plans_without_a_finite_value_are_told():

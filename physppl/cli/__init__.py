@@ -10,7 +10,7 @@ COMMANDS = {"demo": demo, "identify": identify, "psal": psal, "psrl": psrl}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a sub-command; `physppl --help` lists them."""
+    """Run a sub-command; `physppl --help` lists them."""
     import tyro
 
     app = tyro.extras.SubcommandApp()

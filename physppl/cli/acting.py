@@ -1,4 +1,4 @@
-"""The simulated machines that a command acts on: task, truth, program, and how each is drawn."""
+"""Simulated machines for the commands: task, true system, program and animation."""
 
 import functools
 import inspect
@@ -21,7 +21,7 @@ from physppl.plots import machines
 
 TASKS = ("swing_up", "reach")
 MACHINES = {n: m for n, m in MODELS.items() if hasattr(m, "system") and any(hasattr(m, task) for task in TASKS)}
-FLAT = {"two_link": {"gravity": 0.0}}  # known of a machine by its task: the arm that reaches lies flat
+FLAT = {"two_link": {"gravity": 0.0}}  # known from a machine's task: the reaching arm lies flat
 NOISE = 0.01  # sd of readings of the SIM2GP experiments (github.com/bhahner/MC-PILCO)
 ANIMATIONS = {
     "cartpole": functools.partial(machines.animate_cartpole, pole=1.0, upright=0.0),
@@ -34,11 +34,11 @@ ANIMATIONS = {
 
 
 class LearningProblem(NamedTuple):
-    """A simulated machine, its task, and the program that is to learn it.
+    """Simulated machine, its task, and the program to be learned.
 
     Attributes:
         truth: {site or derived quantity of the program: true value}.
-        unknown: {parameter: (true value, what the program takes it for)} of those that it has no site for and wrong.
+        unknown: {parameter: (true value, the program's value)} of those without a site whose fixed value is wrong.
     """
 
     name: str
@@ -58,18 +58,18 @@ def machine(
     measurement_noise: float | None = None,
     actuator: Mapping[str, Any] | None = None,
 ) -> LearningProblem:
-    """A machine of `physppl.models` as a command's options want it.
+    """Set up a machine of `physppl.models` by a command's options.
 
     Args:
         dt: s; None: the task's own.
-        truth: what differs from the published values.
-        hold: what the program takes for known.
-        measurement_noise: sd of every reading, in the coordinates' units; None: 0.01 where the machine has no noise of
-            its own. A machine without any is known to many digits after one episode.
-        actuator: arguments of `Actuator`; None: what is commanded acts.
+        truth: parameters of the true machine that differ from the published values.
+        hold: parameters that the program fixes, with their values.
+        measurement_noise: sd of every reading, in the coordinates' units; None: 0.01 where the machine has no noise.
+            (Without any noise one episode determines it to many digits.)
+        actuator: arguments of `Actuator`; None: commands act directly.
 
     Raises:
-        ValueError: for an unknown machine, a step that its task cannot have, options that it does not take.
+        ValueError: for an unknown machine, a step that does not suit its task, options that it does not have.
         KeyError: for an unknown parameter, with close matches.
     """
     if name not in MACHINES:
@@ -78,10 +78,10 @@ def machine(
     task, dt = _task(name, module, dt)
     step = {"dt": dt} if "dt" in inspect.signature(module.system).parameters else {}
     system = module.system(**step, **_changes(name, module, {**known, **truth}, "truth"))
-    held = {**known, **hold}
-    if held and not hasattr(module, "program_with"):
+    fixed = {**known, **hold}
+    if fixed and not hasattr(module, "program_with"):
         raise ValueError(f"--hold: the program of {name} has no parameters that can be held.")
-    program = {"program": module.program_with(**held)} if held else {}
+    program = {"program": module.program_with(**fixed)} if fixed else {}
     dynamics = module.dynamics(**program, **step)
     if measurement_noise is None and not (np.any(system.transition.noise) or np.any(system.measurement_sd)):
         measurement_noise = NOISE
@@ -90,25 +90,25 @@ def machine(
         system = eqx.tree_at(lambda s: s.measurement_sd, system, sd)
     if actuator is not None:
         system = system.with_actuator(**actuator)
-    true, believed = _values(system.transition.dynamics, system.transition.sites), _values(dynamics, {})
+    true, sites = _values(system.transition.dynamics, system.transition.sites), _values(dynamics, {})
     field = inspect.signature(getattr(module, "field", lambda: None)).parameters
-    usual = {k: p.default for k, p in field.items() if isinstance(p.default, float)} | held
+    assumed = {k: p.default for k, p in field.items() if isinstance(p.default, float)} | fixed
     wrong = {
-        k: (v, usual[k])
+        k: (v, assumed[k])
         for k, v in true.items()
-        if k not in believed and k in usual and not np.isclose(v, usual[k], rtol=1e-6, atol=0.0)
+        if k not in sites and k in assumed and not np.isclose(v, assumed[k], rtol=1e-6, atol=0.0)
     }
-    return LearningProblem(name, task, dynamics, system, {k: v for k, v in true.items() if k in believed}, wrong)
+    return LearningProblem(name, task, dynamics, system, {k: v for k, v in true.items() if k in sites}, wrong)
 
 
 def _task(name: str, module: ModuleType, dt: float | None) -> tuple[pp.Task, float]:
-    """The task, and its control step in s."""
+    """Task of a machine, and its control step in s."""
     task = next(getattr(module, task) for task in TASKS if hasattr(module, task))
     if isinstance(task, pp.Task):
-        own = module.dynamics().dt
-        if dt is not None and dt != own:
-            raise ValueError(f"--dt: the task of {name} is in steps of {own:g} s; got {dt:g}.")
-        return task, own
+        task_dt = module.dynamics().dt
+        if dt is not None and dt != task_dt:
+            raise ValueError(f"--dt: the task of {name} is in steps of {task_dt:g} s; got {dt:g}.")
+        return task, task_dt
     step = float(inspect.signature(task).parameters["dt"].default if dt is None else dt)
     if not 0 < step < 1:
         raise ValueError(f"--dt must be seconds, more than 0 and less than 1; got {step:g}.")
@@ -116,9 +116,9 @@ def _task(name: str, module: ModuleType, dt: float | None) -> tuple[pp.Task, flo
 
 
 def _changes(name: str, module: ModuleType, changes: Mapping[str, float], option: str) -> Mapping[str, float]:
-    """The same, none of which is an argument of `system` that is no parameter of the machine."""
-    takes = inspect.signature(module.system).parameters
-    if changes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+    """Changed parameters, refused where one is an argument of `system` but no parameter of the machine."""
+    arguments = inspect.signature(module.system).parameters
+    if changes and not any(p.kind is p.VAR_KEYWORD for p in arguments.values()):
         raise ValueError(f"--{option}: {name} has no parameters that can be changed.")
     for key in changes:
         if key in ("dt", "noise", "measurement_sd", "initial_sd"):
@@ -127,14 +127,14 @@ def _changes(name: str, module: ModuleType, changes: Mapping[str, float], option
 
 
 def _values(dynamics: pp.Dynamics, sites: Mapping[str, Any]) -> dict[str, float]:
-    """{site or derived quantity: value} of a program at some site values; others are drawn."""
+    """Values {site or derived quantity: value} of a program at some site values; others are drawn."""
     program = handlers.substitute(handlers.seed(dynamics.program, jax.random.key(0)), dict(sites))
     trace = handlers.trace(program).get_trace()
     return {k: float(site["value"]) for k, site in trace.items() if np.size(site.get("value", ())) == 1}
 
 
 def animate(machine: str, path: Path, episode: pp.Episode, dynamics: pp.Dynamics, title: str) -> bool:
-    """Writes the moving picture of an episode, unless nobody has drawn this machine; whether it did."""
+    """Write the animation of an episode; return False where this machine has none."""
     if machine not in ANIMATIONS:
         return False
     steps = int(np.asarray(episode.valid).sum())

@@ -1,4 +1,4 @@
-"""What the sub-commands share: saying, timing, a folder to write to, numbers by name, errors in one line."""
+"""Helpers of the sub-commands: output, timing, output folders, name=number options, one-line errors."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +13,14 @@ def say(what: object) -> None:
 
 
 @contextmanager
-def timed(what: str, tell: Callable[[str], None] = say) -> Iterator[dict[str, float]]:
-    """Tells when the block is done and how long it took; the seconds are in the dict afterwards."""
+def timed(what: str, report: Callable[[str], None] = say) -> Iterator[dict[str, float]]:
+    """Report when the block is done and how long it took; the dict then holds the seconds."""
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     with compile_clock() as clock:
         yield seconds
     seconds |= {"seconds": time.perf_counter() - start, "compiling": clock.seconds}
-    tell(f"   {what} ({seconds['seconds']:.1f} s, of it {clock.seconds:.1f} s compiling)")
+    report(f"   {what} ({seconds['seconds']:.1f} s, of it {clock.seconds:.1f} s compiling)")
 
 
 def make_writable(out: Path, command: str) -> None:
@@ -40,19 +40,19 @@ def make_writable(out: Path, command: str) -> None:
 
 
 def list_files(out: Path, files: dict[str, str]) -> None:
-    """Those of the files that are there, in the order of the dict, each with what it is."""
+    """List those of the files that exist, in the order of the dict, each with its description."""
     for name, what in files.items():
         if (out / name).exists():
             say(f"  {name:24s} {what}")
 
 
 def numbers(texts: Sequence[str], option: str) -> dict[str, float]:
-    """{name: value} of `name=value` texts; true and false are 1 and 0.
+    """Parse `name=value` texts into {name: value}; true and false are 1 and 0.
 
     Raises:
-        ValueError: for what is not of this form, or given twice.
+        ValueError: for texts of another form, and names given twice.
     """
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
         value = {"true": "1", "false": "0"}.get(value.lower(), value)
@@ -60,15 +60,15 @@ def numbers(texts: Sequence[str], option: str) -> dict[str, float]:
             number = float(value)
         except ValueError:
             raise ValueError(f"--{option} takes name=number, e.g. {option} arm_coulomb=0.002; got {text}.") from None
-        if name in found:
+        if name in values:
             raise ValueError(f"--{option} has {name} twice.")
-        found[name] = number
-    return found
+        values[name] = number
+    return values
 
 
 @contextmanager
-def mistakes(command: str) -> Iterator[None]:
-    """What a user can mend ends the command with one line.
+def one_line_errors(command: str) -> Iterator[None]:
+    """End the command with one line on errors that a user can correct.
 
     Raises:
         SystemExit: with that line.

@@ -20,17 +20,17 @@ def demo(
     seed: Annotated[int, tyro.conf.arg(help="of every random choice")] = 0,
     episodes: Annotated[int | None, tyro.conf.arg(help="of the swing-up (default: furuta 4, pendulum 3)")] = None,
 ) -> None:
-    """Learn to swing up a simulated machine that has friction its program does not know, and save what was found.
+    """Learn to swing up a simulated machine that has friction its program lacks, and save the results.
 
-    The pendulum is first identified from a recording: of a real one where PHYSPPL_DATA names the folder of recordings,
-    and of a simulated one elsewhere.
+    The pendulum is first identified from a recording: of a real one if PHYSPPL_DATA names the folder of recordings,
+    else of a simulated one.
     """
     episodes = EPISODES[model] if episodes is None else episodes
     if episodes < 1:
         raise SystemExit(f"physppl demo: --episodes must be at least 1; got {episodes}.")
     make_writable(out, "demo")
-    began = time.perf_counter()
-    shown = demo_furuta if model == "furuta" else demo_pendulum
+    start = time.perf_counter()
+    machine = demo_furuta if model == "furuta" else demo_pendulum
     with compile_clock() as clock:
         identify_key, learn_key, draw_key = jax.random.split(jax.random.key(seed), 3)
         posteriors = {}
@@ -38,11 +38,11 @@ def demo(
             posteriors["identified.nc"] = demo_pendulum.identify(identify_key, out)
             say("")
         steps = len(posteriors) + 1
-        posteriors["swing_up.nc"] = learning.learn(learn_key, steps, shown.learning(), episodes, out).posterior
-        what = "The posterior" if steps == 1 else "The posteriors"
-        say(f"\n{steps + 1}. {what} as netCDF, for ArviZ: `xarray.open_datatree(path)`.")
+        posteriors["swing_up.nc"] = learning.learn(learn_key, steps, machine.learning(), episodes, out).posterior
+        subject = "The posterior" if steps == 1 else "The posteriors"
+        say(f"\n{steps + 1}. {subject} as netCDF, for ArviZ: `xarray.open_datatree(path)`.")
         with timed("saved"):
             for name, posterior in posteriors.items():
                 posterior.to_arviz(draw_key).to_netcdf(out / name)
-    say(f"\nDone in {time.perf_counter() - began:.0f} s, of it {clock.seconds:.0f} s compiling. In {out}:")
-    list_files(out, shown.FILES | learning.FILES)
+    say(f"\nDone in {time.perf_counter() - start:.0f} s, of it {clock.seconds:.0f} s compiling. In {out}:")
+    list_files(out, machine.FILES | learning.FILES)

@@ -1,4 +1,4 @@
-"""The demo's torque pendulum: identified from a recording, then swung up."""
+"""Demo of a torque pendulum: identified from a recording, then swung up."""
 
 import os
 from pathlib import Path
@@ -18,27 +18,27 @@ from physppl.internal.units import pretty
 from physppl.models import pendulum
 from physppl.planning import ICEM, RandomPolicy
 
-FRICTION = 0.1  # N m, the dry friction of the simulated pendulum, of which no program below knows
+FRICTION = 0.1  # N m, dry friction of the simulated pendulum, which all programs below lack
 UNITS = {"mass": "kg", "length": "m", "damping": "N m s/rad", "dry friction": "N m"}
 FILES = {
     "identified.nc": "posterior of the recorded pendulum",
     "identified.png": "its parameters, posterior over prior",
-    "fan.png": "its predictions on a recording that was held out",
-    "phase_portrait.png": "free motion, believed and true",
+    "fan.png": "its predictions of a held-out recording",
+    "phase_portrait.png": "free motion, of posterior draws and of the true system",
 }
 
 
 def learning() -> Learning:
-    """The swing-up."""
-    named = pendulum.truth | {"dry friction": FRICTION}
-    words = ", ".join(f"{name} {value:g} {pretty(UNITS[name])}" for name, value in named.items())
+    """Swing-up of the torque pendulum."""
+    values = pendulum.truth | {"dry friction": FRICTION}
+    words = ", ".join(f"{name} {value:g} {pretty(UNITS[name])}" for name, value in values.items())
     opening = (
         f"Learn to swing up a simulated pendulum: {words}.",
         "The program has sites for the first three; the dry friction lies outside its prior.",
         "The first episode acts from the prior.",
     )
-    chosen = machine("pendulum", truth={"coulomb": FRICTION})
-    return Learning(chosen, opening, ICEM(horizon=40), _portrait, "phase_portrait.png")
+    problem = machine("pendulum", truth={"coulomb": FRICTION})
+    return Learning(problem, opening, ICEM(horizon=40), _portrait, "phase_portrait.png")
 
 
 def _portrait(key, run: pp.Run, system: pp.SimulatedSystem, oracle: pp.Episode):
@@ -48,7 +48,7 @@ def _portrait(key, run: pp.Run, system: pp.SimulatedSystem, oracle: pp.Episode):
 
 
 class RecordedPendulum(NamedTuple):
-    """A pendulum that someone recorded."""
+    """Recordings of a pendulum, one to fit and one held out."""
 
     source: str
     dynamics: pp.Dynamics
@@ -56,7 +56,7 @@ class RecordedPendulum(NamedTuple):
     held_out: str
     states: np.ndarray  # (T + 1, 2) of the held-out recording
     actions: np.ndarray  # (T, 1)
-    restart: int  # steps between the beginnings of its predictions
+    restart: int  # steps from one restart of its predictions to the next
 
 
 def identify(key, out: Path) -> pp.Posterior:
@@ -77,12 +77,12 @@ def identify(key, out: Path) -> pp.Posterior:
 
 
 def real(folder: str) -> RecordedPendulum:
-    """The recordings of the real simple pendulum, smoothed, at 100 Hz."""
+    """Recordings of the real simple pendulum, smoothed, at 100 Hz."""
     train, tests = benchmarks.simple_pendulum(folder)
     [test] = tests["direct collocation"]
     piece = test.between(0.1, 3.11)
-    machine = pp.ActionSpace(torque=pp.Bounded(-6.0, 6.0, "N m"))  # its motor's rated torque
-    dynamics = pp.Dynamics(pendulum.program_with_coulomb, pendulum.state, machine, dt=test.dt)
+    action = pp.ActionSpace(torque=pp.Bounded(-6.0, 6.0, "N m"))  # its motor's rated torque
+    dynamics = pp.Dynamics(pendulum.program_with_coulomb, pendulum.state, action, dt=test.dt)
     names = " and ".join(repr(r.name) for r in train)
     return RecordedPendulum(
         f"recordings {names} of a real one, in {folder}", dynamics, benchmarks.transitions(train),
@@ -91,7 +91,7 @@ def real(folder: str) -> RecordedPendulum:
 
 
 def simulated(key) -> RecordedPendulum:
-    """Random torques on the simulated pendulum, with friction that the program does not know."""
+    """Simulated recordings under random torques, with friction that the program lacks."""
     system, task = pendulum.system(coulomb=FRICTION), pendulum.swing_up
     train, test = (
         pp.episode(k, system, task, RandomPolicy(correlation=0.95), system.transition) for k in jax.random.split(key)

@@ -6,7 +6,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -27,8 +27,8 @@ from physppl.internal.units import label
 from physppl.plots.recordings import prediction, residuals
 from physppl.posterior.backend import Backend
 
-DELAYS = range(5)  # steps, of --delay auto
-KEPT_OUT = 5  # the last of so many parts of each recording
+DELAYS = range(5)  # steps that --delay auto compares
+HELD_OUT = 5  # one part in so many of each recording, its last, is held out
 FILES = {
     "identified.json": "all numbers below, for scripts",
     "posterior.nc": "the posterior for ArviZ: xarray.open_datatree(path)",
@@ -58,24 +58,24 @@ def identify(
     seed: Annotated[int, arg(help="of every random choice")] = 0,
     json: Annotated[bool, arg(help="print the JSON instead of tables; progress goes to standard error")] = False,
 ) -> None:
-    """Identify a machine from recordings: parameters with units and verdicts, and predictions of what was kept out.
+    """Identify a machine from recordings: parameters with units and verdicts, and predictions of held-out data.
 
     A file has a column for the time (`t` or `time`), one per sensor and one per input, found by the model's names or
     --columns; "state:0" is the first column of an array of an npz or netCDF file. Empty cells are missing readings.
 
-    Unless the program says otherwise about noise, it is that of real machines: process noise of HalfNormal(0.1) scales
-    on velocities and HalfNormal(1e-5) on positions, which move by their velocities alone; an input that is off by a
-    share of its size (HalfNormal(0.1)) and of its last change (HalfNormal(0.5)), unless --exact-inputs. With --segment
-    25 noise enters every 25 samples: parameters are fitted to predict so far ahead, and claim to be surer. How far
-    parameters differ from one recording to the next, in virtual space, where a prior's sd is about 1, is --variation
-    (0.04, say): one recording cannot tell, and without it the belief is about that recording alone.
+    Unless the program specifies noise, it gets that of real machines: process noise of HalfNormal(0.1) scales on
+    velocities and HalfNormal(1e-5) on positions, which are integrals of velocities; an input error in proportion to
+    the input (HalfNormal(0.1)) and to its last change (HalfNormal(0.5)), unless --exact-inputs. With --segment 25
+    noise enters every 25 samples: parameters are fitted to predict that far ahead, and their sds are smaller.
+    --variation is the sd by which parameters differ between recordings, in unconstrained space, where a prior's sd is
+    about 1 (0.04, say): one recording cannot determine it, and without it the posterior holds for that recording alone.
     """
     options = {k: _plain(v) for k, v in locals().items()}
-    began = time.perf_counter()
-    tell = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
-    with _mistakes(program), redirect_stdout(sys.stderr) if json else _nothing():
+    start = time.perf_counter()
+    emit = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
+    with _one_line_errors(program), redirect_stdout(sys.stderr) if json else nullcontext():
         key = jax.random.key(seed)
-        dynamics = _chosen(model, program, data)
+        dynamics = _chosen_dynamics(model, program, data)
         make_writable(out, "identify")
         recorded = _read(
             dynamics, data, held_out, _pairs(columns, "columns"), _pairs(units, "units"), sensors, dt, unwrap, segment
@@ -84,15 +84,15 @@ def identify(
         name = model or Path(str(program)).stem
         if variation is not None:
             dynamics = dynamics.rebound(variation=variation)
-        tell(_opening(name, dynamics, recorded, held_out))
+        emit(_opening(name, dynamics, recorded, held_out))
         _check(dynamics, recorded, horizon)
-        dynamics, evidence = _delayed(key, dynamics, recorded.train, delay, tell)
+        dynamics, evidence = _delayed(key, dynamics, recorded.train, delay, emit)
         backend = HMC() if method == "hmc" else Laplace()
-        with timed("fitted", tell) as seconds:
+        with timed("fitted", emit) as seconds:
             posterior = _fit(key, dynamics, pp.Trajectories.stack(recorded.train), backend)
-        with timed("judged", tell):
-            verdict, table, found = posterior.check(), posterior.summary(), pp.identifiability(posterior)
-        with timed("predicted", tell):
+        with timed("checked", emit):
+            verdict, table, identified = posterior.check(), posterior.summary(), pp.identifiability(posterior)
+        with timed("predicted", emit):
             horizons = (horizon / 5, horizon)
             ahead = [
                 [predict_ahead(jax.random.fold_in(key, i), posterior, r, h, since=recorded.since[i]) for h in horizons]
@@ -106,36 +106,36 @@ def identify(
             "log_evidence_by_delay": evidence,
             "files": recorded.facts(),
         }
-        result = report.result(posterior, table, verdict, found, scores, facts)
-        with timed("drawn and saved", tell):
+        result = report.result(posterior, table, verdict, identified, scores, facts)
+        with timed("drawn and saved", emit):
             plots.parameters(posterior).savefig(out / "parameters.png")
             names = [path.stem for path in recorded.test_paths]
             prediction([pair[-1] for pair in ahead], recorded.test, dynamics, names).savefig(out / "prediction.png")
             errors = [standardised_residuals(key, posterior, r) for r in recorded.train]
             residuals(errors, recorded.train, dynamics).savefig(out / "residuals.png")
             posterior.to_arviz().to_netcdf(out / "posterior.nc")
-            result["seconds"]["total"] = time.perf_counter() - began
+            result["seconds"]["total"] = time.perf_counter() - start
             text = json_text.dumps(report.finite(result), indent=2, allow_nan=False)
             (out / "identified.json").write_text(text + "\n")
     if json:
         print(text)
         return
-    tell(f"\n{table}\n\n{verdict}\n{report.determined(found)}\n\n{report.table(scores)}")
-    tell("".join(f"- {remark}\n" for remark in report.remarks(scores)))
-    tell(f"Done in {time.perf_counter() - began:.0f} s. In {out}:")
+    emit(f"\n{table}\n\n{verdict}\n{report.determined(identified)}\n\n{report.table(scores)}")
+    emit("".join(f"- {remark}\n" for remark in report.remarks(scores)))
+    emit(f"Done in {time.perf_counter() - start:.0f} s. In {out}:")
     for name, what in FILES.items():
-        tell(f"  {name:18s}{what}")
+        emit(f"  {name:18s}{what}")
 
 
 class IdentificationData(NamedTuple):
-    """What the files held."""
+    """Recordings read from the files, split into fitted and held-out ones."""
 
-    dynamics: pp.Dynamics  # bound to the sensors that were recorded, and to their step
+    dynamics: pp.Dynamics  # bound to the recorded sensors and their step
     paths: Sequence[Path]
     train: Sequence[pp.Trajectories]
     test_paths: Sequence[Path]
-    test: Sequence[pp.Trajectories]  # whole recordings: a filter reads what lies before the held-out part
-    since: Sequence[float]  # s, from where each is predicted
+    test: Sequence[pp.Trajectories]  # whole recordings: the filter needs the readings before the held-out part
+    since: Sequence[float]  # s, time from which each is predicted
 
     def facts(self) -> dict[str, list]:
         return {
@@ -147,7 +147,7 @@ class IdentificationData(NamedTuple):
         }
 
 
-def _chosen(model: str | None, program: Path | None, data: Sequence[Path]) -> pp.Dynamics:
+def _chosen_dynamics(model: str | None, program: Path | None, data: Sequence[Path]) -> pp.Dynamics:
     if (model is None) == (program is None):
         names = ", ".join(machine.MODELS)
         raise ValueError(f"give either --model, one of {names}, or --program, a Python file that defines `dynamics`.")
@@ -167,10 +167,10 @@ def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -
     first, sensing = tables[paths[0]], base.sensing
     if sensors:
         base = base.rebound(sensors=tuple(sensors), observe=None)
-    elif sensing.observe is None and len(sensing.index) == len(base.state):  # it does not say what is measured
-        found = tuple(n for n in base.state.names if readers.has_column(first, columns.get(n, n)))
-        if found:  # else reading names what is missing
-            base = base.rebound(sensors=found)
+    elif sensing.observe is None and len(sensing.index) == len(base.state):  # the program does not specify sensors
+        measured = tuple(n for n in base.state.names if readers.has_column(first, columns.get(n, n)))
+        if measured:  # else the reader's error names the missing columns
+            base = base.rebound(sensors=measured)
     read = {
         path: pp.Trajectories(
             **readers.recording(table, base, columns=columns, units=units, dt=dt, unwrap=unwrap), segment=segment
@@ -184,26 +184,26 @@ def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -
     if held_out:
         test = [read[path] for path in held_out]
         return IdentificationData(base, paths, whole, held_out, test, [-np.inf] * len(test))
-    cuts = [len(r) - len(r) // KEPT_OUT for r in whole]
+    cuts = [len(r) - len(r) // HELD_OUT for r in whole]
     since = [float(r.times[min(cut, len(r) - 1)]) for r, cut in zip(whole, cuts, strict=True)]
     return IdentificationData(base, paths, [r[:cut] for r, cut in zip(whole, cuts, strict=True)], paths, whole, since)
 
 
 def _opening(name: str, dynamics: pp.Dynamics, recorded: IdentificationData, held_out) -> str:
     spaces = (dynamics.sensing.space, dynamics.action)
-    named = [", ".join(label(n, u) for n, u in zip(s.names, s.units, strict=True)) for s in spaces]
-    lines = [f"{name}: sensors {named[0]}; inputs {named[1]}; every {dynamics.dt:.4g} s."]
+    names = [", ".join(label(n, u) for n, u in zip(s.names, s.units, strict=True)) for s in spaces]
+    lines = [f"{name}: sensors {names[0]}; inputs {names[1]}; every {dynamics.dt:.4g} s."]
     for path, data in zip(recorded.paths, recorded.train, strict=True):
         missing = int(np.sum(~data.valid))
         note = f", {missing} without a reading" if missing else ""
         note += "" if data.regular else ", irregular"
         lines.append(f"   {path.name}: {len(data)} samples{note}")
-    kept = ", ".join(p.name for p in held_out) if held_out else "the last fifth of each"
-    return "\n".join([*lines, f"   kept out and predicted: {kept}"])
+    test = ", ".join(p.name for p in held_out) if held_out else "the last fifth of each"
+    return "\n".join([*lines, f"   held out and predicted: {test}"])
 
 
 def _check(dynamics: pp.Dynamics, recorded: IdentificationData, horizon: float) -> None:
-    """Refuse before a long fit what would be refused after it."""
+    """Check the data before a long fit."""
     for path, data in zip((*recorded.paths, *recorded.test_paths), (*recorded.train, *recorded.test), strict=True):
         try:
             dynamics.check(data)
@@ -218,42 +218,42 @@ def _check(dynamics: pp.Dynamics, recorded: IdentificationData, horizon: float) 
             "milliseconds: --units time=ms."
         )
     for path, data, since in zip(recorded.test_paths, recorded.test, recorded.since, strict=True):
-        left = float(data.times[-1]) - max(since, float(data.times[0]))
-        if left < horizon:
+        duration = float(data.times[-1]) - max(since, float(data.times[0]))
+        if duration < horizon:
             raise ValueError(
-                f"{path}: {left:.3g} s are held out, too little for --horizon {horizon:g}. Give a shorter one, or "
-                "recordings of their own to --held-out."
+                f"{path}: {duration:.3g} s are held out, too little for --horizon {horizon:g}. Give a shorter one, or "
+                "other recordings to --held-out."
             )
 
 
-def _delayed(key, dynamics, train, delay: str | None, tell) -> tuple[pp.Dynamics, dict[str, float] | None]:
-    """The Dynamics with its input delay, and the log evidence of each candidate if it was looked for."""
+def _delayed(key, dynamics, train, delay: str | None, emit) -> tuple[pp.Dynamics, dict[str, float] | None]:
+    """Dynamics with its input delay, and the log evidence of each candidate for --delay auto."""
     if delay is None:
         return dynamics, None
     if delay != "auto":
         if not delay.isdigit():
             raise ValueError(f"--delay must be a whole number of samples or auto; got {delay}.")
         return dynamics.rebound(input_delay=int(delay)), None
-    prompt, evidence = dynamics.rebound(input_delay=0), {}
-    for steps in DELAYS:  # late inputs are early rows: one compiled program serves all delays
+    undelayed, evidence = dynamics.rebound(input_delay=0), {}
+    for steps in DELAYS:  # delayed inputs are shifted rows: one compiled program serves all delays
         parts = [
             pp.Trajectories(
                 r.observations, np.asarray(lagged(r.actions, steps)), r.times, valid=r.valid, segment=r.segment
             )
             for r in train
         ]
-        with timed(f"input {steps} samples late", tell):
-            posterior = _fit(key, prompt, pp.Trajectories.stack(parts), Laplace())
+        with timed(f"input {steps} samples late", emit):
+            posterior = _fit(key, undelayed, pp.Trajectories.stack(parts), Laplace())
         evidence[str(steps)] = float(posterior.log_evidence)
-        tell(f"      log evidence {evidence[str(steps)]:.1f} nats")
+        emit(f"      log evidence {evidence[str(steps)]:.1f} nats")
     best = max(evidence, key=lambda steps: evidence[steps])
-    tell(f"   the input acts {best} samples late")
+    emit(f"   the input acts {best} samples late")
     return dynamics.rebound(input_delay=int(best)), evidence
 
 
 def _fit(key, dynamics: pp.Dynamics, data: pp.Trajectories, backend: Backend) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pp.PhyspplWarning)  # the table and the check say it
+        warnings.simplefilter("ignore", pp.PhyspplWarning)  # the table and the check report it
         return pp.fit(key, dynamics, data, backend)
 
 
@@ -266,8 +266,8 @@ def _pairs(texts: Sequence[str], option: str) -> Mapping[str, str]:
 
 
 @contextmanager
-def _mistakes(program: Path | None) -> Iterator[None]:
-    """What a user can mend ends the command with one line; an error of the user's program says where in it."""
+def _one_line_errors(program: Path | None) -> Iterator[None]:
+    """End the command with one line on errors that a user can correct; for the user's program it names the line."""
     try:
         yield
     except Exception as error:
@@ -283,13 +283,8 @@ def _mistakes(program: Path | None) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 def _plain(value: Any) -> Any:
-    """An option as JSON takes it."""
+    """Convert an option to JSON's types."""
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value

@@ -1,4 +1,4 @@
-"""What the demo does with every machine: learn it by acting, beside an agent that knows it and one that does not."""
+"""Learning part of the demo: a machine learned by acting, compared with the oracle and random actions."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ import physppl as pp
 from physppl import plots
 from physppl.cli.acting import LearningProblem, animate
 from physppl.cli.console import say, timed
-from physppl.control.episodes import judged
+from physppl.control.episodes import solved_episodes
 from physppl.control.loops import HEAD
 from physppl.inference import Laplace
 from physppl.planning import Planner, RandomPolicy
@@ -29,12 +29,12 @@ FILES = {
 
 
 class Learning(NamedTuple):
-    """A machine that the demo masters.
+    """Machine of the demo.
 
     Attributes:
-        opening: what is told of it, in lines.
-        figure: (key, run, system, an episode of the oracle) -> one more figure.
-        figure_name: its file.
+        opening: its description, in lines.
+        figure: (key, run, system, an episode of the oracle) -> an additional figure.
+        figure_name: file name of that figure.
     """
 
     machine: LearningProblem
@@ -53,8 +53,8 @@ def learn(key, number: int, learning: Learning, episodes: int, out: Path) -> pp.
     with timed("learned, and acted: oracle and random"):
         run = pp.psrl(run_key, system, task, dynamics, Laplace(), planner, episodes, report=say, progress=False)
         oracle, random = (
-            [pp.episode(k, system, task, who, system.transition) for k in jax.random.split(acting_key, BASELINES)]
-            for acting_key, who in ((oracle_key, planner), (random_key, RandomPolicy()))
+            [pp.episode(k, system, task, acting, system.transition) for k in jax.random.split(acting_key, BASELINES)]
+            for acting_key, acting in ((oracle_key, planner), (random_key, RandomPolicy()))
         )
         say(f"{_mean('oracle', task, oracle)}\n{_mean('random', task, random)}\n")
     say(f"\n{summarise(draw_key, run.posterior, truth=truth)}\n")
@@ -70,8 +70,8 @@ def learn(key, number: int, learning: Learning, episodes: int, out: Path) -> pp.
 
 
 def _mean(name: str, task: pp.Task, episodes: list[pp.Episode]) -> str:
-    """A row under the loop's own: mean and best return, and how many episodes were solved."""
+    """Row below the loop's table: mean and best return, and the number of solved episodes."""
     values = [float(e.returns) for e in episodes]
-    solved = judged(task, jax.tree.map(lambda *xs: jnp.stack(xs), *episodes))
+    solved = solved_episodes(task, jax.tree.map(lambda *xs: jnp.stack(xs), *episodes))
     count = "-" if solved is None else f"{int(solved.sum())}/{len(solved)}"
     return f"{name:>7s}{np.mean(values):10.2f}{max(values):10.2f}{count:>8s}{'-':>8s}{'-':>9s}{'-':>9s}{'-':>21s}"

@@ -1,4 +1,4 @@
-"""`physppl psrl` and `physppl psal`: a simulated machine learned by acting on it, every episode kept on disk."""
+"""`physppl psrl` and `physppl psal`: a simulated machine learned by acting on it, every episode saved on disk."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 import physppl as pp
 from physppl import plots
 from physppl.cli.acting import MACHINES, LearningProblem, animate, machine
-from physppl.cli.console import list_files, make_writable, mistakes, numbers, say, timed
+from physppl.cli.console import list_files, make_writable, numbers, one_line_errors, say, timed
 from physppl.control.loops import HEAD
 from physppl.inference import Laplace
 from physppl.internal.files import write
@@ -20,7 +20,7 @@ from physppl.planning import ICEM, MPPI, GradientShooting, Planner, RandomShooti
 from physppl.plots import loops
 from physppl.posterior.summary import summarise
 
-PLANNERS = {  # by name, with what each calls its population and its iterations
+PLANNERS = {  # by name, with the names of its population and iterations arguments
     "icem": (ICEM, "population", "iterations"),
     "mppi": (MPPI, "population", "iterations"),
     "gradient": (GradientShooting, "starts", "steps"),
@@ -37,23 +37,23 @@ FILES = {
 
 @dataclass(frozen=True)
 class Options:
-    """What both commands take."""
+    """Options of both commands."""
 
-    episodes: Annotated[int, arg(help="more than were asked for before go on where those ended")] = 10
+    episodes: Annotated[int, arg(help="total number; a larger one continues an earlier run")] = 10
     seed: Annotated[int, arg(help="of every random choice")] = 0
     out: Annotated[Path | None, arg(help="folder of episodes and results (default: runs/COMMAND_MODEL)")] = None
     dt: Annotated[float | None, arg(help="s, control step (default: the task's own)")] = None
     acquisition: Annotated[
-        Literal["thompson", "mean"], arg(help="act on a draw of the belief, or on its mean function")
+        Literal["thompson", "mean"], arg(help="act on a draw of the posterior, or on its mean function")
     ] = "thompson"
     every: Annotated[int | None, arg(help="control steps until another draw (default: one an episode)")] = None
     planner: Annotated[Literal["icem", "mppi", "gradient", "random"], arg(help="random: random shooting")] = "icem"
     horizon: Annotated[int, arg(help="control steps that a plan looks ahead")] = 40
-    population: Annotated[int | None, arg(help="plans compared at once; of gradient, started")] = None
-    iterations: Annotated[int | None, arg(help="refinements a control step; not of random")] = None
+    population: Annotated[int | None, arg(help="plans compared at once; for gradient, starts")] = None
+    iterations: Annotated[int | None, arg(help="refinements per control step; not for random")] = None
     truth: Annotated[tuple[str, ...], arg(help="name=value of the true machine, e.g. arm_coulomb=0.002")] = ()
-    hold: Annotated[tuple[str, ...], arg(help="name=value that the program takes for known, rightly or not")] = ()
-    dead_band: Annotated[float, arg(help="in the action's unit: commands this small do nothing")] = 0.0
+    hold: Annotated[tuple[str, ...], arg(help="name=value that the program fixes, rightly or not")] = ()
+    dead_band: Annotated[float, arg(help="in the action's unit: smaller commands do nothing")] = 0.0
     delay: Annotated[int, arg(help="control steps until a command acts")] = 0
     lag: Annotated[float, arg(help="s, time constant of the drive")] = 0.0
     measurement_noise: Annotated[
@@ -67,11 +67,11 @@ Model = Annotated[Positional[str], arg(metavar="MODEL", help=f"one of {', '.join
 def psrl(model: Model, options: Annotated[Options, arg(name="")] = Options()) -> None:
     """Learn to master a simulated machine: posterior sampling reinforcement learning.
 
-    Each episode acts on a draw of the belief, planned for the task's reward; the belief is fitted again after it. Every
-    episode is kept as soon as it is over: a command that was stopped goes on when it is given again.
+    Each episode acts on a draw of the posterior, planned for the task's reward; the posterior is fitted again after it.
+    Every episode is saved as soon as it is over: a command that was stopped continues when it is given again.
 
-    The program has priors for what it does not know, friction included where the model has it. --hold takes that away:
-    with --truth arm_coulomb=0.002 --hold arm_coulomb=0 the furuta has friction of which its program does not know.
+    The program has priors on all unknown parameters, friction included where the model has it. --hold fixes one: with
+    --truth arm_coulomb=0.002 --hold arm_coulomb=0 the furuta has friction that its program lacks.
     """
     _loop("psrl", model, options, pp.TaskReward(), {})
 
@@ -79,37 +79,37 @@ def psrl(model: Model, options: Annotated[Options, arg(name="")] = Options()) ->
 def psal(
     model: Model,
     options: Annotated[Options, arg(name="")] = Options(),
-    step_sum: Annotated[bool, arg(help="plan for the sum of what each step tells alone, not for all of them")] = False,
+    step_sum: Annotated[bool, arg(help="plan for the sum of each step's information, not for the joint one")] = False,
 ) -> None:
     """Learn a simulated machine's parameters: posterior sampling active learning.
 
-    As psrl, but planned for what there is to learn, within the task's limits, instead of for its reward.
+    The loop of psrl, planned for information, within the task's limits, instead of the task's reward.
     """
     _loop("psal", model, options, pp.InformationGain(joint=not step_sum), {"step_sum": step_sum})
 
 
 def _loop(command: str, model: str, options: Options, objective: pp.Objective, more: dict[str, Any]) -> None:
     out = Path("runs") / f"{command}_{model}" if options.out is None else options.out
-    with mistakes(command):
+    with one_line_errors(command):
         if options.episodes < 1:
             raise ValueError(f"--episodes must be at least 1; got {options.episodes}.")
-        chosen = _machine(model, options)
+        problem = _machine(model, options)
         planner, acquisition = _planner(options), _acquisition(options)
         make_writable(out, command)
-        found = _claim(out, command, {"model": model} | asdict(options) | more)
-        say(_opening(command, chosen, planner, options))
-        if found:
-            say(f"Found {_count(found)} of this run in {out}; the table begins there.")
+        finished = _claim(out, command, {"model": model} | asdict(options) | more)
+        say(_opening(command, problem, planner, options))
+        if finished:
+            say(f"Found {_count(finished)} of this run in {out}; the table begins there.")
         say(f"Episodes are kept in {out}. Stopped at any moment, the same command goes on.\n\n{HEAD}")
         try:
             run = pp.psrl(
-                jax.random.key(options.seed), chosen.system, chosen.task, chosen.dynamics, Laplace(), planner,
+                jax.random.key(options.seed), problem.system, problem.task, problem.dynamics, Laplace(), planner,
                 options.episodes, objective=objective, acquisition=acquisition, checkpoints=out, report=say,
                 progress=False,
             )  # fmt: skip
-            _results(run, chosen, out)
+            _results(run, problem, out)
         except KeyboardInterrupt:
-            say(f"\nStopped with {_count(_kept(out))} in {out}. The same command goes on.")
+            say(f"\nStopped with {_count(_saved_episodes(out))} in {out}. The same command goes on.")
             raise SystemExit(INTERRUPTED) from None
 
 
@@ -130,43 +130,43 @@ def _machine(model: str, options: Options) -> LearningProblem:
 
 def _planner(options: Options) -> Planner:
     kind, size, rounds = PLANNERS[options.planner]
-    chosen: dict[str, Any] = {"horizon": options.horizon}
+    arguments: dict[str, Any] = {"horizon": options.horizon}
     if options.population is not None:
-        chosen[size] = options.population
+        arguments[size] = options.population
         if kind is ICEM:
             elites = max(1, options.population // 10)
-            chosen |= {"elites": elites, "keep": min(6, elites)}
+            arguments |= {"elites": elites, "keep": min(6, elites)}
     if options.iterations is not None:
         if rounds is None:
             raise ValueError("--iterations: random shooting refines nothing; give it a larger --population.")
-        chosen[rounds] = options.iterations
-    return kind(**chosen)
+        arguments[rounds] = options.iterations
+    return kind(**arguments)
 
 
 def _acquisition(options: Options) -> pp.Acquisition:
     return pp.Thompson(options.every) if options.acquisition == "thompson" else pp.PosteriorMean(options.every)
 
 
-def _claim(out: Path, command: str, told: dict[str, Any]) -> int:
-    """Episodes of this run that the folder has already.
+def _claim(out: Path, command: str, settings: dict[str, Any]) -> int:
+    """Record the run's settings in the folder and count the episodes already there.
 
     Raises:
-        ValueError: where it has those of a run that was told something else, naming option and values.
+        ValueError: where it has the episodes of a run with other settings, naming option and values.
     """
-    told = {"command": command} | {k: v for k, v in told.items() if k not in ("out", "episodes")}
-    told = json.loads(json.dumps(told))  # as the file has it
+    settings = {"command": command} | {k: v for k, v in settings.items() if k not in ("out", "episodes")}
+    settings = json.loads(json.dumps(settings))  # with JSON's types, as in the file
     path = out / "options.json"
-    known = json.loads(path.read_text()) if path.exists() else told
-    differs = [f"{k} is {told[k]}, was {known.get(k)}" for k in told if told[k] != known.get(k)]
+    stored = json.loads(path.read_text()) if path.exists() else settings
+    differs = [f"{k} is {v}, was {stored.get(k)}" for k, v in settings.items() if v != stored.get(k)]
     if differs:
         raise ValueError(
             f"{out} holds another run: {'; '.join(differs)}. Give the same options to go on with it, or another --out."
         )
-    write(path, (json.dumps(told, indent=1) + "\n").encode())
-    return _kept(out)
+    write(path, (json.dumps(settings, indent=1) + "\n").encode())
+    return _saved_episodes(out)
 
 
-def _kept(out: Path) -> int:
+def _saved_episodes(out: Path) -> int:
     return len(list(out.glob("episode_*.npz")))
 
 
@@ -174,44 +174,44 @@ def _count(episodes: int) -> str:
     return "1 episode" if episodes == 1 else f"{episodes} episodes"
 
 
-def _opening(command: str, chosen: LearningProblem, planner: Planner, options: Options) -> str:
-    """What is about to be learned."""
-    dynamics, task = chosen.dynamics, chosen.task
-    named = [
+def _opening(command: str, problem: LearningProblem, planner: Planner, options: Options) -> str:
+    """Description of the problem, printed before the loop starts."""
+    dynamics, task = problem.dynamics, problem.task
+    names = [
         ", ".join(label(n, u) for n, u in zip(s.names, s.units, strict=True)) for s in (dynamics.state, dynamics.action)
     ]
-    sites = [name for name in chosen.truth if name in chosen.system.transition.sites]
+    sites = [name for name in problem.truth if name in problem.system.transition.sites]
     lines = [
-        f"{command} {chosen.name}: state {named[0]}; action {named[1]}; "
+        f"{command} {problem.name}: state {names[0]}; action {names[1]}; "
         f"{task.steps} steps of {dynamics.dt:g} s an episode.",
         f"   To learn: {', '.join(sites)}, and the process noise.",
     ]
-    if chosen.unknown:
-        wrong = "; ".join(f"{k} is {true:.4g}, not {taken:.4g}" for k, (true, taken) in chosen.unknown.items())
-        lines.append(f"   Of what the program does not know: {wrong}.")
+    if problem.unknown:
+        wrong = "; ".join(f"{k} is {true:.4g}, not {assumed:.4g}" for k, (true, assumed) in problem.unknown.items())
+        lines.append(f"   Fixed wrongly in the program: {wrong}.")
     if task.limits is not None:
         limits = (task.limits.index, task.limits.low, task.limits.high)
-        kept = ", ".join(f"{dynamics.state.names[i]} {low:g} to {high:g}" for i, low, high in zip(*limits, strict=True))
-        lines.append(f"   Limits: {kept}.")
+        texts = (f"{dynamics.state.names[i]} {low:g} to {high:g}" for i, low, high in zip(*limits, strict=True))
+        lines.append(f"   Limits: {', '.join(texts)}.")
     drive = {"dead band": options.dead_band, "delay in steps": options.delay, "lag in s": options.lag}
-    drive |= {"measurement noise": float(chosen.system.measurement_sd.max())}
+    drive |= {"measurement noise": float(problem.system.measurement_sd.max())}
     if any(drive.values()):
         lines.append(f"   Drive and sensors: {', '.join(f'{k} {v:g}' for k, v in drive.items() if v)}.")
     lines.append(f"   {type(planner).__name__}: {planner.evaluations} model evaluations a control step.")
     return "\n".join(lines)
 
 
-def _results(run: pp.Run, chosen: LearningProblem, out: Path) -> None:
-    """The table of parameters, the figures, the posterior."""
-    say(f"\n{summarise(jax.random.key(0), run.posterior, truth=chosen.truth)}\n")
+def _results(run: pp.Run, problem: LearningProblem, out: Path) -> None:
+    """Print the table of parameters, save the figures and the posterior."""
+    say(f"\n{summarise(jax.random.key(0), run.posterior, truth=problem.truth)}\n")
     with timed("drawn and saved"):
-        plots.parameters(run.posterior, chosen.truth).savefig(out / "parameters.png")
+        plots.parameters(run.posterior, problem.truth).savefig(out / "parameters.png")
         loops.returns(run).savefig(out / "returns.png")
         last = jax.tree.map(lambda x: x[-1], run.episodes)
         title = f"episode {len(run.seconds)}"
-        animate(chosen.name, out / "last_episode.gif", last, chosen.dynamics, title)
+        animate(problem.name, out / "last_episode.gif", last, problem.dynamics, title)
         tree = run.posterior.to_arviz(jax.random.key(0))
         tree.to_netcdf(out / "posterior.nc")
-    say(f"   check of the belief: {tree.attrs['check']}")
+    say(f"   check of the posterior: {tree.attrs['check']}")
     say("".join(f"   - {reason}\n" for reason in tree.attrs["check_reasons"].splitlines()) + f"In {out}:")
     list_files(out, FILES)

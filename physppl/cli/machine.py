@@ -1,4 +1,4 @@
-"""The Dynamics that a command identifies: a model by name or a user's program file, bound as the recordings need it."""
+"""Dynamics for `physppl identify`: a model by name or a user's program file, bound as the recordings require."""
 
 import importlib.util
 import sys
@@ -18,91 +18,91 @@ from physppl.language.integrate import Step, StepResidual
 from physppl.language.noise import PROCESS
 from physppl.language.program import rebuild
 
-STILL = 1e-5  # of a position's scale: the prior scale of noise that moves it in a step other than by its velocity
-ROUNDING = 1e-4  # of a step, in which two are the same
-VELOCITY = 0.1  # of their scales: the prior scale of process noise elsewhere, as in every Dynamics
+POSITION = 1e-5  # in units of a position's scale: prior scale of its own process noise
+ROUNDING = 1e-4  # relative difference below which two steps are the same
+VELOCITY = 0.1  # in units of their scales: prior scale of other process noise, as in every Dynamics
 MODELS = {name: m for name, m in vars(models).items() if isinstance(m, ModuleType) and hasattr(m, "dynamics")}
 
 
 def model(name: str) -> pp.Dynamics:
-    """The default Dynamics of a module of `physppl.models`.
+    """Default Dynamics of a module of `physppl.models`.
 
     Raises:
-        ValueError: for an unknown one, with close matches.
+        ValueError: for an unknown name, with close matches.
     """
     if name not in MODELS:
-        raise ValueError(f"there is no model {name!r}.{closest(name, MODELS)} Of your own: --program my_machine.py.")
+        raise ValueError(f"there is no model {name!r}.{closest(name, MODELS)} For another: --program my_machine.py.")
     return MODELS[name].dynamics()
 
 
 def program(path: Path) -> pp.Dynamics:
-    """What a Python file defines as `dynamics`: a Dynamics, or a function that returns one.
+    """Load `dynamics` from a Python file: a Dynamics, or a function that returns one.
 
     Raises:
-        FileNotFoundError: where there is none.
-        ValueError: for a file that does not define it; what else the file raises is its own.
+        FileNotFoundError: where there is no such file.
+        ValueError: for a file that does not define it. Errors of the file itself pass through.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no program file {path}.")
     name = f"_{path.stem}_of_physppl_identify"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file.")
+        raise ValueError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.parent.resolve()))  # it may import its neighbours, as a script may
+    sys.path.insert(0, str(path.parent.resolve()))  # it may import modules beside it, as a script may
     spec.loader.exec_module(module)
-    found = getattr(module, "dynamics", None)
-    found = found() if callable(found) and not isinstance(found, pp.Dynamics) else found
-    if not isinstance(found, pp.Dynamics):
-        got = "nothing of that name" if found is None else type(found).__name__
+    dynamics = getattr(module, "dynamics", None)
+    dynamics = dynamics() if callable(dynamics) and not isinstance(dynamics, pp.Dynamics) else dynamics
+    if not isinstance(dynamics, pp.Dynamics):
+        got = "nothing of that name" if dynamics is None else type(dynamics).__name__
         raise ValueError(
             f"{path} must define dynamics = physppl.Dynamics(program, state, action, dt=...); it has {got}."
         )
-    return found
+    return dynamics
 
 
 def for_real_recordings(dynamics: pp.Dynamics, exact_inputs: bool) -> pp.Dynamics:
-    """With the noises that real machines need, unless the Dynamics says anything of its own about noise.
+    """Dynamics with the noise of real machines, unless it specifies any noise itself.
 
-    Positions move by their velocities and by next to nothing else; inputs are not quite what was recorded.
+    Positions are integrals of velocities and get hardly any process noise; recorded inputs are inexact.
     """
-    silent = dynamics == dynamics.rebound(process_noise=None) and dynamics.sensing.gain is dynamics.sensing.timing
-    if not silent:  # both are None where neither is given
+    unspecified = dynamics == dynamics.rebound(process_noise=None) and dynamics.sensing.gain is dynamics.sensing.timing
+    if not unspecified:  # gain and timing are both None where neither is given
         return dynamics
-    moved = positions(dynamics)
-    changes = {"process_noise": dist.HalfNormal(np.where(moved, STILL, VELOCITY))} if moved.any() else {}
+    is_position = positions(dynamics)
+    changes = {"process_noise": dist.HalfNormal(np.where(is_position, POSITION, VELOCITY))} if is_position.any() else {}
     if not exact_inputs:
         changes |= {GAIN: dist.HalfNormal(0.1), TIMING: dist.HalfNormal(0.5)}
     return dynamics.rebound(**changes)
 
 
 def stepping(dynamics: pp.Dynamics, dt: float) -> pp.Dynamics:
-    """With another step, s, unless the program knows one step alone: its data have to come at that one."""
+    """Dynamics with another step, s, unless the program holds for one step alone: its data must then have that step."""
     same = abs(dt / dynamics.dt - 1) < ROUNDING
     if same or isinstance(_field(dynamics), Step | StepResidual):
         return dynamics
-    return dynamics.rebound(dt=float(f"{dt:.8g}"))  # differences of decimal times are decimal again
+    return dynamics.rebound(dt=float(f"{dt:.8g}"))  # round off the error of differences of decimal times
 
 
 def positions(dynamics: pp.Dynamics) -> np.ndarray:
-    """Which coordinates (D,) change by the value of another one and by nothing else."""
+    """Mask (D,) of the coordinates whose rate is the value of another coordinate."""
     field = _field(dynamics)
     field = field.physics if isinstance(field, StepResidual) else field
-    found = np.ones((len(dynamics.state), len(dynamics.state)), bool)
-    if isinstance(field, Step):  # which does not say
-        return np.zeros(len(found), bool)
+    integrates = np.ones((len(dynamics.state), len(dynamics.state)), bool)  # [i, j]: the rate of i is j
+    if isinstance(field, Step):  # it has no rates
+        return np.zeros(len(integrates), bool)
     random = np.random.default_rng(0)
     for _ in range(4):
-        state = jnp.asarray(dynamics.state.scale * random.normal(size=len(found)))
+        state = jnp.asarray(dynamics.state.scale * random.normal(size=len(integrates)))
         action = jnp.asarray(random.uniform(dynamics.action.low, dynamics.action.high))
         rates = np.stack([np.asarray(rate) for rate in field(0.0, state, action)])
-        found &= rates[:, None] == np.asarray(state)
-    return np.asarray(found.any(axis=1))
+        integrates &= rates[:, None] == np.asarray(state)
+    return np.asarray(integrates.any(axis=1))
 
 
 def _field(dynamics: pp.Dynamics):
-    """The program's result at a draw of the prior."""
+    """Result of the program at a draw of the prior."""
     with handlers.seed(rng_seed=0):
         values = dynamics.sites()
     values.pop(PROCESS, None)

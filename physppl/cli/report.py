@@ -1,4 +1,4 @@
-"""What `physppl identify` found, as numbers for scripts and as a table for people."""
+"""Results of `physppl identify`, as JSON and as tables."""
 
 import math
 import platform
@@ -15,12 +15,12 @@ from physppl.posterior.identifiability import DETERMINED, UNDETERMINED, Identifi
 from physppl.posterior.summary import Summary, aligned
 
 PACKAGES = ("physppl", "jax", "numpyro", "numpy")
-FEW = 0.7  # of the readings in 90 % intervals: fewer is more than bad luck with the few motions that were held out
-LISTED = 3  # combinations that are spelt out
+FEW = 0.7  # share of readings in 90 % intervals; a smaller one is unlikely to be chance, even with few held-out motions
+LISTED = 3  # combinations that are listed
 
 
 def scores(ahead: list[list[Ahead]], sensors: StateSpace) -> list[dict]:
-    """One dict per sensor and horizon over all recordings; `ahead` holds, by recording, one of each horizon."""
+    """One dict per sensor and horizon, over all recordings; `ahead` holds one forecast per recording and horizon."""
     rows = []
     for at_horizon in zip(*ahead, strict=True):
         count = np.array([len(a.times) for a in at_horizon])
@@ -46,7 +46,7 @@ def scores(ahead: list[list[Ahead]], sensors: StateSpace) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """The scores, aligned."""
+    """Format the scores as an aligned table."""
     head = ["held out: RMSE of", "ahead", "model", "constant rate", "constant", "in 90 % interval", "predictions"]
     body = [
         [
@@ -62,42 +62,42 @@ def table(rows: list[dict]) -> str:
 
 
 def remarks(rows: list[dict]) -> list[str]:
-    """What held-out scores warn of, with the remedy."""
+    """Warnings drawn from held-out scores, with remedies."""
     narrow = [f"{row['sensor']} at {row['horizon']:.3g} s" for row in rows if row["coverage_90"] < FEW]
     idle = [row["sensor"] for row in rows if row["rmse"] >= min(row["rmse_straight"], row["rmse_constant"])]
-    found = []
+    texts = []
     if narrow:
-        found.append(
+        texts.append(
             f"90 % intervals are too narrow for what was held out ({', '.join(narrow)}): fit recordings of more kinds, "
             "say --variation 0.04, or look for physics that the program lacks."
         )
     if idle:
-        found.append(
-            f"predictions of {', '.join(dict.fromkeys(idle))} are no better than holding a rate or a reading: look at "
-            "--delay, at signs and units of columns, and at the program."
+        texts.append(
+            f"predictions of {', '.join(dict.fromkeys(idle))} are no better than holding a rate or a reading: check "
+            "--delay, signs and units of columns, and the program."
         )
-    return found
+    return texts
 
 
-def determined(found: Identifiability) -> str:
-    """How many combinations of parameters the data determine, and which they leave open."""
-    sharp, open_ = int((found.eigenvalues < DETERMINED).sum()), np.flatnonzero(found.eigenvalues > UNDETERMINED)
-    text = f"identifiability: {sharp} of {len(found.names)} combinations determined, {len(open_)} not"
-    named = [found.combination(int(i)) for i in open_[:LISTED]]
-    return f"{text}: {'; '.join(named)}" if named else text
+def determined(identified: Identifiability) -> str:
+    """Number of combinations of parameters that the data determine, and those that they do not."""
+    count, undetermined = (identified.eigenvalues < DETERMINED).sum(), identified.eigenvalues > UNDETERMINED
+    text = f"identifiability: {count} of {len(identified.names)} combinations determined, {undetermined.sum()} not"
+    listed = [identified.combination(int(i)) for i in np.flatnonzero(undetermined)[:LISTED]]
+    return f"{text}: {'; '.join(listed)}" if listed else text
 
 
-def result(posterior, summary: Summary, verdict, found: Identifiability, rows: list[dict], facts: dict) -> dict:
-    """Everything, for JSON."""
+def result(posterior, summary: Summary, verdict, identified: Identifiability, rows: list[dict], facts: dict) -> dict:
+    """All results, as the dict written to JSON."""
     dynamics, sensing = posterior.model, posterior.model.sensing
-    own = ("mean", "sd", "low", "high", "unit", "contraction", "verdict")
+    columns = ("mean", "sd", "low", "high", "unit", "contraction", "verdict")
     names = {"low": "p5", "high": "p95", "contraction": "sd_over_prior_sd"}
-    parameters = {row["name"]: {names.get(k, k): row[k] for k in own} for row in summary.rows}
+    parameters = {row["name"]: {names.get(k, k): row[k] for k in columns} for row in summary.rows}
     for entry in parameters.values():
         entry["unit"] = pretty(entry["unit"])
     combinations = [
-        {"variance_left": float(value), "combination": found.combination(i)}
-        for i, value in enumerate(found.eigenvalues)
+        {"variance_left": float(value), "combination": identified.combination(i)}
+        for i, value in enumerate(identified.eigenvalues)
     ]
     return {
         "model": facts["model"],
@@ -112,7 +112,7 @@ def result(posterior, summary: Summary, verdict, found: Identifiability, rows: l
         "verdict": verdict.verdict,
         "reasons": [{"verdict": r.verdict, "finding": r.finding, "remedy": r.remedy} for r in verdict.reasons],
         "figures": dict(verdict.figures) | posterior.facts(),
-        "identifiability": {"combinations": combinations, "unused": list(found.unused)},
+        "identifiability": {"combinations": combinations, "unused": list(identified.unused)},
         "held_out": rows,
         "remarks": remarks(rows),
         "files": facts["files"],
@@ -127,7 +127,7 @@ def _units(space: StateSpace | ActionSpace) -> dict[str, str]:
 
 
 def finite(value: Any) -> Any:
-    """The same with None in place of what is no number, for which JSON has no word."""
+    """Replace numbers that are not finite, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

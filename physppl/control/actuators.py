@@ -1,4 +1,4 @@
-"""What lies between a command and what acts on a machine: dead band, delay, lag."""
+"""Actuators: dead band, delay and lag between a command and the machine."""
 
 import math
 from typing import NamedTuple
@@ -13,20 +13,20 @@ from physppl.internal.errors import is_concrete
 
 
 class Drive(NamedTuple):
-    """An actuator's memory."""
+    """State of an actuator."""
 
-    waiting: Float[Array, "N A"]  # commands on their way, the oldest first
+    waiting: Float[Array, "N A"]  # delayed commands, the oldest first
     output: Float[Array, " A"]
 
 
 class Actuator(eqx.Module):
-    """A command passes a delay, then a dead band, then a lag.
+    """Actuator model: a command passes a delay, then a dead band, then a lag.
 
     Attributes:
-        dead_band: in the action's unit, a number or one per action: commands this small do nothing, larger ones lose
-            as much.
-        delay: control steps before a command acts.
-        lag: s, time constant of a first-order lag; what acts over a step is its mean over that step.
+        dead_band: in the action's unit, a number or one per action: smaller commands do nothing, larger ones are
+            reduced by it.
+        delay: control steps until a command acts.
+        lag: s, time constant of a first-order lag; over a step its mean output acts.
     """
 
     dead_band: Array = eqx.field(default=0.0, converter=lambda x: jnp.asarray(x, float))
@@ -42,16 +42,17 @@ class Actuator(eqx.Module):
             raise ValueError(f"Actuator: lag must be seconds, not negative; got {self.lag}.")
 
     def init(self, actions: int) -> Drive:
-        """At rest, with nothing on its way."""
+        """State at rest, without delayed commands."""
         return Drive(jnp.zeros((self.delay, actions)), jnp.zeros(actions))
 
     def drive(self, command: Float[Array, " A"], memory: Drive, dt: float) -> tuple[Float[Array, " A"], Drive]:
-        """(what acts on the machine over this step, the memory after it)."""
+        """Action on the machine over this step, and the actuator's state after it."""
         waiting = jnp.concatenate([memory.waiting, command[None]])
-        late, waiting = waiting[0], waiting[1:]
-        wanted = jnp.sign(late) * jnp.maximum(jnp.abs(late) - self.dead_band.astype(late.dtype), 0.0)
+        delayed, waiting = waiting[0], waiting[1:]
+        target = jnp.sign(delayed) * jnp.maximum(jnp.abs(delayed) - self.dead_band.astype(delayed.dtype), 0.0)
         if self.lag == 0:
-            return wanted, Drive(waiting, wanted)
+            return target, Drive(waiting, target)
+        # y(t) = target + (y(0) - target) exp(-t / lag), and its mean over [0, dt]
         decay = math.exp(-dt / self.lag)
-        mean = wanted + (memory.output - wanted) * (1 - decay) * (self.lag / dt)
-        return mean, Drive(waiting, wanted + (memory.output - wanted) * decay)
+        mean = target + (memory.output - target) * (1 - decay) * (self.lag / dt)
+        return mean, Drive(waiting, target + (memory.output - target) * decay)

@@ -1,4 +1,4 @@
-"""Episodes on disk, each written whole or not at all, so that a loop killed at any moment goes on where it was."""
+"""Episodes on disk, each written atomically, so that a loop that was killed at any moment can be resumed."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from physppl.internal.fingerprint import fingerprint
 
 try:
     import fcntl
-except ImportError:  # no such locks on Windows: two loops in one folder are then not noticed
+except ImportError:  # no such locks on Windows, where two loops in one folder go undetected
     fcntl = None
 
 FORMAT = 1
@@ -24,11 +24,11 @@ FIELDS = ("states", "actions", "rewards", "valid", "terminated", "failed")
 
 
 class KeptEpisode(NamedTuple):
-    """An episode as a loop keeps it.
+    """Episode with a loop's records of it.
 
     Attributes:
-        episode: what happened.
-        entropy: of the belief that acted, nats.
+        episode: states, actions and rewards.
+        entropy: of the posterior that acted, nats.
         seconds: {"plan", "fit", "compile"} so far.
     """
 
@@ -38,12 +38,12 @@ class KeptEpisode(NamedTuple):
 
 
 class Checkpoints:
-    """A folder with the episodes of one loop, and a list of fingerprints of what that loop was told.
+    """Folder with the episodes of one loop and the fingerprints of its settings.
 
-    It is this loop's until `close`, which leaving a `with` block calls.
+    It is locked until `close`, which leaving a `with` block calls.
 
     Raises:
-        ValueError: where the folder belongs to a loop that was told something else, naming the arguments.
+        ValueError: where the folder belongs to a loop with other settings, naming those that differ.
         RuntimeError: where another process is writing there.
     """
 
@@ -59,15 +59,15 @@ class Checkpoints:
                 raise RuntimeError(
                     f"checkpoints: another loop is writing to {self.folder}. Wait for it, or choose another folder."
                 ) from None
-        told = {"format": FORMAT} | {name: fingerprint(value) for name, value in settings.items()}
+        fingerprints = {"format": FORMAT} | {name: fingerprint(value) for name, value in settings.items()}
         path = self.folder / "loop.json"
         if not path.exists():
-            write(path, json.dumps(told, indent=1).encode())
+            write(path, json.dumps(fingerprints, indent=1).encode())
             return
-        known = json.loads(path.read_text())
-        if known.get("format") != FORMAT:
-            raise ValueError(f"checkpoints: {path} has format {known.get('format')}; this version reads {FORMAT}.")
-        differs = [name for name in told if told[name] != known.get(name)]
+        stored = json.loads(path.read_text())
+        if stored.get("format") != FORMAT:
+            raise ValueError(f"checkpoints: {path} has format {stored.get('format')}; this version reads {FORMAT}.")
+        differs = [name for name, value in fingerprints.items() if value != stored.get(name)]
         if differs:
             raise ValueError(
                 f"checkpoints: {self.folder} holds the episodes of another loop: {', '.join(differs)} "
@@ -82,14 +82,14 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Lets another loop use the folder."""
+        """Release the folder for other loops."""
         self._lock.close()
 
     def path(self, i: int) -> Path:
         return self.folder / f"episode_{i + 1:04d}.npz"
 
     def save(self, i: int, record: KeptEpisode) -> None:
-        """Keeps episode i, counted from 0."""
+        """Write episode i, counted from 0."""
         arrays = {name: np.asarray(getattr(record.episode, name)) for name in FIELDS}
         arrays |= {f"seconds_{name}": np.asarray(value) for name, value in record.seconds.items()}
         arrays["entropy"] = np.asarray(record.entropy)
@@ -99,10 +99,10 @@ class Checkpoints:
         write(self.path(i), hashlib.sha256(content).digest() + content)
 
     def load(self) -> list[KeptEpisode]:
-        """All episodes from the first on without a gap.
+        """Read all episodes from the first up to the first gap.
 
         Raises:
-            ValueError: for a file that is not as it was written, naming it.
+            ValueError: for a damaged file, naming it.
         """
         records = []
         while (path := self.path(len(records))).exists():
@@ -113,15 +113,15 @@ class Checkpoints:
 
     @staticmethod
     def read(path: Path) -> KeptEpisode:
-        """One file.
+        """Read one file.
 
         Raises:
-            ValueError: where it is not as it was written.
+            ValueError: where it is damaged.
         """
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             raise ValueError(
-                f"checkpoints: {path} is damaged: its checksum does not fit. Delete it and all later ones; "
+                f"checkpoints: {path} is damaged: its checksum does not match. Delete it and all later ones; "
                 "the loop then repeats these episodes."
             )
         with np.load(io.BytesIO(content[32:]), allow_pickle=False) as arrays:

@@ -1,4 +1,4 @@
-"""One episode of an agent on a machine, compiled whole or stepped from Python."""
+"""Episodes of an agent on a machine, compiled as a whole or stepped from Python."""
 
 import warnings
 
@@ -19,14 +19,14 @@ from physppl.planning.tasks import Task
 
 
 class Episode(eqx.Module):
-    """What happened in one episode; stacked episodes have leading axes.
+    """Record of one episode; stacked episodes have leading axes.
 
     Attributes:
         states: (T + 1, D) observed.
         actions: (T, A) commanded.
         rewards: (T,) of the true states, or the host system's own.
-        valid: (T,) False after the end, where the rows are frozen.
-        terminated: whether what happened ended it, and not the time limit.
+        valid: (T,) False after the end, where rows repeat the last state.
+        terminated: True if a terminal state ended it, not the time limit.
         failed: (T,) share of the planner's candidates that diverged.
     """
 
@@ -50,7 +50,7 @@ def episode(
     planner: Planner,
     transition: AbstractTransition,
 ) -> Episode:
-    """One episode of replanning for the task's reward at every step, with one transition function.
+    """Run one episode, replanning at every step for the task's reward with one transition function.
 
     Planning with the system's own transition gives the oracle; with `RandomPolicy` it gives the random baseline.
 
@@ -63,11 +63,11 @@ def episode(
 
 
 def play(key: PRNGKeyArray, system: System | HostSystem, task: Task, agent: Agent) -> Episode:
-    """One episode of an agent; of a host system of B machines B episodes, stacked unless B is 1.
+    """Run one episode of an agent; on a host system of B machines B episodes, stacked unless B is 1.
 
     Raises:
         FloatingPointError: where the system's state diverges or a reading is not finite, naming step and coordinate.
-        ValueError: where step or coordinates of machine and agent differ.
+        ValueError: where the step or the coordinates of machine and agent differ.
     """
     check_match(system, agent.transitions.dynamics)
     if isinstance(system, HostSystem):
@@ -83,16 +83,16 @@ def _compiled(key, system: System, task: Task, agent: Agent) -> Episode:
     state, first = system.reset(reset_key)
 
     def control(carry, key):
-        state, observation, memory, alive = carry
+        state, observation, agent_state, alive = carry
         plan_key, system_key = jax.random.split(key)
-        action, memory, info = agent.control(plan_key, memory, observation)
+        action, agent_state, info = agent.control(plan_key, agent_state, observation)
         next_state, next_observation, terminated = system.step(system_key, state, action)
         next_state, next_observation = jax.tree.map(
             lambda new, old: jnp.where(alive, new, old), (next_state, next_observation), (state, observation)
         )
         reward = task.stage(system.physical(next_state), action)
         record = (next_observation, action, reward, alive, info["failed"])
-        return (next_state, next_observation, memory, alive & ~terminated), record
+        return (next_state, next_observation, agent_state, alive & ~terminated), record
 
     start = (state, first, agent.init(), jnp.ones((), bool))
     (*_, alive), (states, actions, rewards, valid, failed) = jax.lax.scan(
@@ -104,42 +104,44 @@ def _compiled(key, system: System, task: Task, agent: Agent) -> Episode:
 def _hosted(key, system: HostSystem, task: Task, agent: Agent) -> Episode:
     batch, width = system.batch, len(agent.transitions.dynamics.state)
     seed_key, key = jax.random.split(key)
-    memory = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch, *jnp.shape(leaf))), agent.init())
-    control = lambda step, memory, states: controlled_batch(  # noqa: E731
-        agent, jax.random.split(jax.random.fold_in(key, step), batch), memory, jnp.asarray(states, float)
-    )
-    jax.block_until_ready(control(0, memory, np.zeros((batch, width))))  # compiled before the machine moves
-    states = [_seen(system.reset(int(jax.random.randint(seed_key, (), 0, 2**31 - 1))), agent, batch, 0)]
+    agent_state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch, *jnp.shape(leaf))), agent.init())
+
+    def control(step: int, agent_state, states):
+        keys = jax.random.split(jax.random.fold_in(key, step), batch)
+        return controlled_batch(agent, keys, agent_state, jnp.asarray(states, float))
+
+    jax.block_until_ready(control(0, agent_state, np.zeros((batch, width))))  # compiled before the machine moves
+    states = [_checked_observation(system.reset(int(jax.random.randint(seed_key, (), 0, 2**31 - 1))), agent, batch, 0)]
     alive, terminated = np.ones(batch, bool), np.zeros(batch, bool)
     actions, rewards, valid, failed = [], [], [], []
     for step in range(task.steps):
-        chosen, memory, info = control(step, memory, states[-1])
-        actions.append(np.asarray(chosen))
+        action, agent_state, info = control(step, agent_state, states[-1])
+        actions.append(np.asarray(action))
         after = system.step(actions[-1])
-        ended, cut = (_each(x, batch, name, bool) for name, x in zip(after._fields[2:], after[2:], strict=True))
-        seen = np.where(alive[:, None], after.states, states[-1])
-        states.append(_seen(seen, agent, batch, step + 1))
-        own = _stages(task, seen, actions[-1]) if after.rewards is None else after.rewards
-        rewards.append(_each(own, batch, "rewards", float))
+        ended, truncated = (_per_machine(x, batch, n, bool) for n, x in zip(after._fields[2:], after[2:], strict=True))
+        observed = np.where(alive[:, None], after.states, states[-1])
+        states.append(_checked_observation(observed, agent, batch, step + 1))
+        reward = _stage_rewards(task, observed, actions[-1]) if after.rewards is None else after.rewards
+        rewards.append(_per_machine(reward, batch, "rewards", float))
         valid.append(alive)
         failed.append(np.asarray(info["failed"]))
         terminated |= alive & ended
-        alive = alive & ~(ended | cut)
+        alive = alive & ~(ended | truncated)
         if not alive.any():
             break
-    missing = task.steps - len(actions)  # the record has one length, whenever the episode ended
+    missing = task.steps - len(actions)  # records have the same length, whenever the episode ended
     if missing:
         states += [states[-1]] * missing
         for rows, fill in ((actions, actions[-1]), (rewards, np.zeros(batch)), (failed, np.zeros(batch))):
             rows += [fill] * missing
         valid += [np.zeros(batch, bool)] * missing
-    across = lambda rows: np.stack(rows, axis=1)  # noqa: E731
-    record = Episode(across(states), across(actions), across(rewards), across(valid), terminated, across(failed))
+    states, actions, rewards, valid, failed = (np.stack(x, axis=1) for x in (states, actions, rewards, valid, failed))
+    record = Episode(states, actions, rewards, valid, terminated, failed)
     return record if batch > 1 else jax.tree.map(lambda x: x[0], record)
 
 
-def _seen(states, agent: Agent, batch: int, step: int) -> np.ndarray:
-    """Observed states (B, D), refused where nothing can be planned from them."""
+def _checked_observation(states, agent: Agent, batch: int, step: int) -> np.ndarray:
+    """Observed states (B, D) as an array, refused where their shape is wrong or they are not finite."""
     space, states = agent.transitions.dynamics.state, np.asarray(states)
     if states.shape != (batch, len(space)):
         names = ", ".join(space.names)
@@ -148,13 +150,13 @@ def _seen(states, agent: Agent, batch: int, step: int) -> np.ndarray:
         machine, i = np.argwhere(~np.isfinite(states))[0]
         raise FloatingPointError(
             f"the host system's {space.names[i]!r} is {states[machine, i]} at step {step} (machine {machine}). "
-            "Nothing can be planned from that: check the sensor, or let `step` end the episode."
+            "No plan can start there: check the sensor, or let `step` end the episode."
         )
     return states
 
 
-def _each(values, batch: int, name: str, kind: type) -> np.ndarray:
-    """One per machine."""
+def _per_machine(values, batch: int, name: str, kind: type) -> np.ndarray:
+    """Array (B,) with one value per machine."""
     values = np.asarray(values, kind)
     if values.shape != (batch,):
         raise ValueError(f"HostStep: {name} must be ({batch},), one per machine; got shape {values.shape}.")
@@ -162,7 +164,7 @@ def _each(values, batch: int, name: str, kind: type) -> np.ndarray:
 
 
 @eqx.filter_jit
-def _stages(task: Task, states, actions):
+def _stage_rewards(task: Task, states, actions):
     return jax.vmap(task.stage)(jnp.asarray(states, float), jnp.asarray(actions, float))
 
 
@@ -174,48 +176,47 @@ def _checked(record: Episode, dynamics: Dynamics) -> Episode:
             f"the system's {dynamics.state.names[i]!r} is not finite from step {step} on: its simulation diverged. "
             "Give the simulated system more substeps or a smaller dt, or check its parameters."
         )
-    blind = np.asarray(record.valid) & (np.asarray(record.failed) == 1.0)
-    if blind.any():
+    unplanned = np.asarray(record.valid) & (np.asarray(record.failed) == 1.0)
+    if unplanned.any():
         warnings.warn(
-            f"at {int(blind.sum())} of {int(np.sum(record.valid))} control steps no plan had a finite value: the "
-            "agent went on with an old one. Look for an objective that is not finite, a belief whose functions diverge "
-            "(raise `substeps`, tighten the prior), or a horizon too long for an unstable machine.",
+            f"at {int(unplanned.sum())} of {int(np.sum(record.valid))} control steps no plan had a finite value: "
+            "the previous plan was continued. Look for an objective that is not finite, a posterior whose functions "
+            "diverge (raise `substeps`, tighten the prior), or a horizon too long for an unstable machine.",
             PhyspplWarning,
             stacklevel=3,
         )
     return record
 
 
-def judged(task: Task, episodes: Episode) -> np.ndarray | None:
-    """Which of stacked episodes solve the task, by its own judgement of what they saw; None where it has none.
+def solved_episodes(task: Task, episodes: Episode) -> np.ndarray | None:
+    """Mask of the stacked episodes that solve the task, by its `solved` criterion; None where it has none.
 
-    An episode that ended by itself does not: what it would have done in the steps that were left nobody knows.
+    An episode that ended early does not: what the remaining steps would have brought is unknown.
     """
     if task.solved is None:
         return None
     states, valid = np.asarray(episodes.states), np.asarray(episodes.valid)
-    flat = zip(states.reshape(-1, *states.shape[-2:]), valid.reshape(-1, valid.shape[-1]), strict=True)
-    found = [bool(task.solved(jnp.asarray(s[: 1 + int(v.sum())]))) for s, v in flat]
-    return np.asarray(np.reshape(found, states.shape[:-2]) & ~np.asarray(episodes.terminated))
+    flattened = zip(states.reshape(-1, *states.shape[-2:]), valid.reshape(-1, valid.shape[-1]), strict=True)
+    solved = [bool(task.solved(jnp.asarray(s[: 1 + int(v.sum())]))) for s, v in flattened]
+    return np.asarray(np.reshape(solved, states.shape[:-2]) & ~np.asarray(episodes.terminated))
 
 
 def check_match(system, dynamics: Dynamics) -> None:
-    """Refuse an agent whose step or coordinates are not the machine's.
+    """Refuse dynamics whose step or coordinates are not the machine's.
 
     Raises:
-        ValueError: naming both.
+        ValueError: where they differ, naming both.
     """
-    own = system.dynamics
-    if own is None:
+    machine = system.dynamics
+    if machine is None:
         return
-    for what, mine, yours in (
-        ("dt, s,", own.dt, dynamics.dt),
-        ("state coordinates", own.state.names, dynamics.state.names),
-        ("actions", own.action.names, dynamics.action.names),
+    for what, expected, got in (
+        ("dt, s,", machine.dt, dynamics.dt),
+        ("state coordinates", machine.state.names, dynamics.state.names),
+        ("actions", machine.action.names, dynamics.action.names),
     ):
-        if mine != yours:
+        if expected != got:
             raise ValueError(
-                f"the machine's {what} and those of the dynamics that the agent believes in differ: {mine} and "
-                f"{yours}. "
+                f"the machine's {what} and those of the agent's dynamics differ: {expected} and {got}. "
                 "Build both with the same values, e.g. furuta.system(dt=0.01) and furuta.dynamics(dt=0.01)."
             )

@@ -1,4 +1,4 @@
-"""Gymnasium environments as machines to act on; needs `pip install physppl[gym]`."""
+"""Gymnasium environments as host systems; needs `pip install physppl[gym]`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,31 +11,31 @@ from physppl.dynamics import Dynamics
 
 
 class GymSystem(HostSystem):
-    """One environment, or `batch` of them side by side: `GymSystem("InvertedPendulum-v5", dynamics)`.
+    """One Gymnasium environment, or `batch` of them in parallel: `GymSystem("InvertedPendulum-v5", dynamics)`.
 
-    What an episode earns is the environment's own reward. An episode that the environment terminates or truncates is
-    over: nothing of a next one, begun by a vector environment's autoreset, is seen. Angles of the state space are
-    unwrapped along an episode, whatever turn they are read in: from a step to the next they move less than half a turn.
+    Rewards are the environment's own. An episode ends when the environment terminates or truncates it; a next one,
+    begun by a vector environment's autoreset, is ignored. Angles of the state space are unwrapped along an episode:
+    they must move by less than half a turn per step.
 
     Args:
-        env: an id; a function () -> Env; an Env; or a VectorEnv, whose machines are the batch.
-        dynamics: whose state is read and whose actions are taken.
+        env: an id; a function () -> Env; an Env; or a VectorEnv, whose environments are the batch.
+        dynamics: its state space is what observations are read into, its action space what is applied.
         from_observation: observation -> state (D,), in the coordinates' units; by default the observation is the
-            state. Also what `Run.agent` takes, to act in a loop of your own.
-        from_simulator: env -> state (D,), read off the environment itself after each reset and step, in place of the
+            state. `Run.agent` takes the same function, for loops of your own.
+        from_simulator: env -> state (D,), read from the environment itself after each reset and step instead of the
             observation: `lambda env: env.unwrapped.state`.
-        batch: machines of an id or of a function.
-        dt: what one step of the environment lasts, s; by default its `unwrapped.dt`, where it has one.
+        batch: number of environments made from an id or a function.
+        dt: duration of one step of the environment, s; by default its `unwrapped.dt`, where it has one.
         env_kwargs: for `gymnasium.make`, where `env` is an id.
 
     Raises:
         ImportError: without gymnasium.
-        TypeError: for an env that is none, or for actions that are not continuous.
-        ValueError: where the environment's actions, observations or dt are not those of the dynamics.
+        TypeError: for an env of another type, or actions that are not continuous.
+        ValueError: where the environment's actions, observations or dt do not match the dynamics.
 
     Attributes:
         batch: B.
-        spec: what the environment was made from.
+        spec: specification from which the environment was made.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class GymSystem(HostSystem):
         env_kwargs: Mapping[str, Any] | None = None,
     ):
         if from_observation is not None and from_simulator is not None:
-            raise ValueError("GymSystem: the state comes from the observation or from the simulator; got both.")
+            raise ValueError("GymSystem: give from_observation or from_simulator; got both.")
         self.dynamics, self.from_observation, self.from_simulator = dynamics, from_observation, from_simulator
         self._machines = _machines(env, batch, {} if env_kwargs is None else env_kwargs)
         self.batch, self.spec = self._machines.batch, self._machines.spec
-        self.made = env if callable(env) else None  # by which function
+        self.made = env if callable(env) else None  # the function that makes it
         self._name = str(getattr(self.spec, "id", type(env).__name__))
         self._check_actions(self._machines.action_space)
         self._check_dt(dt)
@@ -62,8 +62,8 @@ class GymSystem(HostSystem):
         if from_observation is None and from_simulator is None and shape != (len(dynamics.state),):
             raise ValueError(
                 f"GymSystem({self._name}): observations have shape {shape}, the state is ({len(dynamics.state)},) "
-                f"({', '.join(dynamics.state.names)}). Say how one is read: from_observation=lambda o: [np.arctan2(o[1]"
-                ", o[0]), o[2]], or from_simulator=lambda env: env.unwrapped.state."
+                f"({', '.join(dynamics.state.names)}). Say how to read the state: from_observation=lambda o: "
+                "[np.arctan2(o[1], o[0]), o[2]], or from_simulator=lambda env: env.unwrapped.state."
             )
         if from_simulator is not None and self._machines.envs is None:
             raise ValueError(
@@ -75,10 +75,10 @@ class GymSystem(HostSystem):
         self._last = np.zeros((self.batch, len(dynamics.state)))
 
     def reset(self, seed: int) -> Float[np.ndarray, "B D"]:
-        """Begins an episode of every machine; the i-th is seeded with seed + i.
+        """Begin an episode of every machine; the i-th is seeded with seed + i.
 
         Raises:
-            ValueError: where what `from_observation` or `from_simulator` returns is not a state.
+            ValueError: where the result of `from_observation` or `from_simulator` is not a state.
         """
         self._alive = np.ones(self.batch, bool)
         observations = self._machines.reset(seed)
@@ -86,7 +86,7 @@ class GymSystem(HostSystem):
         return self._last
 
     def step(self, actions: Float[np.ndarray, "B A"]) -> HostStep:
-        """Acts once on every machine whose episode goes on; the others stay as they are and earn nothing.
+        """Act once on every machine whose episode goes on; the others keep their state and get no reward.
 
         Raises:
             RuntimeError: before the first reset, or when every episode is over.
@@ -103,7 +103,7 @@ class GymSystem(HostSystem):
         return HostStep(states, np.where(alive, rewards, 0.0), terminated, truncated)
 
     def close(self) -> None:
-        """Closes the environments."""
+        """Close the environments."""
         self._machines.close()
 
     def _state(self, i: int, observation: Any) -> Float[np.ndarray, " D"]:
@@ -124,16 +124,16 @@ class GymSystem(HostSystem):
         return state
 
     def _unwrapped(self, state, last):
-        turns = np.round((state - last) / (2 * np.pi))  # none where the environment unwraps itself: exact then
-        moved = self.dynamics.state.is_angle & np.isfinite(turns)
-        return state - 2 * np.pi * np.where(moved, turns, 0.0)
+        turns = np.round((state - last) / (2 * np.pi))  # zero, hence exact, where the environment unwraps angles itself
+        wrapped = self.dynamics.state.is_angle & np.isfinite(turns)
+        return state - 2 * np.pi * np.where(wrapped, turns, 0.0)
 
     def _check_actions(self, box: Any) -> None:
         space, where = self.dynamics.action, f"GymSystem({self._name})"
         if not (hasattr(box, "low") and np.issubdtype(box.dtype, np.floating)):
             raise TypeError(
-                f"{where}: actions are {box}; only continuous ones (a Box of floats) are planned. Use a continuous "
-                "version of the environment, or make one, and let the program say what the switch does: gymnasium."
+                f"{where}: actions are {box}; planners need continuous ones (a Box of floats). Use a continuous "
+                "version of the environment, or make one and model the switch in the program: gymnasium."
                 "wrappers.TransformAction(env, lambda a: int(a[0] > 0), gymnasium.spaces.Box(-1.0, 1.0, (1,)))."
             )
         if box.shape != (len(space),):
@@ -145,22 +145,22 @@ class GymSystem(HostSystem):
         if np.any(space.low < box.low - slack) or np.any(space.high > box.high + slack):
             raise ValueError(
                 f"{where}: actions between {box.low} and {box.high} are taken, those of the dynamics lie between "
-                f"{space.low} and {space.high}: what lies outside would be cut off unseen. Give Bounded the "
+                f"{space.low} and {space.high}: larger ones would be clipped silently. Give Bounded the "
                 "environment's limits, or wrap the environment in gymnasium.wrappers.RescaleAction."
             )
 
     def _check_dt(self, dt: float | None) -> None:
-        own = self._machines.dt if dt is None else dt
-        if own is not None and not np.isclose(own, self.dynamics.dt, rtol=1e-6, atol=0.0):
+        env_dt = self._machines.dt if dt is None else dt
+        if env_dt is not None and not np.isclose(env_dt, self.dynamics.dt, rtol=1e-6, atol=0.0):
             raise ValueError(
-                f"GymSystem({self._name}): a step of the environment lasts {own:g} s, one of the dynamics "
-                f"{self.dynamics.dt:g} s. Write Dynamics(..., dt={own:g}); or, where a wrapper repeats actions, say "
+                f"GymSystem({self._name}): a step of the environment lasts {env_dt:g} s, one of the dynamics "
+                f"{self.dynamics.dt:g} s. Write Dynamics(..., dt={env_dt:g}); or, where a wrapper repeats actions, say "
                 "GymSystem(..., dt=...)."
             )
 
 
-class _Apart:
-    """Environments that are stepped one by one, and not after the end."""
+class _SeparateEnvs:
+    """Separate environments, stepped one by one and not after the end of their episodes."""
 
     def __init__(self, envs: Sequence[Any]):
         self.envs, self.batch = list(envs), len(envs)
@@ -183,43 +183,43 @@ class _Apart:
             env.close()
 
 
-class _Together:
-    """A vector environment. What it does with machines after the end is not seen, in any of its autoreset modes."""
+class _VectorEnv:
+    """Vector environment, whose results after the end of an episode are ignored in every autoreset mode."""
 
     def __init__(self, env: Any):
         self.env, self.batch = env, env.num_envs
-        # Gymnasium 1.0 knew one mode and did not name it.
+        # Gymnasium 1.0 had this mode alone and no name for it.
         mode = env.metadata.get("autoreset_mode", "NextStep")
         self.mode = getattr(mode, "value", mode)
         self.action_space, self.observation_space = env.single_action_space, env.single_observation_space
-        inside = getattr(env.unwrapped, "envs", None)
-        self.envs = None if self.mode == "SameStep" else inside
-        self.spec = (_spec(env) if inside is None else _spec(inside[0]), self.mode)
-        self.dt = _dt(env if inside is None else inside[0])
+        members = getattr(env.unwrapped, "envs", None)
+        self.envs = None if self.mode == "SameStep" else members
+        self.spec = (_spec(env) if members is None else _spec(members[0]), self.mode)
+        self.dt = _dt(env if members is None else members[0])
 
     def reset(self, seed: int) -> list:
-        return self._each(self.env.reset(seed=seed)[0])
+        return self._split(self.env.reset(seed=seed)[0])
 
     def step(self, actions, alive: Bool[np.ndarray, " B"]):
-        if self.mode == "Disabled" and not alive.all():  # it steps no machine after the end
+        if self.mode == "Disabled" and not alive.all():  # it must not step an environment after the end
             self.env.reset(options={"reset_mask": ~alive})
-        seen, rewards, terminated, truncated, info = self.env.step(actions)
-        observations = self._each(seen)
+        returned, rewards, terminated, truncated, info = self.env.step(actions)
+        observations = self._split(returned)
         if self.mode == "SameStep":
-            for i in np.flatnonzero(terminated | truncated):  # what it returns is of the next episode
+            for i in np.flatnonzero(terminated | truncated):  # the returned one is the next episode's first
                 observations[i] = info["final_obs"][i]
         return observations, np.asarray(rewards, float), np.array(terminated, bool), np.array(truncated, bool)
 
     def close(self) -> None:
         self.env.close()
 
-    def _each(self, observations) -> list:
+    def _split(self, observations) -> list:
         from gymnasium.vector.utils import iterate
 
         return list(iterate(self.env.observation_space, observations))
 
 
-def _machines(env: Any, batch: int | None, env_kwargs: Mapping[str, Any]) -> "_Apart | _Together":
+def _machines(env: Any, batch: int | None, env_kwargs: Mapping[str, Any]) -> "_SeparateEnvs | _VectorEnv":
     try:
         import gymnasium
     except ImportError as error:
@@ -227,33 +227,33 @@ def _machines(env: Any, batch: int | None, env_kwargs: Mapping[str, Any]) -> "_A
     if batch is not None and batch < 1:
         raise ValueError(f"GymSystem: batch must be at least 1; got {batch}.")
     if env_kwargs and not isinstance(env, str):
-        raise ValueError("GymSystem: env_kwargs are for an id; make the environment with them.")
+        raise ValueError("GymSystem: env_kwargs are for an id; pass them where you make the environment.")
     if isinstance(env, gymnasium.vector.VectorEnv):
         if batch not in (None, env.num_envs):
             raise ValueError(f"GymSystem: this vector environment has {env.num_envs} machines; got batch={batch}.")
-        return _Together(env)
+        return _VectorEnv(env)
     if isinstance(env, gymnasium.Env):
         if batch not in (None, 1):
             raise ValueError(
                 f"GymSystem: an Env is one machine; for batch={batch} pass its id or a function making it."
             )
-        return _Apart([env])
+        return _SeparateEnvs([env])
     if isinstance(env, str):
-        return _Apart([gymnasium.make(env, **env_kwargs) for _ in range(batch or 1)])
+        return _SeparateEnvs([gymnasium.make(env, **env_kwargs) for _ in range(batch or 1)])
     if not callable(env):
         raise TypeError(
             f"GymSystem takes an id, a function () -> Env, an Env or a VectorEnv; got {type(env).__name__}."
         )
-    return _Apart([env() for _ in range(batch or 1)])
+    return _SeparateEnvs([env() for _ in range(batch or 1)])
 
 
 def _spec(env: Any) -> Any:
-    """What tells environments apart: how they are registered, or their types."""
+    """Identity of an environment: how it is registered, or else its type and plain attributes."""
     if env.spec is not None:
         return env.spec
     plain = (bool, int, float, str, np.ndarray, tuple)
-    own = vars(getattr(env, "unwrapped", env))
-    return type(env), {k: v for k, v in own.items() if not k.startswith("_") and isinstance(v, plain)}
+    attributes = vars(getattr(env, "unwrapped", env))
+    return type(env), {k: v for k, v in attributes.items() if not k.startswith("_") and isinstance(v, plain)}
 
 
 def _dt(env: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""The loop: believe, draw, plan, act, and believe again. `psrl` and `psal` are two readings of it."""
+"""Learning loops: fit, draw, plan, act, and fit again; `psrl` and `psal` differ in their objective."""
 
 import contextlib
 import time
@@ -14,8 +14,8 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl.control.agent import Actor, Agent
 from physppl.control.checkpoints import Checkpoints, KeptEpisode
-from physppl.control.episodes import Episode, check_match, judged, play
-from physppl.control.replay import Memory
+from physppl.control.episodes import Episode, check_match, play, solved_episodes
+from physppl.control.replay import ReplayBuffer
 from physppl.control.systems import HostSystem, System
 from physppl.data.transitions import Transitions
 from physppl.dynamics import Dynamics
@@ -33,17 +33,17 @@ Rule = Callable[[PRNGKeyArray, Posterior], AbstractTransition]
 
 
 class Run(eqx.Module):
-    """The result of a loop.
+    """Result of a loop.
 
     Attributes:
         episodes: stacked, (E, ...).
-        posterior: the belief after the last episode.
+        posterior: after the last episode.
         data: the transitions of all episodes, and those known before.
-        solved: (E,) by the task's own judgement; None where it has none.
-        entropy: (E + 1,) nats, of the belief about the program's parameters before each episode and after the last.
-        seconds: per episode {"plan", "fit", "compile"}: acting, the fit after it (of the first episode also the one
-            before), and what of both was compiling.
-        task, planner, objective, acquisition: as the loop was told.
+        solved: (E,) by the task's `solved` criterion; None where it has none.
+        entropy: (E + 1,) nats, of the posterior of the program's parameters before each episode and after the last.
+        seconds: per episode {"plan", "fit", "compile"}: acting, the fit after it (for the first episode also the one
+            before), and the part of both elapsed compiling.
+        task, planner, objective, acquisition: the loop's arguments.
     """
 
     episodes: Episode
@@ -59,7 +59,7 @@ class Run(eqx.Module):
 
     @property
     def information(self) -> Float[np.ndarray, " E"]:
-        """Nats by which each episode narrowed the belief about the program's parameters."""
+        """Nats by which each episode reduced the entropy of the posterior of the program's parameters."""
         return -np.diff(self.entropy)
 
     def agent(
@@ -68,25 +68,27 @@ class Run(eqx.Module):
         acquisition: Acquisition | None = None,
         from_observation: Callable[[Any], Any] | None = None,
     ) -> Actor:
-        """What was learned, as an object to act with: `act(observation)` gives an action, `reset()` begins an episode.
+        """Agent that acts on the last posterior: `act(observation)` gives an action, `reset()` begins an episode.
 
         Args:
             acquisition: the loop's own by default; `PosteriorMean()` for acting without exploring.
-            from_observation: observation -> state (D,), where what is observed is not the state itself.
+            from_observation: observation -> state (D,), where an observation is not the state itself.
         """
-        take_key, act_key = jax.random.split(key)
-        take = self.acquisition if acquisition is None else _rule(acquisition)
-        agent = _agent(take_key, self.posterior, self.task, self.planner, self.objective, take)
+        draw_key, act_key = jax.random.split(key)
+        acquisition = self.acquisition if acquisition is None else _rule(acquisition)
+        agent = _agent(draw_key, self.posterior, self.task, self.planner, self.objective, acquisition)
         return agent.actor(act_key, from_observation)
 
     def __str__(self) -> str:
-        one = lambda i: jax.tree.map(lambda x: x[i], self.episodes)  # noqa: E731
-        records = [KeptEpisode(one(i), self.entropy[i], s) for i, s in enumerate(self.seconds)]
+        records = [
+            KeptEpisode(jax.tree.map(lambda x, i=i: x[i], self.episodes), self.entropy[i], seconds)
+            for i, seconds in enumerate(self.seconds)
+        ]
         return "\n".join([HEAD, *(str(_row(self.task, records, i, self.entropy[i + 1])) for i in range(len(records)))])
 
 
 class Row(NamedTuple):
-    """What a loop tells of one episode; print it. Machines side by side are averaged."""
+    """Row of a loop's printed table, for one episode; machines in parallel are averaged."""
 
     number: int
     value: float
@@ -109,11 +111,11 @@ HEAD = "episode    return      best  solved    nats   plan s    fit s  of both c
 
 
 def _row(task: Task, records: Sequence[KeptEpisode], i: int, after: float) -> Row:
-    """Of episode i, the belief after it having this entropy."""
+    """Row of episode i, given the posterior's entropy after it."""
     returns = [float(np.mean(record.episode.returns)) for record in records[: i + 1]]
-    solved = judged(task, records[i].episode)
-    upright = None if solved is None else bool(np.all(solved))
-    return Row(i + 1, returns[-1], max(returns), upright, records[i].entropy - after, records[i].seconds)
+    solved = solved_episodes(task, records[i].episode)
+    all_solved = None if solved is None else bool(np.all(solved))
+    return Row(i + 1, returns[-1], max(returns), all_solved, records[i].entropy - after, records[i].seconds)
 
 
 def psrl(
@@ -135,22 +137,22 @@ def psrl(
 ) -> Run:
     """Posterior sampling reinforcement learning (Strens 2000; Osband, Russo, Van Roy 2013).
 
-    Each episode takes a transition function of the belief given all data so far, and acts on that function's plans.
-    The first episode acts from the prior, or from `data`. Arrays are allocated for all episodes at once: nothing is
-    compiled after the first episode of a planner.
+    Each episode takes a transition function of the posterior given all data so far, and acts on that function's plans.
+    The first episode acts on the prior, or on the posterior given `data`. Arrays are allocated for all episodes at
+    once: nothing is compiled after the first episode of a planner.
 
     Args:
-        system: acted on; see `SimulatedSystem` and `physppl.control.gym.GymSystem`.
+        system: the machine to act on; see `SimulatedSystem` and `physppl.control.gym.GymSystem`.
         task: reward, limits and length of an episode.
-        dynamics: the program believed in; its truth may be another.
-        objective: what is planned for.
-        acquisition: which function of the belief is acted on; an `Acquisition`, or a rule (key, posterior) ->
+        dynamics: the agent's program; the system's equations may differ.
+        objective: maximised by the planner.
+        acquisition: choice of the function to act on; an `Acquisition`, or a rule (key, posterior) ->
             transition.
-        explore: what acts in the first episode instead, e.g. `RandomPolicy()`.
+        explore: planner of the first episode instead of `planner`, e.g. `RandomPolicy()`.
         data: transitions known before the first episode.
-        checkpoints: a folder where every episode is kept as soon as it is over. A loop begun again with the same
-            arguments goes on after the last one there and ends in the same result.
-        report: called after every episode with what there is to tell about it, e.g. `print`.
+        checkpoints: a folder to which every episode is written as soon as it is over. A loop started again with the
+            same arguments resumes after the last one there and ends in the same result.
+        report: called after every episode with its `Row`, e.g. `print`.
         progress: a bar after two seconds; by default on a terminal.
 
     Raises:
@@ -172,46 +174,46 @@ def psrl(
         "key": key, "system": system, "task": task, "dynamics": dynamics, "backend": backend, "planner": planner,
         "objective": objective, "acquisition": acquisition, "explore": explore, "data": data,
     }  # fmt: skip
-    place = contextlib.nullcontext() if checkpoints is None else Checkpoints(checkpoints, settings)
-    with place as kept:
-        memory = Memory(dynamics, task.steps, episodes * system.batch, data)
-        records: list[KeptEpisode] = [] if kept is None else kept.load()[:episodes]
+    context = contextlib.nullcontext() if checkpoints is None else Checkpoints(checkpoints, settings)
+    with context as store:
+        replay = ReplayBuffer(dynamics, task.steps, episodes * system.batch, data)
+        records: list[KeptEpisode] = [] if store is None else store.load()[:episodes]
         for record in records:
-            memory.add(record.episode)
+            replay.add(record.episode)
         for i in range(len(records) - 1):
             if report is not None:
                 report(_row(task, records, i, records[i + 1].entropy))
         posterior, entropy, seconds = None, np.nan, dict(NO_TIME)
         for i in bar(range(len(records), episodes + 1), "psrl", progress):
-            fit_key, take_key, act_key = jax.random.split(jax.random.fold_in(key, i), 3)
+            fit_key, draw_key, act_key = jax.random.split(jax.random.fold_in(key, i), 3)
             with compile_clock() as clock:
                 start = time.perf_counter()
-                posterior = fit(fit_key, dynamics, memory.data(), backend)
+                posterior = fit(fit_key, dynamics, replay.data(), backend)
                 entropy = float(posterior.entropy())
-            spent = records[-1].seconds if records else seconds  # what the prior costs counts with the first episode
-            spent["fit"] += time.perf_counter() - start
-            spent["compile"] += clock.seconds
+            elapsed = records[-1].seconds if records else seconds  # the fit of the prior counts with the first episode
+            elapsed["fit"] += time.perf_counter() - start
+            elapsed["compile"] += clock.seconds
             if records and report is not None:
                 report(_row(task, records, len(records) - 1, entropy))
             if i == episodes:
                 break
             with compile_clock() as clock:
                 start = time.perf_counter()
-                who = explore if explore is not None and i == 0 else planner
-                agent = _agent(take_key, posterior, task, who, objective, acquisition)
+                acting = explore if explore is not None and i == 0 else planner
+                agent = _agent(draw_key, posterior, task, acting, objective, acquisition)
                 record = jax.block_until_ready(play(act_key, system.at(i), task, agent))
             seconds["plan"] += time.perf_counter() - start
             seconds["compile"] += clock.seconds
             records.append(KeptEpisode(record, entropy, seconds))
             seconds = dict(NO_TIME)
-            memory.add(record)
-            if kept is not None:
-                kept.save(i, records[-1])
-        assert posterior is not None  # the belief after the last episode is always fitted
+            replay.add(record)
+            if store is not None:
+                store.save(i, records[-1])
+        assert posterior is not None  # the posterior after the last episode is always fitted
         stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *(r.episode for r in records))
         entropies = np.array([*(r.entropy for r in records), entropy])
         return Run(
-            stacked, posterior, memory.data(), judged(task, stacked), entropies,
+            stacked, posterior, replay.data(), solved_episodes(task, stacked), entropies,
             tuple(r.seconds for r in records), task, planner, objective, acquisition,
         )  # fmt: skip
 
@@ -228,10 +230,10 @@ def psal(
     objective: Objective = InformationGain(),
     **options: Any,
 ) -> Run:
-    """Posterior sampling active learning: the same loop, planned for what there is to learn instead of for a reward.
+    """Posterior sampling active learning: the loop of `psrl`, planned for information instead of reward.
 
     The task gives the length of an episode, the limits that exploration keeps to, and the rewards that are recorded.
-    Arguments and errors as of `psrl`.
+    Arguments and errors are those of `psrl`.
     """
     return psrl(key, system, task, dynamics, backend, planner, episodes, objective=objective, **options)
 
@@ -245,6 +247,6 @@ def _agent(key, posterior: Posterior, task: Task, planner, objective: Objective,
     if not eqx.is_array(value) and jax.tree.structure(value) == jax.tree.structure(0):  # a bare function
         raise TypeError(
             f"{type(objective).__name__}.bind must return a pytree that is callable, such as an eqx.Module with "
-            "__call__(states, actions) or a method of the objective: a new function at every episode compiles anew."
+            "__call__(states, actions) or a method of the objective: a new function at every episode is compiled again."
         )
     return Agent(planner, transitions, Constrained(value, task), acquisition.every)

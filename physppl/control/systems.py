@@ -1,4 +1,4 @@
-"""The real thing, or a simulation of it: what an agent acts on."""
+"""Systems that an agent acts on: simulated machines and hardware."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
@@ -15,47 +15,47 @@ from physppl.language.transition import AbstractTransition
 
 
 class System(eqx.Module):
-    """A machine that is reset and stepped, and that traces: it is compiled together with the episode.
+    """A machine with traceable reset and step, compiled together with the episode.
 
-    Its state is any pytree; `physical` says what of it a task rewards.
+    Its state is any pytree; `physical` maps it to the coordinates that a task rewards.
     """
 
-    batch: ClassVar[int] = 1  # episodes at once; of one machine
+    batch: ClassVar[int] = 1  # episodes at once
 
     @abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[Any, Float[Array, " D"]]:
-        """(an initial state, its observation)."""
+        """Initial state and its observation."""
 
     @abstractmethod
     def step(
         self, key: PRNGKeyArray, state: Any, action: Float[Array, " A"]
     ) -> tuple[Any, Float[Array, " D"], Bool[Array, ""]]:
-        """(next state, its observation, whether the episode ends here)."""
+        """Next state, its observation, and True if the episode ends here."""
 
     def physical(self, state: Any) -> Float[Array, " D"]:
-        """The true state in the task's coordinates."""
+        """True state in the task's coordinates."""
         return state
 
     def at(self, episode: int) -> "System":
-        """The machine as it is in an episode, counted from 0; itself, unless it changes."""
+        """The machine during an episode, counted from 0; the same object unless the machine changes."""
         del episode
         return self
 
     @property
     def dynamics(self) -> Any:
-        """The Dynamics whose step and coordinates the machine has, or None: agents are checked against it."""
+        """Dynamics whose step and coordinates the machine has, for a check of agents; None skips the check."""
         return None
 
 
 class HostSystem(ABC):
-    """A machine that Python steps: hardware, or a simulator that does not trace. `batch` of them run side by side.
+    """A machine stepped from Python: hardware, or a simulator that JAX cannot trace; `batch` of them run in parallel.
 
-    Checkpoints tell host systems apart by their public attributes: what a machine is belongs there, what is live
-    (handles, connections) in attributes that begin with an underscore.
+    Checkpoints identify a host system by its public attributes: settings belong there, live objects (handles,
+    connections) in attributes that begin with an underscore.
 
     Attributes:
         batch: episodes at once, B.
-        dynamics: the Dynamics whose step and coordinates it has, or None: agents are checked against it.
+        dynamics: Dynamics whose step and coordinates it has, for a check of agents; None skips the check.
     """
 
     content_is_public = True  # what is live has no content that lasts
@@ -65,26 +65,26 @@ class HostSystem(ABC):
 
     @abstractmethod
     def reset(self, seed: int) -> Float[np.ndarray, "B D"]:
-        """Begins an episode; the observed states."""
+        """Begin an episode and return the observed states."""
 
     @abstractmethod
     def step(self, actions: Float[np.ndarray, "B A"]) -> "HostStep":
-        """Acts once. Machines whose episode is over are stepped on, and what they return is not looked at."""
+        """Act once. Machines whose episode is over are stepped too; their results are ignored."""
 
     def at(self, episode: int) -> "HostSystem":
-        """The machine as it is in an episode, counted from 0."""
+        """The machine during an episode, counted from 0."""
         del episode
         return self
 
 
 class HostStep(NamedTuple):
-    """What a host system returns of one step.
+    """Result of one step of a host system.
 
     Attributes:
         states: (B, D) observed.
-        rewards: (B,) of its own, or None: the task's of the observed state.
-        terminated: (B,) the episode ended by what happened: there is no future to count.
-        truncated: (B,) it was cut off, by a limit of time: the future went on without being seen.
+        rewards: (B,) the system's own; None: the task's, of the observed states.
+        terminated: (B,) True where a terminal state was reached: there is no future reward.
+        truncated: (B,) True where a time limit cut the episode off: its future is unobserved.
     """
 
     states: Float[np.ndarray, "B D"]
@@ -97,22 +97,22 @@ class SimulatedState(NamedTuple):
     """State of a simulated system."""
 
     physical: Float[Array, " D"]
-    drive: Any  # the actuator's memory
+    drive: Any  # the actuator's state
     steps: Array  # since the reset
 
 
 class SimulatedSystem(System):
-    """A transition with noise, as a machine. Planning with its own `transition` is the oracle.
+    """Simulation of a transition with noise. Planning with its own `transition` is the oracle.
 
     Attributes:
-        transition: the truth; its `noise` is the process noise.
+        transition: the true one; its `noise` is the process noise.
         initial_state: (D,).
         initial_sd: (D,) or scalar, of the reset state.
         measurement_sd: (D,) or scalar, of every observed state.
-        actuator: what lies between a command and what acts; None is nothing.
-        later: the truth after a change (`changed`).
+        actuator: between a command and the machine; None: commands act directly.
+        later: the true transition after a change (`changed`).
         change_step: control step of the episode from which `later` holds.
-        change_episode: episode of the change; earlier ones know the first truth alone, later ones the second.
+        change_episode: episode of the change; earlier ones have the first transition alone, later ones the second.
     """
 
     transition: AbstractTransition
@@ -142,19 +142,19 @@ class SimulatedSystem(System):
         self.later, self.change_step, self.change_episode = None, jnp.zeros((), int), jnp.zeros((), int)
 
     def with_actuator(self, **actuator: Any) -> "SimulatedSystem":
-        """The same machine behind an imperfect drive: dead_band, delay, lag as of `Actuator`."""
+        """The same machine with an imperfect actuator: dead_band, delay, lag as in `Actuator`."""
         return eqx.tree_at(lambda s: s.actuator, self, Actuator(**actuator), is_leaf=lambda x: x is None)
 
     def changed(self, *, step: int = 0, episode: int = 0, **sites: Any) -> "SimulatedSystem":
-        """The same machine whose parameters change while it runs: a payload is put on, a bearing seizes.
+        """The same machine with parameters that change while it runs: a payload is added, a bearing seizes.
 
         Args:
             step: control step of the episode at which they change.
-            episode: in which that happens, counted from 0; later ones begin with the new values.
+            episode: in which they change, counted from 0; later ones begin with the new values.
             sites: new values, in the sites' units.
 
         Raises:
-            KeyError: for a site that the truth does not have, with close matches.
+            KeyError: for a site that the true program does not have, with close matches.
             ValueError: for a second change.
         """
         if self.later is not None:
@@ -181,7 +181,7 @@ class SimulatedSystem(System):
         return state.physical
 
     def reset(self, key: PRNGKeyArray):
-        """A state around the initial one, and its observation."""
+        """Random state around the initial one, and its observation."""
         state_key, sensor_key = jax.random.split(key)
         noise = jax.random.normal(state_key, self.initial_state.shape, self.initial_state.dtype)
         start = self.initial_state + self.initial_sd * noise
@@ -197,9 +197,9 @@ class SimulatedSystem(System):
             truth = jax.tree.map(lambda new, old: jnp.where(now, new, old), self.later, truth)
         if self.actuator is not None:
             action, drive = self.actuator.drive(action, drive, truth.dynamics.dt)
-        time = truth.dynamics.dt * state.steps
-        moved = truth.sample(process_key, state.physical, action, time)
-        return SimulatedState(moved, drive, state.steps + 1), self._observed(sensor_key, moved), jnp.zeros((), bool)
+        next_state = truth.sample(process_key, state.physical, action, truth.dynamics.dt * state.steps)
+        observation = self._observed(sensor_key, next_state)
+        return SimulatedState(next_state, drive, state.steps + 1), observation, jnp.zeros((), bool)
 
     def _observed(self, key, state):
         return state + self.measurement_sd * jax.random.normal(key, state.shape, state.dtype)

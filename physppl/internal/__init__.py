@@ -1,1 +1,1 @@
-"""What every folder needs and what knows nothing of dynamics: errors, units, keys, algebra of Gaussians, files."""
+"""Foundations without any notion of dynamics: errors, units, keys, Gaussian algebra, files, figures."""

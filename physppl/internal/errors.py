@@ -1,4 +1,4 @@
-"""Errors in the caller's words: what was expected, what came, which argument or site, what to do."""
+"""Error messages and argument checks: the argument or site, what was expected, what came, and the remedy."""
 
 import difflib
 import enum
@@ -11,19 +11,19 @@ import numpy as np
 from jax.core import Tracer
 
 log = logging.getLogger("physppl")
-APART = 1.1  # split R-hat above which chains tell different stories
+R_HAT_LIMIT = 1.1  # split R-hat above which chains count as not mixed
 
 
 class PhyspplWarning(UserWarning):
-    """Something the user should know about a result that is still usable."""
+    """Warning about a result that is still usable."""
 
 
 class FitError(RuntimeError):
-    """A fit that must not be used; the message carries the cause and its remedy."""
+    """Error for a fit that must not be used; the message gives the cause and its remedy."""
 
 
 class Status(enum.IntEnum):
-    """How a fit ended. Carried as an array on the Posterior, so that a batch of fits can run in one program."""
+    """Outcome of a fit, carried as an array on the Posterior, so that a batch of fits can run in one program."""
 
     OK = 0
     NOT_CONVERGED = 1
@@ -44,16 +44,17 @@ _REMEDIES = {
     Status.NONFINITE: "the log density is not finite at any start: look for a state that diverges within one step "
     "(raise `substeps`), a prior that reaches zero mass or length, or a square root at zero",
     Status.NOT_POSITIVE_DEFINITE: "the curvature at the mode is not positive definite: the prior is not log-concave "
-    "there and the data do not make up for it; give a proper prior in virtual space, e.g. physical(name, low, high)",
+    "there and the data do not make up for it; give a prior that is proper in unconstrained space, "
+    "e.g. physical(name, low, high)",
     Status.DIVERGENCES: "more than one transition in a hundred of the sampler diverged: "
     "raise `target_acceptance` or `warmup`",
-    Status.NOT_MIXED: f"the chains disagree (R-hat above {APART}) or do not move: raise `warmup` and `draws`; if it "
-    "stays, the posterior has several modes or a ridge, which a tighter prior or other data must settle",
+    Status.NOT_MIXED: f"the chains disagree (R-hat above {R_HAT_LIMIT}) or do not move: raise `warmup` and `draws`; if "
+    "it persists, the posterior has several modes or a ridge, which a tighter prior or other data must settle",
 }
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' with the close matches, then the full list."""
+    """Hint for a misspelt name: ' Did you mean ...?' with the close matches, then all known names."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=2)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -61,7 +62,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str) -> KeyError:
-    """KeyError for a name that nobody declared."""
+    """KeyError for an undeclared name, with close matches."""
     return KeyError(f"{where} has no {kind} {name!r}.{closest(name, known)}")
 
 
@@ -84,14 +85,13 @@ def _describe(value) -> str:
 
 
 def as_array(value, argument: str) -> np.ndarray | jax.Array:
-    """A real array of at least float precision. Concrete input stays in NumPy at its own precision, tracers pass.
+    """Real floating-point array. Concrete input stays in NumPy at its own precision, tracers pass unchanged.
 
     Raises:
         TypeError: for strings, objects, complex numbers, naming the argument.
     """
     if isinstance(value, Tracer):
         return value
-    keep = value if isinstance(value, jax.Array) else None
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -104,7 +104,7 @@ def as_array(value, argument: str) -> np.ndarray | jax.Array:
         raise TypeError(f"`{argument}` must be real; got dtype {array.dtype}.")
     if array.dtype.kind != "f":
         return array.astype(np.float64)
-    return array if keep is None else keep
+    return value if isinstance(value, jax.Array) else array
 
 
 def _first_text(array: np.ndarray) -> str:
@@ -112,5 +112,5 @@ def _first_text(array: np.ndarray) -> str:
 
 
 def is_concrete(*arrays) -> bool:
-    """Whether host checks can read the values."""
+    """True if none of the arrays is traced, so that Python can read their values."""
     return not any(isinstance(a, Tracer) for a in arrays if a is not None)

@@ -1,10 +1,10 @@
-"""The one style of all figures. Matplotlib is imported when one is drawn."""
+"""Shared style of all figures. Matplotlib is imported only when a figure is drawn."""
 
 import functools
 
 import numpy as np
 
-# The palette of M. Okabe and K. Ito (2008), told apart with every kind of colour vision.
+# The palette of M. Okabe and K. Ito (2008), distinguishable with every kind of colour vision.
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A8A8A", "#222222"
 STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8.5, "legend.frameon": False,
@@ -17,7 +17,7 @@ STYLE = {
 
 
 def styled(draw):
-    """Runs a drawing function under the one style."""
+    """Decorate a drawing function to run under `STYLE`."""
 
     @functools.wraps(draw)
     def run(*args, **kwargs):
@@ -37,22 +37,22 @@ def new_figure(width: float, height: float):
 
 
 def legend(figure, axes, **options):
-    """One legend under all axes, each name once."""
-    found = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
-    named = {name: handle for handle, name in reversed(found)}
-    names = list(dict.fromkeys(name for _, name in found))
+    """Add one legend under all axes, each name once."""
+    pairs = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    named = {name: handle for handle, name in reversed(pairs)}
+    names = list(dict.fromkeys(name for _, name in pairs))
     options = {"ncols": len(names), "columnspacing": 1.4, "handlelength": 1.7} | options
     figure.legend([named[n] for n in names], names, loc="outside lower center", **options)
     return figure
 
 
 def words(name: str) -> str:
-    """A site's name as a person reads it."""
+    """Readable form of a site's name."""
     return name.replace("_", " ").replace("[", ", ").replace("]", "")
 
 
 def multiples_of_pi(axis) -> None:
-    """Ticks of an axis in radians."""
+    """Label an axis in radians with multiples of pi."""
     from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     low, high = axis.get_view_interval()

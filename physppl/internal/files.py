@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Atomic file writes."""
 
 import contextlib
 import glob
@@ -6,15 +6,15 @@ import os
 import time
 from pathlib import Path
 
-STALE = 3600.0  # s after which a draft is nobody's
+STALE = 3600.0  # s after which no running process owns a draft
 
 
 def write(path: Path, content: bytes) -> None:
-    """The file with this content, or the one that was there: never a part of it, whenever the process dies."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.draft"):  # by a process that was killed
+    """Write a file atomically: whenever the process dies, the file has the new content or the old, never a part."""
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.draft"):  # by a process that was killed
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE:
-                left.unlink()
+            if time.time() - abandoned.stat().st_mtime > STALE:
+                abandoned.unlink()
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         with open(draft, "wb") as file:

@@ -1,4 +1,4 @@
-"""The linear algebra of Gaussian beliefs: pure functions of arrays, no model in sight."""
+"""Linear algebra of Gaussian distributions, as pure functions of arrays."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -7,28 +7,28 @@ from jaxtyping import Float
 
 
 def inverse_factor(precision: Float[Array, "P P"]) -> Float[Array, "P P"]:
-    """W with covariance = W' W: the inverse of the precision's Cholesky factor; NaN where not positive definite."""
+    """Inverse W of the precision's Cholesky factor, covariance = W' W; NaN where it is not positive definite."""
     return lower_inverse(jnp.linalg.cholesky(precision))
 
 
 def lower_inverse(lower: Float[Array, "P P"]) -> Float[Array, "P P"]:
-    """The inverse of a lower triangular matrix."""
+    """Inverse of a lower triangular matrix."""
     return solve_triangular(lower, jnp.eye(len(lower), dtype=lower.dtype), lower=True)
 
 
 def log_evidence(log_joint: Float[Array, ""], factor: Float[Array, "P P"]) -> Float[Array, ""]:
-    """Laplace's approximation of log p(data) at a mode (D. MacKay, Neural Computation 4, 1992).
+    """Laplace approximation of log p(data) at a mode (D. MacKay, Neural Computation 4, 1992).
 
     Args:
         log_joint: log p(data, z) at the mode.
         factor: inverse factor of the curvature there.
     """
-    of_covariance = jnp.sum(jnp.log(jnp.diagonal(factor)))
-    return log_joint + 0.5 * len(factor) * jnp.log(2 * jnp.pi) + of_covariance
+    half_log_det_covariance = jnp.sum(jnp.log(jnp.diagonal(factor)))
+    return log_joint + 0.5 * len(factor) * jnp.log(2 * jnp.pi) + half_log_det_covariance
 
 
 def information_gain(factor: Float[Array, "M R"], noise: Float[Array, " M"]) -> Float[Array, ""]:
-    """Mutual information, nats, of a Gaussian belief F F' on M values and their measurements with sd `noise`, jointly.
+    """Mutual information, nats, of M Gaussian values with covariance F F' and their measurements with sd `noise`.
 
     0.5 logdet(I + F' diag(1/noise^2) F), which for a linear model is half the log ratio of the precision determinants.
     """
@@ -38,7 +38,7 @@ def information_gain(factor: Float[Array, "M R"], noise: Float[Array, " M"]) -> 
 
 
 def half_log_det(positive: Float[Array, "P P"]) -> Float[Array, ""]:
-    """Half the log determinant of a positive definite matrix; NaN of another."""
+    """Half the log determinant of a positive definite matrix; NaN for any other matrix."""
     return jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(positive))))
 
 
@@ -48,5 +48,5 @@ def entropy(covariance: Float[Array, "P P"]) -> Float[Array, ""]:
 
 
 def outer(factor: Float[Array, "*B D R"]) -> Float[Array, "*B D D"]:
-    """F F' of each factor."""
+    """Outer product F F' of each factor."""
     return factor @ jnp.swapaxes(factor, -1, -2)

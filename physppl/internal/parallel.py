@@ -1,4 +1,4 @@
-"""Independent runs of one program, side by side on whatever devices there are."""
+"""Independent runs of one program in parallel on all devices."""
 
 from collections.abc import Callable
 
@@ -9,27 +9,28 @@ from jax.sharding import Mesh, PartitionSpec
 
 
 def parallel_vmap(function: Callable, *batched, devices: list | None = None):
-    """`vmap` of a function over the leading axis of its arguments, shared out among the devices.
+    """`vmap` of a function over the leading axis of its arguments, sharded over the devices.
 
-    A batch that does not divide is filled up with repeated runs, whose results are dropped. Each device runs its share
-    alone: under `jit` of a sharded vmap, loops that end at different times would wait for one another at every step.
+    A batch that the devices do not divide is padded with repeated runs, whose results are dropped. Each device runs its
+    share alone: under `jit` of a sharded vmap, loops that end at different times would wait for one another at every
+    step.
 
     Args:
         batched: pytrees of arrays with one leading axis (B, ...).
         devices: all of the default backend's by default; with one of them this is `vmap`.
     """
     devices = jax.devices() if devices is None else devices
-    together = jax.vmap(function)
+    vmapped = jax.vmap(function)
     count = len(jax.tree.leaves(batched)[0])
-    inside = not jax.sharding.get_abstract_mesh().empty  # of another spread: its devices are taken
-    if len(devices) == 1 or count == 1 or inside:
-        return together(*batched)
+    nested = not jax.sharding.get_abstract_mesh().empty  # an outer parallel_vmap uses the devices already
+    if len(devices) == 1 or count == 1 or nested:
+        return vmapped(*batched)
     devices = devices[:count]
     padded = -(-count // len(devices)) * len(devices)
     rows = jnp.arange(padded) % count
     mesh = Mesh(np.array(devices), ("run",))  # its axis is an Auto one
-    share = jax.shard_map(
-        together, mesh=mesh, in_specs=PartitionSpec("run"), out_specs=PartitionSpec("run"), check_vma=False
+    sharded = jax.shard_map(
+        vmapped, mesh=mesh, in_specs=PartitionSpec("run"), out_specs=PartitionSpec("run"), check_vma=False
     )
-    results = share(*jax.tree.map(lambda x: x[rows], batched))
+    results = sharded(*jax.tree.map(lambda x: x[rows], batched))
     return jax.tree.map(lambda x: x[:count], results)

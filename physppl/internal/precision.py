@@ -1,4 +1,4 @@
-"""Double precision for what is handed in, and a compiler that can be trusted with it."""
+"""Conversion to double precision, and a warning about a release of the compiler that cannot be trusted with it."""
 
 import warnings
 from importlib.metadata import version
@@ -18,12 +18,12 @@ if version("jaxlib") == MISCOMPILES:
 
 
 def doubles(tree, xp=jnp):
-    """Arrays of a tree as `xp` arrays, those that are floating in double precision; for use under x64."""
+    """Leaves of a tree as `xp` arrays, floating-point ones in double precision; for use under x64."""
 
-    def one(x):
+    def as_double(x):
         return xp.asarray(x, float) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else xp.asarray(x)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(as_double, tree)
 
 
 class ExactPickle:

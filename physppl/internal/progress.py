@@ -1,4 +1,4 @@
-"""What long work tells: a bar after two seconds, and how much of the time was compiling."""
+"""Progress bars, and a clock for the time spent compiling."""
 
 import sys
 import threading
@@ -16,7 +16,7 @@ TRACED = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_
 
 
 class Timing(NamedTuple):
-    """Seconds that a fit took, and how many of them went into compiling."""
+    """Duration of a fit in seconds, and the part spent compiling."""
 
     seconds: float
     compiling: float
@@ -27,7 +27,7 @@ class Timing(NamedTuple):
 
 class Clock:
     """Seconds spent and programs made by XLA's compiler while the clock ran; beside them, seconds of tracing and
-    lowering, where those of a traced function's inner functions count once more."""
+    lowering, where inner functions of a traced function count twice."""
 
     def __init__(self):
         self.seconds, self.programs, self.tracing = 0.0, 0, 0.0
@@ -51,7 +51,7 @@ jax.monitoring.register_event_duration_secs_listener(_on_event)
 
 @contextmanager
 def compile_clock():
-    """Measures compiling inside the block: `with compile_clock() as clock: ...; clock.seconds, clock.programs`."""
+    """Measure compilation inside the block: `with compile_clock() as clock: ...; clock.seconds, clock.programs`."""
     clock = Clock()
     _listeners.append(clock)
     try:
@@ -61,6 +61,6 @@ def compile_clock():
 
 
 def bar(iterable, title: str, enabled: bool | None = None):
-    """A tqdm bar that shows after two seconds; by default only on a terminal."""
+    """Wrap an iterable in a tqdm bar that shows after two seconds; by default only on a terminal."""
     shown = sys.stderr.isatty() if enabled is None else enabled
     return tqdm(iterable, desc=title, delay=2.0, disable=not shown, leave=False)

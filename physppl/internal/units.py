@@ -1,4 +1,4 @@
-"""Units, parsed once by pint: shown in tables and plots, converted where data are read."""
+"""Units of measurement, parsed by pint: shown in tables and plots, converted where data are read."""
 
 import functools
 
@@ -31,7 +31,7 @@ def parse(unit: str, where: str) -> str:
 
 @functools.cache
 def factor(source: str, target: str, where: str) -> float:
-    """What a number in `source` is multiplied with to be in `target`.
+    """Factor that converts a number in `source` to `target`.
 
     Raises:
         ValueError: where the two have different dimensions, or one is an offset unit such as degC.
@@ -40,13 +40,13 @@ def factor(source: str, target: str, where: str) -> float:
         return 1.0
     try:
         ureg = _registry()
-        zero = ureg.Quantity(0.0, source).to(target).magnitude
-        one = ureg.Quantity(1.0, source).to(target).magnitude
+        offset = ureg.Quantity(0.0, source).to(target).magnitude
+        scale = ureg.Quantity(1.0, source).to(target).magnitude
     except Exception as error:
         raise ValueError(f"{where}: cannot convert {source!r} to {target!r} ({error}).") from None
-    if zero != 0.0:
-        raise ValueError(f"{where}: {source!r} to {target!r} has an offset; convert it before.")
-    return float(one)
+    if offset != 0.0:
+        raise ValueError(f"{where}: {source!r} to {target!r} has an offset; convert it beforehand.")
+    return float(scale)
 
 
 def label(name: str, unit: str) -> str:
@@ -56,6 +56,6 @@ def label(name: str, unit: str) -> str:
 
 @functools.cache
 def pretty(unit: str) -> str:
-    """The unit as a person writes it: N·m·s/rad."""
+    """The unit in print: N·m·s/rad."""
     # Pint 0.26 writes another dot (U+22C5); one sign whatever the version.
     return f"{_registry().parse_units(unit):~P}".replace("\u22c5", "·") if unit else ""

@@ -1,1 +1,1 @@
-"""What one writes in a program: sites, residuals, noise, and the integrator that turns a field into a step."""
+"""Building blocks of a program: sites, residuals, noise, and the integrator that turns a field into a step."""

@@ -1,4 +1,4 @@
-"""One friction law for the joints of every machine: viscous, dry, more at standstill, and of the air."""
+"""Friction law of a joint: viscous and dry friction, breakaway near standstill, and quadratic drag."""
 
 from typing import Any
 
@@ -14,28 +14,28 @@ def friction(
     width: Any = 0.1,
     stribeck: Any = 0.5,
 ):
-    """What a joint resists with, of the sign of its velocity v: take it from the torque.
+    """Friction torque of a joint, with the sign of its velocity v: subtract it from the applied torque.
 
     damping v + (coulomb + breakaway exp(-(v / stribeck)^2)) tanh(v / width) + quadratic v |v|
 
-    With coefficients of at least 0 it never gives energy. The tanh stands in for a sign, so that solvers and
-    derivatives can follow: below about `width` the joint creeps where a real one sticks, and `breakaway` shows in full
+    With non-negative coefficients it only dissipates energy. The tanh replaces a sign function, so that solvers and
+    derivatives work: below about `width` the joint creeps where a real one sticks, and `breakaway` shows in full
     only if `width` is far below `stribeck`. The law is that of B. Armstrong-Helouvry (Control of Machines with
-    Friction, 1991), without memory; the last term is the drag of air that is stirred fast.
+    Friction, 1991), without memory; the last term is the drag of turbulent air.
 
-    A coefficient that is the Python number 0.0 costs nothing: its term is not computed. An array of 0, such as a site,
-    is computed with, so that it can be changed and differentiated.
+    A coefficient that is the Python number 0.0 costs nothing: its term is omitted. The term of an array of 0, such as
+    a site, is computed, so that it can be changed and differentiated.
 
     Args:
-        velocity: v, rad/s; any shape, as the coefficients, that broadcasts.
+        velocity: v, rad/s; any shape that broadcasts with the coefficients'.
         damping: N m s/rad, viscous.
-        coulomb: N m, dry, at speed.
+        coulomb: N m, dry, away from standstill.
         breakaway: N m, by how much dry friction is larger near standstill.
         quadratic: N m s^2/rad^2.
-        width: rad/s, over which dry friction turns its sign.
+        width: rad/s, over which dry friction changes sign.
         stribeck: rad/s, over which dry friction falls from its value near standstill.
 
-    Units are of a rotary joint; on a rail they are m for rad and N for N m.
+    Units are those of a rotary joint; for a joint on a rail read m for rad and N for N m.
 
     Returns:
         N m, of the shape of the velocity; the Python number 0.0 if all coefficients are.

@@ -1,7 +1,7 @@
-"""From a vector field to one step and to rollouts: a solver's tableau, unrolled.
+"""Integration of a vector field over one step, and rollouts.
 
-An input is held over [t, t + dt). Explicit Runge-Kutta methods are unrolled from diffrax's own tableau: as fast as a
-hand-written loop and differentiable in both modes. Every other diffrax solver goes through its `step`.
+An input is held constant over [t, t + dt). Explicit Runge-Kutta methods are unrolled from diffrax's own tableau: as
+fast as a hand-written loop and differentiable in both modes. Every other diffrax solver goes through its `step`.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jax import Array
 
 @dataclass(frozen=True)
 class Step:
-    """A program's result where only a discrete step is known: `Step(step)`, step(t, state, action) -> next state."""
+    """A program's result where it is a discrete step, no field: `Step(step)`, step(t, state, action) -> next state."""
 
     step: Callable[[Array, Array, Array], Array]
 
@@ -52,16 +52,16 @@ Stepper = Callable[[Array, Array, Array], Array]
 
 
 def stepper(field, dt, solver: diffrax.AbstractSolver, substeps: int = 1, name: str = "program") -> Stepper:
-    """The map (t, state, action) -> state after dt, with the action held.
+    """Map (t, state, action) -> state after dt, with the action held constant.
 
     Args:
         field: field(t, state, action) -> d state/dt, a `Step`, or a `StepResidual`.
         dt: seconds.
-        name: of the program, for errors.
+        name: of the program, for error messages.
 
     Raises:
-        ValueError: for an implicit solver without tolerances; at the first call, where the field's result has not the
-            state's shape.
+        ValueError: for an implicit solver without tolerances; at the first call, where the shape of the field's
+            result is not the state's.
     """
     if isinstance(field, StepResidual):
         physics, residual = stepper(field.physics, dt, solver, substeps, name), field.residual
@@ -78,7 +78,7 @@ def stepper(field, dt, solver: diffrax.AbstractSolver, substeps: int = 1, name: 
         return _checked(field(t, x, u), x, name, "field")
 
     if not isinstance(getattr(getattr(solver, "root_finder", None), "rtol", 0.0), float | int | Array):
-        raise ValueError(  # diffrax fills them in from an adaptive step size, which there is none of here
+        raise ValueError(  # diffrax would take them from its adaptive step size; steps are fixed here
             f"{type(solver).__name__} needs tolerances of its own: pass "
             f"{type(solver).__name__}(root_finder=diffrax.VeryChord(rtol=1e-6, atol=1e-9))."
         )
@@ -99,17 +99,17 @@ def stepper(field, dt, solver: diffrax.AbstractSolver, substeps: int = 1, name: 
 
 def _tableau_step(solver, slope, t, x, u, h):
     tableau = solver.tableau
-    used = tableau.num_stages  # a trailing stage that only an error estimate needs is not computed
-    while used > 1 and tableau.b_sol[used - 1] == 0:
-        used -= 1
+    count = tableau.num_stages  # a trailing stage that only the error estimate needs is not computed
+    while count > 1 and tableau.b_sol[count - 1] == 0:
+        count -= 1
     stages = [slope(t, x, u)]
-    for row, c in zip(tableau.a_lower[: used - 1], tableau.c[: used - 1], strict=True):
+    for row, c in zip(tableau.a_lower[: count - 1], tableau.c[: count - 1], strict=True):
         stages.append(slope(t + float(c) * h, _combine(x, h, row, stages), u))
-    return _combine(x, h, tableau.b_sol[:used], stages)
+    return _combine(x, h, tableau.b_sol[:count], stages)
 
 
 def _combine(x, h, weights, stages):
-    """x + h sum of weight x stage; stages of one weight are added before they are scaled."""
+    """State x + h sum(weight * stage), where stages of equal weight are added before they are scaled."""
     groups: dict[float, Array] = {}
     for weight, stage in zip(weights, stages, strict=True):
         if weight != 0:
@@ -141,7 +141,7 @@ def _checked(result, x, name: str, what: str) -> Array:
 
 
 def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=None, substeps: int | None = None):
-    """Open-loop rollout of a Transition, or of a bare field for models with a likelihood of their own.
+    """Open-loop rollout of a Transition, or of a bare field, for models with their own likelihood.
 
     Args:
         step: a Transition; or field(t, state, action) or Step, with `dt` or `times`.
@@ -202,7 +202,7 @@ def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=Non
     return jnp.concatenate([state[None], states])
 
 
-@jax.jit  # a bare scan compiles anew at every call from Python; new draws and states must not
+@jax.jit  # without jit the scan would compile again at every call from Python
 def _transition_rollout(transition, state, actions, starts):
     advance = transition.stepper()
 
@@ -215,7 +215,7 @@ def _transition_rollout(transition, state, actions, starts):
 
 
 def rollouts(transition, state, actions, *, t=0.0):
-    """Many open-loop rollouts of one Transition, candidates last: the layout that planners run fastest.
+    """Open-loop rollouts of one Transition for many action sequences, candidates last: the fastest layout for planners.
 
     Args:
         transition: a Transition.

@@ -1,4 +1,4 @@
-"""Standard deviations of noises: known, or one site with a prior in units of each coordinate's scale."""
+"""Standard deviations of noise: known, or one site with a prior in units of each coordinate's scale."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from jax import Array
 from physppl.internal.errors import as_array, is_concrete
 
 PROCESS = "process_noise"  # the site of a Dynamics
-FLOOR = 1e-6  # of the coordinate's scale: a smaller sd is numerically zero
+FLOOR = 1e-6  # in units of the coordinate's scale: a smaller sd is numerically zero
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The sds of one noise, one per coordinate.
+    """Standard deviations of one noise, one per coordinate.
 
     Attributes:
         name: of the site.
         prior: a NumPyro distribution of each sd in units of `unit`; or the known sds themselves.
         unit: the coordinates' scales.
-        units: their names, for tables.
+        units: the coordinates' units, for tables.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Scale:
 
     @classmethod
     def of(cls, name: str, value: Any, unit, units: str, where: str) -> "Scale":
-        """From what a user gives: a distribution, one sd, or one per coordinate.
+        """Build from user input: a prior distribution, one sd, or one sd per coordinate.
 
         Raises:
             ValueError: for sds that are not positive, and priors that are not over one positive number.
@@ -63,7 +63,7 @@ class Scale:
         return not isinstance(self.prior, dist.Distribution)
 
     def sample(self, count: int | None = None) -> None:
-        """Declare the site, unless the sds are known; of `count` sds where one scale serves them all."""
+        """Declare the site, unless the sds are known; with `count` sds where all share one scale."""
         if isinstance(self.prior, dist.Distribution):
             support: Any = self.prior.support
             units = dist.transforms.AffineTransform(0.0, np.asarray(self.unit), domain=support)
@@ -71,14 +71,14 @@ class Scale:
             numpyro.sample(self.name, prior.to_event(1))
 
     def value(self, sites: Mapping[str, Array]) -> Array:
-        """The sds (..., n) at given site values."""
+        """Standard deviations (..., n) at given site values."""
         if self.known:
             return jnp.asarray(self.prior)
         return sites[self.name] + FLOOR * jnp.asarray(self.unit)
 
 
 def _is_positive(prior: dist.Distribution) -> bool:
-    """Whether a scalar prior gives negative numbers no mass."""
+    """True if the support of a scalar prior excludes negative numbers (tested at -1)."""
     support: Any = prior.support
     allowed = support(np.full(prior.batch_shape, -1.0))
     return not (is_concrete(allowed) and np.any(allowed))

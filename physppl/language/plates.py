@@ -1,10 +1,10 @@
-"""Plates around a Dynamics: where their axes stand in a site, in the data, and in the likelihood."""
+"""Plates around a Dynamics: the positions of their axes in sites, data and likelihood."""
 
 import jax.numpy as jnp
 
 
 class PlateLayout:
-    """Where the axes of the plates outside go: leading for vmap, at their dims for the sample statement."""
+    """Axes of the enclosing plates: leading for vmap, at their dims for the sample statement."""
 
     def __init__(self, frames, time_dim: int, batch_shape: tuple[int, ...], name: str):
         outer = sorted((f.dim, f.size) for f in frames)  # most negative dim first, as in an array
@@ -18,7 +18,7 @@ class PlateLayout:
             )
 
     def lead(self, value, event_dim: int, own_dims: int):
-        """A site's value with its plate axes first, broadcast to their sizes; the rest as without plates outside."""
+        """Move the plate axes of a site's value to the front, broadcast to the plates' sizes; the others keep order."""
         value = jnp.asarray(value)
         for dim, size in zip(reversed(self.dims), reversed(self.sizes), strict=True):
             axis = dim - event_dim
@@ -33,7 +33,7 @@ class PlateLayout:
         return value
 
     def place(self, value, event_dim: int):
-        """(plates..., N, event...) to the batch shape that the plates prescribe."""
+        """Move the axes of an array (plates..., N, event...) to the batch shape that the plates prescribe."""
         count = len(self.dims)
         order = sorted(zip((*self.dims, self.time_dim), range(count + 1), strict=True))
         value = jnp.transpose(value, [i for _, i in order] + list(range(count + 1, count + 1 + event_dim)))

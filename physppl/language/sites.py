@@ -16,12 +16,12 @@ def physical(name: str, low, high=None, *, loc=0.0, scale=1.0, unit: str = UNITL
     """A physical parameter: a NumPyro sample site with a unit.
 
     `physical("mass", 0.1, 2.0, unit="kg")` is low + (high - low) sigmoid(z), z ~ Normal(loc, scale): a Gaussian
-    belief in virtual space between hard bounds (J. Watson et al., "Tractable Bayesian Dynamics Priors from
-    Differentiable Physics", with the range mended to high - low). `loc` and `scale` may be sites themselves, for
-    hierarchies. `physical("damping", dist.HalfNormal(0.1), unit="N m s/rad")` takes any NumPyro prior.
+    prior in unconstrained space between hard bounds (J. Watson et al., "Tractable Bayesian Dynamics Priors from
+    Differentiable Physics", with the range corrected to high - low). `loc` and `scale` may be sites themselves, for
+    hierarchical priors. `physical("damping", dist.HalfNormal(0.1), unit="N m s/rad")` takes any NumPyro prior.
 
     Args:
-        low: lower bound, in `unit`; or a NumPyro distribution, and then no `high`.
+        low: lower bound, in `unit`; or a NumPyro distribution, without `high`.
         high: upper bound, in `unit`.
         loc, scale: mean and sd of z, unitless.
 
@@ -46,7 +46,7 @@ def physical(name: str, low, high=None, *, loc=0.0, scale=1.0, unit: str = UNITL
 
 
 def bounded(low, high, loc=0.0, scale=1.0, name: str = "site") -> dist.Distribution:
-    """The distribution of low + (high - low) sigmoid(Normal(loc, scale))."""
+    """Distribution of low + (high - low) sigmoid(Normal(loc, scale))."""
     if high is None:
         raise ValueError(f"physical({name!r}): needs low and high, or a NumPyro distribution; got low={low!r} alone.")
     low, high = (np.asarray(x) if isinstance(x, list | tuple) else x for x in (low, high))

@@ -1,4 +1,4 @@
-"""The transition object: one coherent function of a belief, a pytree that jit, vmap, scan and grad accept."""
+"""Transition functions: pytrees that jit, vmap, scan and grad accept."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from physppl.internal.precision import ExactPickle
 class AbstractTransition(ExactPickle, eqx.Module):
     """state, action -> next state, deterministic; `sample` adds the process noise.
 
-    Implementers give `stepper`: everything that does not depend on the state is computed there, once per rollout.
+    Subclasses implement `stepper`, which computes everything that does not depend on the state once per rollout.
 
     Attributes:
         sites: {site: constrained value} of the program.
@@ -31,12 +31,12 @@ class AbstractTransition(ExactPickle, eqx.Module):
 
     @abstractmethod
     def stepper(self) -> Callable[[Array, Array, Array], Array]:
-        """The function (t, state, action) -> next state."""
+        """Function (t, state, action) -> next state."""
 
     def __call__(
         self, state: Float[Array | np.ndarray, " D"], action: Float[Array | np.ndarray, " A"], t=0.0
     ) -> Float[Array, " D"]:
-        """The next state (D,), without noise."""
+        """Next state (D,), without noise."""
         self.dynamics.check_point(state, action, "transition")
         state = jnp.asarray(state, self.noise.dtype)
         return self.stepper()(jnp.asarray(t, state.dtype), state, jnp.asarray(action, state.dtype))
@@ -44,12 +44,12 @@ class AbstractTransition(ExactPickle, eqx.Module):
     def sample(
         self, key: PRNGKeyArray, state: Float[Array | np.ndarray, " D"], action: Float[Array | np.ndarray, " A"], t=0.0
     ) -> Float[Array, " D"]:
-        """A noisy next state (D,)."""
+        """Next state (D,), with process noise."""
         mean = self(state, action, t)
         return mean + self.noise.astype(mean.dtype) * jax.random.normal(key, mean.shape, mean.dtype)
 
     def particles(self):
-        """Itself with a leading particle axis of one, as planners take it."""
+        """The transition with a leading particle axis of one, as planners take it."""
         return jax.tree.map(lambda leaf: leaf[None], self)
 
 
@@ -61,10 +61,10 @@ class Transition(AbstractTransition):
 
 
 class LinearisedTransition(AbstractTransition):
-    """f(s, a; mode) + J(s, a) (z - mode): one draw of the linearised Laplace function. Its `sites` are the mode's.
+    """Draw of a linearised Laplace posterior: f(s, a; mode) + J(s, a) (z - mode). Its `sites` are the mode's.
 
     Attributes:
-        tangents: {site: its directional derivative along z - mode}.
+        tangents: {site: its directional derivative at the mode along z - mode}; J is the Jacobian of f in z.
     """
 
     tangents: dict[str, Array]
@@ -78,7 +78,7 @@ class LinearisedTransition(AbstractTransition):
 
 
 class AverageTransition(AbstractTransition):
-    """The mean of several functions at every step: the predictive mean of a belief held as draws.
+    """Mean of several functions at every step: the predictive mean of a posterior represented by draws.
 
     Attributes:
         members: transitions with a leading axis; `sites` are the first one's.
@@ -91,9 +91,9 @@ class AverageTransition(AbstractTransition):
 
 
 class SwitchingTransition(AbstractTransition):
-    """Another of several functions at every step, at random: no function of the belief, but uncertain anew each time.
+    """Random choice among several functions at every step: not one draw of a posterior, but a new draw each step.
 
-    The choice belongs to the step's time: whoever asks about one step again meets the same function there.
+    The choice depends on the step's time alone: evaluating a step again uses the same function.
 
     Attributes:
         members: transitions with a leading axis; `sites` are the first one's.
@@ -105,26 +105,26 @@ class SwitchingTransition(AbstractTransition):
 
     @staticmethod
     def of(members: AbstractTransition, key: PRNGKeyArray) -> "SwitchingTransition":
-        """Switching between these; `noise` is their root mean square."""
+        """Build from members; `noise` is the root mean square of theirs."""
         noise = jnp.sqrt(jnp.mean(members.noise**2, axis=0))
         first = {name: value[0] for name, value in members.sites.items()}
         return SwitchingTransition(first, noise, members.dynamics, members, key)
 
     def stepper(self) -> Callable[[Array, Array, Array], Array]:
         def step(t, x, u):
-            number = jnp.round(t / self.dynamics.dt).astype(int)
-            chosen = jax.random.randint(jax.random.fold_in(self.key, number), (), 0, len(self.members.noise))
-            return jax.tree.map(lambda leaf: leaf[chosen], self.members).stepper()(t, x, u)
+            index = jnp.round(t / self.dynamics.dt).astype(int)
+            member = jax.random.randint(jax.random.fold_in(self.key, index), (), 0, len(self.members.noise))
+            return jax.tree.map(lambda leaf: leaf[member], self.members).stepper()(t, x, u)
 
         return step
 
 
 class LaterTransition(AbstractTransition):
-    """The same function with another zero of time: planners begin at 0, wherever an episode is.
+    """Transition with a shifted time origin: planners begin at time 0 at every step of an episode.
 
     Attributes:
         inner: the function.
-        begin: s, its time at 0.
+        begin: s, the inner function's time at time 0.
     """
 
     inner: AbstractTransition

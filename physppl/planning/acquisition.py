@@ -1,4 +1,4 @@
-"""Which function of a belief an agent acts on."""
+"""Acquisition rules: choice of the transition function that an agent acts on."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -13,34 +13,34 @@ from physppl.posterior.posterior import Posterior
 
 
 class Acquisition(eqx.Module):
-    """Takes transition functions of a belief, for an episode or for a part of it.
+    """Rule that takes transition functions of a posterior, for an episode or for a stage of it.
 
     Attributes:
-        every: control steps after which another is taken; None: one for the whole episode.
+        every: control steps of a stage, after which another function is taken; None: one for the whole episode.
     """
 
     every: eqx.AbstractVar[int | None]
 
     @abstractmethod
     def __call__(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
-        """One transition function, or several with a leading particle axis where `particles` says so."""
+        """One transition function."""
 
     def stages(self, key: PRNGKeyArray, posterior: Posterior, steps: int) -> AbstractTransition:
-        """Transitions (S, K, ...) of an episode: S parts of `every` steps each, K particles."""
+        """Transitions (S, K, ...) of an episode: S stages of `every` steps each, K particles."""
         count = 1 if self.every is None else -(-steps // self.every)
         keys = jax.random.split(key, count) if count > 1 else [key]
         return _stacked([self.particles(k, posterior) for k in keys])
 
     def particles(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
-        """Transitions (K, ...) that planners average over; one, unless a subclass takes more."""
+        """Transitions (K, ...) that planners average over; K = 1 unless a subclass takes more."""
         return self(key, posterior).particles()
 
 
 class Thompson(Acquisition):
-    """Coherent draws of the belief (W. Thompson 1933; for dynamics M. Strens, ICML 2000).
+    """Coherent draws of the posterior (W. Thompson 1933; for dynamics M. Strens, ICML 2000).
 
     Attributes:
-        draws: several are averaged over by the planner, which then acts on what does well in all of them.
+        draws: how many; the planner averages over them, and so prefers actions that do well under all.
     """
 
     every: int | None = eqx.field(default=None, static=True)
@@ -61,13 +61,13 @@ class Thompson(Acquisition):
 
 
 class TrajectorySampling(Thompson):
-    """Particles that each follow a function of the belief, averaged over by the planner (K. Chua et al., "PETS",
-    NeurIPS 2018): of an ensemble its members, each as often as any other.
+    """Particles that each follow a function of the posterior, averaged over by the planner (K. Chua et al., "PETS",
+    NeurIPS 2018). An ensemble's particles are its members, in equal numbers.
 
     Attributes:
         draws: how many.
-        switch: False, each holds its function for the whole rollout (TS-infinity), so that what the belief does not
-            know stays the same along it. True, each meets another one at every step (TS1), as if it were noise.
+        switch: False, each particle keeps its function for the whole rollout (TS-infinity), so that epistemic
+            uncertainty is constant along it. True, it changes function at every step (TS1), as if that were noise.
     """
 
     draws: int = eqx.field(default=8, static=True)
@@ -82,7 +82,7 @@ class TrajectorySampling(Thompson):
 
 
 class PosteriorMean(Acquisition):
-    """The belief's mean function: certainty equivalence, which explores nothing on purpose."""
+    """The posterior's mean function: certainty equivalence, without deliberate exploration."""
 
     every: int | None = eqx.field(default=None, static=True)
 
@@ -92,7 +92,7 @@ class PosteriorMean(Acquisition):
 
 
 class UserRule(Acquisition):
-    """By a function of your own.
+    """Rule given by a user's function.
 
     Attributes:
         rule: (key, posterior) -> transition.

@@ -14,28 +14,28 @@ from physppl.planning.planner import BoundObjective, Planner, bounds, evaluate, 
 from physppl.planning.proposals import Coloured, Proposal, draw
 
 
-class PlanState(NamedTuple):
-    best: Float[Array, "H A"]  # of the step before, shifted, in [-1, 1]
+class GradientPlan(NamedTuple):
+    best: Float[Array, "H A"]  # the last plan, shifted, in [-1, 1]
     low: Float[Array, " A"]
     high: Float[Array, " A"]
 
 
 class GradientShooting(Planner):
-    """First-order shooting: several starts, each improved by an optimiser through the rollout; the best sequence met
-    is executed, so a plan is never worse, under the model, than the last one, shifted.
+    """First-order shooting: several starts, each improved by an optimiser through the rollout; the best sequence
+    evaluated is executed, so a plan is never worse, under the model, than the last one, shifted.
 
-    Actions are optimised as shares of half their range and projected onto [-1, 1] after each update: the best plans
-    often lie on the bounds, where a squashing function has no gradient left and is never quite there. A start whose
-    gradient is not finite stays where it is for that update.
+    Actions are optimised in units of half their range and projected onto [-1, 1] after each update: the best plans
+    often lie on the bounds, where a squashing function's gradient vanishes and which it never reaches. A start whose
+    gradient is not finite skips that update.
 
     Attributes:
         horizon: steps ahead.
-        starts: sequences improved side by side: the last plan, shifted, and draws of the proposal.
+        starts: sequences improved in parallel: the last plan, shifted, and draws of the proposal.
         steps: updates of each.
         optimiser: an optax GradientTransformation that needs gradients alone; by default Adam at a rate of 0.1 of
             half the action range, falling to zero over the steps along a cosine. Two equal calls of optax give two
-            objects: make it once, or every planner compiles anew.
-        proposal: how the random starts look in time.
+            objects: construct it once, or every planner compiles again.
+        proposal: prior of the random starts over time.
         spread: their sd, in units of half the action range.
     """
 
@@ -54,34 +54,34 @@ class GradientShooting(Planner):
             )
         if not self.spread > 0:
             raise ValueError(f"GradientShooting needs spread > 0; got {self.spread}.")
-        self.proposal.matrix(self.horizon)  # refuses a horizon that does not suit it
+        self.proposal.matrix(self.horizon)  # raises for a horizon that does not suit it
 
     @property
     def evaluations(self) -> int:
-        """starts x (steps + 1) x horizon, forward; all but those of the last value come with a reverse pass."""
+        """Number starts x (steps + 1) x horizon, forward; all but the last starts x horizon include a reverse pass."""
         return self.starts * (self.steps + 1) * self.horizon
 
-    def init(self, action: ActionSpace) -> PlanState:
+    def init(self, action: ActionSpace) -> GradientPlan:
         low, high = bounds(action)
-        return PlanState(jnp.zeros((self.horizon, len(action)), low.dtype), low, high)
+        return GradientPlan(jnp.zeros((self.horizon, len(action)), low.dtype), low, high)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: GradientPlan):
         low, high = plan_state.low, plan_state.high
         optimiser = self.optimiser or optax.adam(optax.cosine_decay_schedule(0.1, self.steps))
 
         def actions(shares: Float[Array, "H A N"]) -> Float[Array, "H A N"]:
             middle, half = (low + high) / 2, (high - low) / 2
-            return jnp.clip(middle[:, None] + half[:, None] * shares, low[:, None], high[:, None])  # clips rounding
+            return jnp.clip(middle[:, None] + half[:, None] * shares, low[:, None], high[:, None])  # rounding errors
 
         def loss(shares):
             values = evaluate(transitions, objective, state, actions(shares))
-            return -jnp.sum(values), values  # candidates do not meet: each gets the gradient of its own value
+            return -jnp.sum(values), values  # the sum separates: each candidate gets the gradient of its own value
 
-        def update(shares, memory, gradient):  # of one start
+        def update(shares, opt_state, gradient):  # of one start
             finite = jnp.all(jnp.isfinite(gradient))
-            step, after = optimiser.update(gradient, memory, shares)
-            moved = jnp.clip(shares + step, -1.0, 1.0)
-            return jax.tree.map(lambda new, old: jnp.where(finite, new, old), (moved, after), (shares, memory))
+            step, after = optimiser.update(gradient, opt_state, shares)
+            updated = jnp.clip(shares + step, -1.0, 1.0)
+            return jax.tree.map(lambda new, old: jnp.where(finite, new, old), (updated, after), (shares, opt_state))
 
         def better(best, best_value, shares, values):
             winner = jnp.argmax(values)
@@ -89,17 +89,17 @@ class GradientShooting(Planner):
             return best, jnp.maximum(values[winner], best_value)
 
         def body(carry, _):
-            shares, memory, best, best_value = carry
+            shares, opt_state, best, best_value = carry
             (_, values), gradient = jax.value_and_grad(loss, has_aux=True)(shares)
             best, best_value = better(best, best_value, shares, values)
-            shares, memory = jax.vmap(update, in_axes=-1, out_axes=-1)(shares, memory, gradient)
-            return (shares, memory, best, best_value), jnp.mean(values == -jnp.inf)
+            shares, opt_state = jax.vmap(update, in_axes=-1, out_axes=-1)(shares, opt_state, gradient)
+            return (shares, opt_state, best, best_value), jnp.mean(values == -jnp.inf)
 
         last = plan_state.best
         noise = draw(key, self.proposal, (*last.shape, self.starts - 1), last.dtype)
         shares = jnp.concatenate([last[..., None], jnp.clip(self.spread * noise, -1.0, 1.0)], axis=-1)
-        memory = jax.vmap(optimiser.init, in_axes=-1, out_axes=-1)(shares)
-        start = (shares, memory, last, jnp.asarray(-jnp.inf, state.dtype))
+        opt_state = jax.vmap(optimiser.init, in_axes=-1, out_axes=-1)(shares)
+        start = (shares, opt_state, last, jnp.asarray(-jnp.inf, state.dtype))
         (shares, _, best, best_value), failed = jax.lax.scan(body, start, length=self.steps)
         values = evaluate(transitions, objective, state, actions(shares))
         best, best_value = better(best, best_value, shares, values)

@@ -1,4 +1,4 @@
-"""The cross-entropy method with memory."""
+"""Improved cross-entropy method (iCEM)."""
 
 from typing import NamedTuple
 
@@ -13,26 +13,26 @@ from physppl.planning.planner import BoundObjective, Planner, bounds, evaluate, 
 from physppl.planning.proposals import Coloured, Proposal, White, draw
 
 
-class PlanState(NamedTuple):
+class CrossEntropyPlan(NamedTuple):
     mean: Float[Array, "H A"]
-    kept: Float[Array, "H A E"]  # elites of the step before, shifted
+    elites: Float[Array, "H A E"]  # of the last step, shifted
     low: Float[Array, " A"]
     high: Float[Array, " A"]
 
 
 class ICEM(Planner):
-    """iCEM (C. Pinneri et al., CoRL 2020). With `proposal=White(), keep=0` it is plain CEM with truncated normal
-    noise.
+    """Improved cross-entropy method (C. Pinneri et al., CoRL 2020). With `proposal=White(), keep=0` it is the
+    plain method with truncated normal noise.
 
     Attributes:
         horizon: steps ahead.
-        population: candidates of an iteration, kept ones included.
+        population: candidates of an iteration, reused elites included.
         iterations: refinements of a control step.
-        elites: candidates that shape the next distribution.
-        keep: how many elites stay, within a step and, shifted, into the next.
-        proposal: how the noise looks in time; `White()` truncates it at two sds.
+        elites: best candidates, to which the next distribution is fitted.
+        keep: number of elites reused in the next iteration and, shifted, in the next step.
+        proposal: prior of the noise over time; `White()` truncates it at two sds.
         spread: initial sd, in units of half the action range.
-        smoothing: share of the old mean and sd in the new.
+        smoothing: weight of the old mean and sd in the new.
     """
 
     horizon: int = eqx.field(default=30, static=True)
@@ -51,48 +51,43 @@ class ICEM(Planner):
             )
         if self.horizon < 1 or self.iterations < 1:
             raise ValueError(f"ICEM needs horizon and iterations >= 1; got {self.horizon}, {self.iterations}.")
-        self.proposal.matrix(self.horizon)  # refuses a horizon that does not suit it
+        self.proposal.matrix(self.horizon)  # raises for a horizon that does not suit it
 
     @property
     def evaluations(self) -> int:
-        """population x iterations x horizon."""
+        """Number population x iterations x horizon."""
         return self.population * self.iterations * self.horizon
 
-    def init(self, action: ActionSpace) -> PlanState:
+    def init(self, action: ActionSpace) -> CrossEntropyPlan:
         low, high = bounds(action)
         mean = jnp.broadcast_to((low + high) / 2, (self.horizon, len(action)))
-        return PlanState(mean, jnp.broadcast_to(mean[..., None], (*mean.shape, self.keep)), low, high)
+        return CrossEntropyPlan(mean, jnp.broadcast_to(mean[..., None], (*mean.shape, self.keep)), low, high)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: CrossEntropyPlan):
         low, high = plan_state.low[:, None], plan_state.high[:, None]
         first_sd = jnp.broadcast_to(self.spread * (plan_state.high - plan_state.low) / 2, plan_state.mean.shape)
         fresh = self.population - self.keep
 
         def iteration(carry, key):
-            mean, sd, kept, best, best_value = carry
+            mean, sd, elites, best, best_value = carry
             noise = self._noise(key, (*mean.shape, fresh), mean.dtype)
             candidates = jnp.clip(mean[..., None] + sd[..., None] * noise, low, high)
             if self.keep:
-                candidates = jnp.concatenate([kept, candidates], axis=-1)
+                candidates = jnp.concatenate([elites, candidates], axis=-1)
             values = evaluate(transitions, objective, state, candidates)
             top, index = jax.lax.top_k(values, self.elites)
-            chosen = candidates[..., index]
-            old = jnp.where(top[0] > -jnp.inf, self.smoothing, 1.0)  # where every candidate failed, nothing is learned
-            mean = old * mean + (1 - old) * chosen.mean(-1)
-            sd = old * sd + (1 - old) * chosen.std(-1)
-            best = jnp.where(top[0] > best_value, chosen[..., 0], best)
+            elites = candidates[..., index]
+            weight = jnp.where(top[0] > -jnp.inf, self.smoothing, 1.0)  # no update where every candidate failed
+            mean = weight * mean + (1 - weight) * elites.mean(-1)
+            sd = weight * sd + (1 - weight) * elites.std(-1)
+            best = jnp.where(top[0] > best_value, elites[..., 0], best)
             failed = jnp.mean(values == -jnp.inf)
-            return (mean, sd, chosen[..., : self.keep], best, jnp.maximum(top[0], best_value)), failed
+            return (mean, sd, elites[..., : self.keep], best, jnp.maximum(top[0], best_value)), failed
 
-        start = (
-            plan_state.mean,
-            first_sd,
-            plan_state.kept,
-            plan_state.mean,
-            jnp.asarray(-jnp.inf, state.dtype),
-        )
-        (mean, _, kept, best, value), failed = jax.lax.scan(iteration, start, jax.random.split(key, self.iterations))
-        plan_state = plan_state._replace(mean=shifted(mean), kept=shifted(kept))
+        worst = jnp.asarray(-jnp.inf, state.dtype)
+        start = (plan_state.mean, first_sd, plan_state.elites, plan_state.mean, worst)
+        (mean, _, elites, best, value), failed = jax.lax.scan(iteration, start, jax.random.split(key, self.iterations))
+        plan_state = plan_state._replace(mean=shifted(mean), elites=shifted(elites))
         return best, plan_state, {"value": value, "failed": jnp.mean(failed)}
 
     def _noise(self, key, shape, dtype):

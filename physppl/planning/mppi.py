@@ -1,4 +1,4 @@
-"""Model predictive path integral control: candidates averaged by their value."""
+"""Model predictive path integral control: candidates averaged with weights by their value."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from physppl.planning.planner import BoundObjective, Planner, bounds, evaluate, 
 from physppl.planning.proposals import Coloured, Proposal, draw
 
 
-class PlanState(NamedTuple):
+class PathIntegralPlan(NamedTuple):
     mean: Float[Array, "H A"]
     low: Float[Array, " A"]
     high: Float[Array, " A"]
@@ -23,16 +23,16 @@ class MPPI(Planner):
     """Information-theoretic MPC (G. Williams et al., ICRA 2017): the plan is the mean of candidates around the last
     plan, shifted, each weighted by exp(value / temperature).
 
-    The temperature is relative to how far the best candidate stands above the median one: a reward in other units,
-    or with a constant added, leaves the plans as they are, and a few disastrous candidates do not move it. The
-    published control cost is left to the objective. A mean that itself diverges gives way to the best candidate.
+    The temperature is relative to the best value less the median: plans are invariant to scaling the reward or adding
+    a constant, and robust to a few disastrous candidates. The published control cost is left to the objective. A mean
+    whose rollout diverges is replaced by the best candidate.
 
     Attributes:
         horizon: steps ahead.
         population: candidates of an iteration.
-        iterations: means of a control step, each around the one before.
+        iterations: updates of the mean in a control step.
         temperature: in units of best minus median value; small follows the best, large averages all.
-        proposal: how perturbations look in time; `White()` as published.
+        proposal: prior of the perturbations over time; `White()` as published.
         spread: their sd, in units of half the action range.
     """
 
@@ -51,18 +51,18 @@ class MPPI(Planner):
             )
         if not (self.temperature > 0 and self.spread > 0):
             raise ValueError(f"MPPI needs temperature > 0 and spread > 0; got {self.temperature}, {self.spread}.")
-        self.proposal.matrix(self.horizon)  # refuses a horizon that does not suit it
+        self.proposal.matrix(self.horizon)  # raises for a horizon that does not suit it
 
     @property
     def evaluations(self) -> int:
-        """(population x iterations + 1) x horizon: the mean is valued too."""
+        """Number (population x iterations + 1) x horizon: the mean is evaluated too."""
         return (self.population * self.iterations + 1) * self.horizon
 
-    def init(self, action: ActionSpace) -> PlanState:
+    def init(self, action: ActionSpace) -> PathIntegralPlan:
         low, high = bounds(action)
-        return PlanState(jnp.broadcast_to((low + high) / 2, (self.horizon, len(action))), low, high)
+        return PathIntegralPlan(jnp.broadcast_to((low + high) / 2, (self.horizon, len(action))), low, high)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PathIntegralPlan):
         low, high = plan_state.low, plan_state.high
         sd = (self.spread * (high - low) / 2)[:, None]
 
@@ -80,19 +80,19 @@ class MPPI(Planner):
         start = (plan_state.mean, plan_state.mean, jnp.asarray(-jnp.inf, state.dtype))
         (mean, best, best_value), failed = jax.lax.scan(iteration, start, jax.random.split(key, self.iterations))
         value = evaluate(transitions, objective, state, mean[..., None])[0]
-        whole = jnp.isfinite(value)
-        mean, value = jnp.where(whole, mean, best), jnp.where(whole, value, best_value)
+        finite = jnp.isfinite(value)
+        mean, value = jnp.where(finite, mean, best), jnp.where(finite, value, best_value)
         return mean, plan_state._replace(mean=shifted(mean)), {"value": value, "failed": jnp.mean(failed)}
 
 
 def weights(values: Float[Array, " N"], temperature: float) -> Float[Array, " N"]:
-    """exp((value - best) / (temperature (best - median))) as shares of one; -inf weighs nothing.
+    """Weights exp((value - best) / (temperature (best - median))), normalised to sum to 1.
 
-    The median is of the finite values. All weights are zero where no value is finite.
+    The median is of the finite values; other values have weight zero. All weights are zero where no value is finite.
     """
     finite = jnp.isfinite(values)
     best = jnp.max(values)
     gap = best - jnp.nanmedian(jnp.where(finite, values, jnp.nan))
-    scale = jnp.maximum(temperature * gap, jnp.finfo(values.dtype).tiny)  # equal values weigh the same
+    scale = jnp.maximum(temperature * gap, jnp.finfo(values.dtype).tiny)  # equal values get equal weights
     shares = jnp.where(finite, jnp.exp((values - best) / scale), 0.0)
-    return shares / jnp.maximum(jnp.sum(shares), 1.0)  # the best one's share is 1, where there is one
+    return shares / jnp.maximum(jnp.sum(shares), 1.0)  # the sum is at least 1 where a value is finite

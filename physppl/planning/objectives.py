@@ -1,4 +1,4 @@
-"""What an episode is planned for: the task's reward, information about the machine, sums of these.
+"""Objectives of planning: the task's reward, information about the machine, weighted sums of these.
 
 psrl plans for TaskReward(), psal for InformationGain(); TaskReward() + 0.1 * InformationGain() does both.
 """
@@ -14,20 +14,19 @@ from jax import Array
 from jaxtyping import Float
 
 from physppl.internal import gaussians
+from physppl.planning.planner import BoundObjective
 from physppl.planning.tasks import Task
 from physppl.posterior.posterior import Posterior
 
-Value = Callable[[Array, Array], Array]
-
 
 class Objective(eqx.Module):
-    """A value of planned trajectories that may depend on the task and on the belief of the day."""
+    """Value of planned trajectories, given the task and the current posterior."""
 
     @abstractmethod
-    def bind(self, task: Task, posterior: Posterior) -> Value:
-        """A pytree (states (H + 1, D), actions (H, A)) -> scalar, for planners; limits are not its business.
+    def bind(self, task: Task, posterior: Posterior) -> BoundObjective:
+        """Callable pytree (states (H + 1, D), actions (H, A)) -> scalar, for planners, without the task's limits.
 
-        What depends on the episode so far has `after(state, action)`, which gives the next step's value.
+        A value that depends on the episode so far has `after(state, action)`, which returns the next step's value.
         """
 
     def __add__(self, other: "Objective") -> "Objective":
@@ -42,35 +41,35 @@ class Objective(eqx.Module):
 class TaskReward(Objective):
     """The task's reward, its terminal term included."""
 
-    def bind(self, task: Task, posterior: Posterior) -> Value:
+    def bind(self, task: Task, posterior: Posterior) -> BoundObjective:
         del posterior
         return task.earned
 
 
 class InformationGain(Objective):
-    """What observing the planned transitions would tell about the machine, in nats.
+    """Information, in nats, that observing the planned transitions would give about the machine.
 
-    The mutual information of the belief's functions and noisy outcomes at the planned states and actions, to first
-    order around the belief's mean (D. Lindley, Annals of Mathematical Statistics 27, 1956).
+    The mutual information between the posterior's function values at the planned states and actions and their noisy
+    outcomes, to first order around the posterior's mean (D. Lindley, Annals of Mathematical Statistics 27, 1956).
 
     Attributes:
-        joint: over the whole plan, and given what the episode has shown so far: what is told twice counts once. False
-            sums what every step would tell alone (for dynamics: B. Sukhija et al., NeurIPS 2023).
+        joint: over the whole plan, given the episode so far, so that redundant information counts once. False sums
+            the information of every step alone (for dynamics: B. Sukhija et al., NeurIPS 2023).
     """
 
     joint: bool = eqx.field(default=True, static=True)
 
-    def bind(self, task: Task, posterior: Posterior) -> Value:
+    def bind(self, task: Task, posterior: Posterior) -> BoundObjective:
         del task
         precision = jnp.result_type(float)
         posterior = jax.tree.map(lambda x: x.astype(precision) if eqx.is_inexact_array(x) else x, posterior)
         start = jnp.zeros((), int)
         if not self.joint:
-            return _GainOfSteps(posterior, start)
-        return _Gain(posterior, start, jnp.eye(_rank(posterior), dtype=precision))
+            return _StepwiseGain(posterior, start)
+        return _JointGain(posterior, start, jnp.eye(_rank(posterior), dtype=precision))
 
 
-class _GainOfSteps(eqx.Module):
+class _StepwiseGain(eqx.Module):
     posterior: Posterior
     steps: Array  # since the episode began
 
@@ -78,46 +77,50 @@ class _GainOfSteps(eqx.Module):
         factor = _whitened(self.posterior, states[:-1], actions, self.steps)
         return jnp.sum(jax.vmap(lambda f: gaussians.information_gain(f, jnp.ones(f.shape[0], f.dtype)))(factor))
 
-    def after(self, state: Float[Array, " D"], action: Float[Array, " A"]) -> "_GainOfSteps":
+    def after(self, state: Float[Array, " D"], action: Float[Array, " A"]) -> "_StepwiseGain":
         del state, action
-        return _GainOfSteps(self.posterior, self.steps + 1)
+        return _StepwiseGain(self.posterior, self.steps + 1)
 
 
-class _Gain(eqx.Module):
-    """The belief as standard normal coefficients of its factor's columns, with their precision by now."""
+class _JointGain(eqx.Module):
+    """Joint information gain given the episode so far.
+
+    The posterior is that of standard normal coefficients of its factor's columns; `precision` is theirs given the
+    transitions observed since the episode began, and a plan with factor F adds F' F.
+    """
 
     posterior: Posterior
     steps: Array
     precision: Float[Array, "R R"]
 
     def __call__(self, states: Float[Array, "H1 D"], actions: Float[Array, "H A"]) -> Float[Array, ""]:
-        after = self._with(states[:-1], actions).precision
-        return gaussians.half_log_det(after) - gaussians.half_log_det(self.precision)
+        planned = self._with(states[:-1], actions).precision
+        return gaussians.half_log_det(planned) - gaussians.half_log_det(self.precision)
 
-    def after(self, state: Float[Array, " D"], action: Float[Array, " A"]) -> "_Gain":
+    def after(self, state: Float[Array, " D"], action: Float[Array, " A"]) -> "_JointGain":
         return self._with(state[None], action[None], 1)
 
-    def _with(self, states, actions, steps: int = 0) -> "_Gain":
+    def _with(self, states, actions, steps: int = 0) -> "_JointGain":
         factor = _whitened(self.posterior, states, actions, self.steps)
         factor = factor.reshape(-1, factor.shape[-1])
-        return _Gain(self.posterior, self.steps + steps, self.precision + factor.T @ factor)
+        return _JointGain(self.posterior, self.steps + steps, self.precision + factor.T @ factor)
 
 
 def _whitened(posterior: Posterior, states, actions, begin) -> Float[Array, "H D R"]:
-    """The factor of each next state in units of its noise, `begin` steps into an episode."""
+    """Posterior factor of each next state in units of its noise sd, `begin` steps into an episode."""
     times = posterior.model.dt * (begin + jnp.arange(len(actions))).astype(states.dtype)
     _, factor = posterior._basis(states, actions, times)
     return factor / posterior._noise()[:, None]
 
 
 def _rank(posterior: Posterior) -> int:
-    """Columns of the belief's factor."""
+    """Number of columns of the posterior's factor."""
     state, action = jnp.zeros((1, len(posterior.model.state))), jnp.zeros((1, len(posterior.model.action)))
     return jax.eval_shape(lambda: _whitened(posterior, state, action, 0)).shape[-1]
 
 
 class Terminal(Objective):
-    """A value of the last planned state.
+    """Value of the last planned state.
 
     Attributes:
         value: state (D,) -> scalar.
@@ -125,21 +128,21 @@ class Terminal(Objective):
 
     value: Callable[[Array], Array] = eqx.field(static=True)
 
-    def bind(self, task: Task, posterior: Posterior) -> Value:
+    def bind(self, task: Task, posterior: Posterior) -> BoundObjective:
         del task, posterior
-        return self._of_last
+        return self._last_value
 
-    def _of_last(self, states, actions):
+    def _last_value(self, states, actions):
         del actions
         return self.value(states[-1])
 
 
 class Weighted(Objective):
-    """A weighted sum: what `+` and `*` of objectives give."""
+    """Weighted sum of objectives, the result of `+` and `*`."""
 
     terms: tuple[tuple[float, Objective], ...]
 
-    def bind(self, task: Task, posterior: Posterior) -> Value:
+    def bind(self, task: Task, posterior: Posterior) -> BoundObjective:
         return _Sum(tuple((weight, term.bind(task, posterior)) for weight, term in self.terms))
 
 
@@ -154,20 +157,20 @@ class _Sum(eqx.Module):
 
 
 class Constrained(eqx.Module):
-    """What planners maximise: a bound objective less what leaving the task's limits costs."""
+    """Function that planners maximise: a bound objective less the penalty for leaving the task's limits."""
 
-    value: Value
+    value: BoundObjective
     task: Task
 
     def __call__(self, states: Float[Array, "H1 D"], actions: Float[Array, "H A"]) -> Float[Array, ""]:
         return self.value(states, actions) - self.task.trespass(states)
 
     def after(self, state: Float[Array, " D"], action: Float[Array, " A"]) -> "Constrained":
-        """The same once this has happened: what is known already has no value any more."""
+        """The function for the next step, after this state and action: known information has no value any more."""
         return Constrained(_after(self.value, state, action), self.task)
 
 
-def _after(value: Value, state, action) -> Value:
+def _after(value: BoundObjective, state, action) -> BoundObjective:
     after = getattr(value, "after", None)
     return value if after is None else after(state, action)
 

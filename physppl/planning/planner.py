@@ -1,4 +1,4 @@
-"""The planner's contract, and how candidates are valued."""
+"""The planner contract, and the evaluation of candidates."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -17,7 +17,7 @@ BoundObjective = Callable[[Array, Array], Array]
 
 
 class Planner(eqx.Module):
-    """An immutable object of choices that plans action sequences.
+    """Immutable settings of an algorithm that plans action sequences.
 
     Axes: H horizon, A action, D state, N candidates, K particles.
     """
@@ -25,24 +25,24 @@ class Planner(eqx.Module):
     @property
     @abstractmethod
     def evaluations(self) -> int:
-        """Model evaluations of a control step, per particle: its budget."""
+        """Budget: model evaluations of a control step, per particle."""
 
     @abstractmethod
     def init(self, action: ActionSpace) -> Any:
-        """The plan state before the first step."""
+        """Plan state before the first step."""
 
     @abstractmethod
     def plan(
         self, key: PRNGKeyArray, transitions, objective: BoundObjective, state: Float[Array, " D"], plan_state: Any
     ) -> tuple[Float[Array, "H A"], Any, dict[str, Array]]:
-        """Actions, within bounds, for the next H steps; the caller applies the first and asks again.
+        """Plan actions, within bounds, for the next H steps; the caller applies the first and plans again.
 
         Args:
             transitions: a Transition with a leading particle axis K (Thompson sampling: 1).
-            objective: (states (H + 1, D), actions (H, A)) -> scalar to maximise; it sees one particle's trajectory
-                whole, the planner averages over particles.
-            state: where the machine is.
-            plan_state: from `init` or the step before.
+            objective: (states (H + 1, D), actions (H, A)) -> scalar to maximise, of one particle's whole trajectory;
+                the planner averages over particles.
+            state: the machine's current state.
+            plan_state: from `init` or the last step.
 
         Returns:
             actions, the plan state for the next step, and info: `value` of the plan, `failed` share of candidates.
@@ -52,19 +52,19 @@ class Planner(eqx.Module):
 def evaluate(transitions, objective: BoundObjective, state, candidates: Float[Array, "H A N"]) -> Float[Array, " N"]:
     """Mean objective of each candidate over the particles; -inf where a rollout is not finite."""
 
-    def one(transition):
+    def values_of(transition):
         states = rollouts(transition, state, candidates)
         return jax.vmap(objective, in_axes=-1)(states, candidates)
 
-    values = jnp.mean(jax.vmap(one)(transitions), axis=0)
+    values = jnp.mean(jax.vmap(values_of)(transitions), axis=0)
     return jnp.where(jnp.isfinite(values), values, -jnp.inf)
 
 
 def shifted(sequence: Float[Array, "H ..."]) -> Float[Array, "H ..."]:
-    """One control step later: the first entry dropped, the last repeated."""
+    """Shift a sequence by one control step: drop the first entry, repeat the last."""
     return jnp.concatenate([sequence[1:], sequence[-1:]])
 
 
 def bounds(action: ActionSpace) -> tuple[Array, Array]:
-    """Limits (A,) at the present precision."""
+    """Action limits (A,) at JAX's current precision."""
     return jnp.asarray(action.low, float), jnp.asarray(action.high, float)

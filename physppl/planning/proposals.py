@@ -1,4 +1,4 @@
-"""Smooth action priors: what random action sequences look like before any model is asked."""
+"""Smooth priors of random action sequences."""
 
 from abc import abstractmethod
 
@@ -11,13 +11,13 @@ from jaxtyping import Float, PRNGKeyArray
 
 
 class Proposal(eqx.Module):
-    """A Gaussian prior over action perturbations in time. Axes: H horizon, B independent normals, A action, N draws."""
+    """Gaussian prior over action perturbations in time. Axes: H horizon, B independent normals, A action, N draws."""
 
     @abstractmethod
     def matrix(self, horizon: int) -> Float[np.ndarray, "H B"]:
-        """What turns B independent standard normals into H steps, each of unit variance: rows of unit length.
+        """Matrix from B independent standard normals to H steps of unit variance: rows of unit length.
 
-        It depends on choices alone, so a planner computes it once, while it is traced.
+        It depends on settings alone, so a planner computes it once, at trace time.
 
         Raises:
             ValueError: where the horizon does not suit.
@@ -25,14 +25,14 @@ class Proposal(eqx.Module):
 
 
 class White(Proposal):
-    """Independent steps. Planners with bounded draws of their own (uniform, truncated normal) use those instead."""
+    """Independent steps. Planners that have bounded noise (uniform, truncated normal) use that instead."""
 
     def matrix(self, horizon: int) -> Float[np.ndarray, "H B"]:
         return np.eye(horizon)
 
 
 class Coloured(Proposal):
-    """Noise of power spectrum 1/f^exponent (C. Pinneri et al., CoRL 2020); periodic in the horizon.
+    """Noise with power spectrum 1/f^exponent (C. Pinneri et al., CoRL 2020); periodic in the horizon.
 
     Attributes:
         exponent: 0 is white, 1 pink, 2 red.
@@ -46,14 +46,14 @@ class Coloured(Proposal):
 
     def matrix(self, horizon: int) -> Float[np.ndarray, "H B"]:
         frequencies = np.fft.rfftfreq(horizon)
-        frequencies[0] = frequencies[1] if horizon > 1 else 1.0  # the constant is as strong as the slowest wave
+        frequencies[0] = frequencies[1] if horizon > 1 else 1.0  # the constant has the amplitude of the slowest wave
         amplitudes = frequencies ** (-self.exponent / 2)
         matrix = np.fft.irfft(amplitudes[:, None] * np.fft.rfft(np.eye(horizon), axis=0), n=horizon, axis=0)
         return _unit_rows(matrix)
 
 
 class Autoregressive(Proposal):
-    """A stationary Ornstein-Uhlenbeck process: steps k apart correlate by correlation^k.
+    """Stationary Ornstein-Uhlenbeck process: the correlation of steps k apart is correlation^k.
 
     Attributes:
         correlation: of successive steps, in [0, 1); a time constant of n steps is exp(-1 / n).
@@ -72,12 +72,12 @@ class Autoregressive(Proposal):
         lag = np.subtract.outer(np.arange(horizon), np.arange(horizon))
         # The Cholesky factor of correlation^|lag|, in closed form: the first step is drawn from the stationary
         # distribution, every later one adds an innovation.
-        fresh = np.where(np.arange(horizon) == 0, 1.0, np.sqrt(1 - self.correlation**2))
-        return np.where(lag >= 0, self.correlation ** np.maximum(lag, 0), 0.0) * fresh
+        innovation_sd = np.where(np.arange(horizon) == 0, 1.0, np.sqrt(1 - self.correlation**2))
+        return np.where(lag >= 0, self.correlation ** np.maximum(lag, 0), 0.0) * innovation_sd
 
 
 class Spline(Proposal):
-    """The natural cubic spline through independent normals at knots, evenly spaced from the first step to the last.
+    """Natural cubic spline through independent normals at knots, evenly spaced from the first step to the last.
 
     Attributes:
         knots: at least 2, at most the horizon.
@@ -94,17 +94,19 @@ class Spline(Proposal):
             raise ValueError(
                 f"Spline needs knots <= horizon; got {self.knots} knots for {horizon} steps. Take fewer knots."
             )
-        place = np.linspace(0, self.knots - 1, horizon)[:, None]  # of each step, in knot spacings
+        position = np.linspace(0, self.knots - 1, horizon)[:, None]  # of each step, in knot spacings
         knot = np.arange(self.knots)
-        second, values = np.zeros((self.knots, self.knots)), np.eye(self.knots)  # second derivatives: zero at the ends
+        # Second derivatives m of the natural spline, zero at the ends: m[i-1] + 4 m[i] + m[i+1] = 6 diff(values, 2)[i].
+        # Between knots: sum(h v + (h^3 - h) m / 6), h the linear weights (C. de Boor, A Practical Guide to Splines).
+        second, values = np.zeros((self.knots, self.knots)), np.eye(self.knots)
         inner = 4 * np.eye(self.knots - 2) + np.eye(self.knots - 2, k=1) + np.eye(self.knots - 2, k=-1)
         second[1:-1] = np.linalg.solve(inner, 6 * np.diff(values, 2, axis=0))
-        hat = np.maximum(1 - np.abs(place - knot), 0)  # a step's weights on its two knots
+        hat = np.maximum(1 - np.abs(position - knot), 0)  # linear interpolation weights of a step's two knots
         return _unit_rows(hat @ values + (hat**3 - hat) @ second / 6)
 
 
 def draw(key: PRNGKeyArray, proposal: Proposal, shape: tuple[int, ...], dtype) -> Float[Array, "H A N"]:
-    """Perturbations of unit variance, independent between actions and draws.
+    """Draw perturbations of unit variance, independent between actions and draws.
 
     Args:
         shape: (H, A, N).

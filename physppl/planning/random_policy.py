@@ -1,4 +1,4 @@
-"""Coloured random actions: exploration without a model, and the baseline of every table."""
+"""Coloured random actions: exploration without a model, and a baseline."""
 
 from typing import NamedTuple
 
@@ -12,14 +12,14 @@ from physppl.data.spaces import ActionSpace
 from physppl.planning.planner import BoundObjective, Planner, bounds
 
 
-class PlanState(NamedTuple):
+class RandomPolicyState(NamedTuple):
     last: Float[Array, " A"]  # a standard normal number per action
     low: Float[Array, " A"]
     high: Float[Array, " A"]
 
 
 class RandomPolicy(Planner):
-    """A first-order autoregressive process squashed between the bounds; it looks at no model.
+    """First-order autoregressive process squashed between the bounds; it uses no model.
 
     Attributes:
         correlation: of successive actions, in [0, 1); 0 is white.
@@ -39,14 +39,14 @@ class RandomPolicy(Planner):
     def evaluations(self) -> int:
         return 0
 
-    def init(self, action: ActionSpace) -> PlanState:
+    def init(self, action: ActionSpace) -> RandomPolicyState:
         low, high = bounds(action)
-        return PlanState(jnp.zeros_like(low), low, high)
+        return RandomPolicyState(jnp.zeros_like(low), low, high)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: RandomPolicyState):
         del transitions, objective, state
-        fresh = jax.random.normal(key, plan_state.last.shape, plan_state.last.dtype)
-        now = self.correlation * plan_state.last + jnp.sqrt(1 - self.correlation**2) * fresh
-        share = 0.5 + self.amplitude * (jax.scipy.stats.norm.cdf(now) - 0.5)  # uniform
+        innovation = jax.random.normal(key, plan_state.last.shape, plan_state.last.dtype)
+        current = self.correlation * plan_state.last + jnp.sqrt(1 - self.correlation**2) * innovation
+        share = 0.5 + self.amplitude * (jax.scipy.stats.norm.cdf(current) - 0.5)  # uniform
         action = plan_state.low + (plan_state.high - plan_state.low) * share
-        return action[None], plan_state._replace(last=now), {"value": jnp.asarray(jnp.nan), "failed": jnp.zeros(())}
+        return action[None], plan_state._replace(last=current), {"value": jnp.asarray(jnp.nan), "failed": jnp.zeros(())}

@@ -13,8 +13,8 @@ from physppl.planning.planner import BoundObjective, Planner, bounds, evaluate, 
 from physppl.planning.proposals import Proposal, White, draw
 
 
-class PlanState(NamedTuple):
-    best: Float[Array, "H A"]  # of the step before, shifted
+class RandomShootingPlan(NamedTuple):
+    best: Float[Array, "H A"]  # the last plan, shifted
     low: Float[Array, " A"]
     high: Float[Array, " A"]
 
@@ -25,7 +25,7 @@ class RandomShooting(Planner):
     Attributes:
         horizon: steps ahead.
         population: candidates.
-        proposal: how the sequences look in time; `White()` draws uniformly between the bounds.
+        proposal: prior of the sequences over time; `White()` draws uniformly between the bounds.
     """
 
     horizon: int = eqx.field(default=30, static=True)
@@ -37,26 +37,26 @@ class RandomShooting(Planner):
             raise ValueError(
                 f"RandomShooting needs horizon >= 1, population >= 2; got {self.horizon}, {self.population}."
             )
-        self.proposal.matrix(self.horizon)  # refuses a horizon that does not suit it
+        self.proposal.matrix(self.horizon)  # raises for a horizon that does not suit it
 
     @property
     def evaluations(self) -> int:
-        """population x horizon."""
+        """Number population x horizon."""
         return self.population * self.horizon
 
-    def init(self, action: ActionSpace) -> PlanState:
+    def init(self, action: ActionSpace) -> RandomShootingPlan:
         low, high = bounds(action)
-        return PlanState(jnp.broadcast_to((low + high) / 2, (self.horizon, len(action))), low, high)
+        return RandomShootingPlan(jnp.broadcast_to((low + high) / 2, (self.horizon, len(action))), low, high)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: RandomShootingPlan):
         low, high = plan_state.low[:, None], plan_state.high[:, None]
         shape = (*plan_state.best.shape, self.population - 1)
         if isinstance(self.proposal, White):
-            fresh = jax.random.uniform(key, shape, low.dtype, low, high)
+            sequences = jax.random.uniform(key, shape, low.dtype, low, high)
         else:
             noise = draw(key, self.proposal, shape, low.dtype)
-            fresh = jnp.clip((low + high) / 2 + (high - low) / 2 * noise, low, high)
-        candidates = jnp.concatenate([plan_state.best[..., None], fresh], axis=-1)
+            sequences = jnp.clip((low + high) / 2 + (high - low) / 2 * noise, low, high)
+        candidates = jnp.concatenate([plan_state.best[..., None], sequences], axis=-1)
         values = evaluate(transitions, objective, state, candidates)
         winner = jnp.argmax(values)
         best = candidates[..., winner]

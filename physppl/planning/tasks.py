@@ -1,4 +1,4 @@
-"""What a machine should do, and where it must stay: a reward per step, and limits of the state."""
+"""Tasks: a reward per step, and limits of the state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from physppl.data.spaces import StateSpace
 
 
 class Limits(eqx.Module):
-    """Where a machine must stay: `Limits(state, arm=(-0.75, 0.75))`, in the coordinates' units.
+    """Limits of the state: `Limits(state, arm=(-0.75, 0.75))`, in the coordinates' units.
 
     Attributes:
         index: of the coordinates that are limited.
@@ -28,7 +28,7 @@ class Limits(eqx.Module):
     scale: tuple[float, ...] = eqx.field(static=True)
 
     def __init__(self, state: StateSpace, **bounds: tuple[Any, Any]):
-        """Raises KeyError for an unknown coordinate, ValueError where low < high does not hold."""
+        """Raise KeyError for an unknown coordinate, ValueError where low < high does not hold."""
         self.index = tuple(state.index(name) for name in bounds)
         for name, (low, high) in bounds.items():
             if not low < high:
@@ -37,24 +37,24 @@ class Limits(eqx.Module):
         self.scale = tuple(float(state.scale[i]) for i in self.index)
 
     def excess(self, state: Float[Array, " D"]) -> Float[Array, ""]:
-        """How far outside a state is, in units of the coordinates' scales; 0 inside."""
+        """Distance of a state from the limits, in units of the coordinates' scales; 0 inside."""
         x = state[np.array(self.index, int)]
         low, high, scale = (jnp.asarray(bound, x.dtype) for bound in (self.low, self.high, self.scale))
         return jnp.sum(jnp.maximum(jnp.maximum(low - x, x - high), 0.0) / scale)
 
 
 class Task(eqx.Module):
-    """An episode of `steps` control steps and its reward. A Task is an objective that planners take.
+    """Reward and length of an episode. A Task is itself an objective that planners accept.
 
     Attributes:
         reward: (next state (D,), action (A,)) -> scalar.
         steps: control steps of an episode.
         terminal: last planned state (D,) -> scalar, added to planned returns only.
-        solved: states (T + 1, D) of an episode, fewer where it was cut off -> bool, for tables. An episode that ended
-            by itself is not solved.
-        limits: a constraint of planning, whatever the objective: each planned state outside costs `penalty`, and as
-            much again for every scale of distance. Returns of episodes do not contain it.
-        penalty: in units of the objective; large against what a step can earn.
+        solved: states (T + 1, D) of an episode, fewer where it was truncated -> bool, for tables. An episode that
+            terminated is not solved.
+        limits: a constraint of planning, whatever the objective: each planned state outside costs `penalty` times
+            (1 + its `excess`). Returns of episodes do not include it.
+        penalty: in units of the objective; large compared with the reward of a step.
     """
 
     reward: Callable[[Array, Array], Array] = eqx.field(static=True)
@@ -85,12 +85,12 @@ class Task(eqx.Module):
         return value if self.terminal is None else value + self.terminal(states[-1])
 
     def trespass(self, states: Float[Array, "H1 D"]) -> Float[Array, ""]:
-        """What a planned trajectory pays for leaving the limits."""
+        """Penalty of a planned trajectory for leaving the limits."""
         if self.limits is None:
             return jnp.zeros((), states.dtype)
         excess = jax.vmap(self.limits.excess)(states[1:])
         return self.penalty * jnp.sum(jnp.where(excess > 0, 1.0 + excess, 0.0))
 
     def __call__(self, states: Float[Array, "H1 D"], actions: Float[Array, "H A"]) -> Float[Array, ""]:
-        """The value of a planned trajectory: what it earns less what it pays."""
+        """Value of a planned trajectory: its reward less its penalty."""
         return self.earned(states, actions) - self.trespass(states)

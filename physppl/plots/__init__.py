@@ -1,6 +1,6 @@
-"""Pictures: what was learned, how well it predicts, how acting went. Matplotlib is imported when one is drawn.
+"""Figures and animations of posteriors, predictions and loops. Matplotlib is imported when one is drawn.
 
-Every function returns a `matplotlib.figure.Figure` that belongs to no window; save it with `figure.savefig(path)`.
+Every function returns a `matplotlib.figure.Figure` without a window; save it with `figure.savefig(path)`.
 Those that begin with `animate` write a GIF and return its path.
 """
 

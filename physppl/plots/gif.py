@@ -1,4 +1,4 @@
-"""Frames of a moving picture: a machine on the left, its coordinates and actions over time on the right."""
+"""Animations as GIF: a machine on the left, its coordinates and actions over time on the right."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,18 +10,18 @@ from physppl.internal.figures import BLUE, GREEN, ORANGE, multiples_of_pi, new_f
 from physppl.internal.progress import bar
 from physppl.internal.units import label, pretty
 
-FRAME, HOLD = 0.04, 1.0  # s, of a frame, and of how much longer the last one stands
+FRAME, HOLD = 0.04, 1.0  # s, duration of a frame, and added duration of the last one
 FAINT = "#DDDDDD"
 Update = Callable[[int], None]  # moves what is drawn to step k
 
 
 class Chart(NamedTuple):
-    """A coordinate over time.
+    """Plot of a coordinate over time.
 
     Attributes:
-        coordinate: by its number in the state.
-        goal: where it should be; None: nowhere in particular.
-        colour: of the part of the machine that it is about.
+        coordinate: its index in the state.
+        goal: its desired value, if any.
+        colour: that of the corresponding part of the machine.
     """
 
     coordinate: int
@@ -30,14 +30,14 @@ class Chart(NamedTuple):
 
 
 def film(path, states, actions, model, scene, charts: Sequence[Chart], every: int | None, title: str) -> Path:
-    """Writes a GIF in real time; its last frame stands a second longer.
+    """Write a GIF in real time; its last frame lasts a second longer.
 
     Args:
         path: of the file.
         states: (T + 1, D); actions: (T, A).
         model: the Dynamics, for names, units, limits and dt.
-        scene: (axis) draws the machine and returns what moves it.
-        charts: coordinates to show over time; every action is shown.
+        scene: (axis) draws the machine and returns the function that moves it.
+        charts: coordinates to plot over time; all actions are plotted.
         every: steps per frame; by default as many as 0.04 s has.
         title: above the machine.
     """
@@ -58,24 +58,24 @@ def film(path, states, actions, model, scene, charts: Sequence[Chart], every: in
     axes = [figure.add_subplot(grid[i, 1]) for i in range(len(heights))]
     chart = _charts(axes, states, actions, model, charts)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # nothing moves from frame to frame
+    figure.set_layout_engine("none")  # the layout must not change from frame to frame
     name, unit = model.action.names[0].replace("_", " "), pretty(model.action.units[0])
     frames: list[Any] = []
     for k in bar(range(0, len(actions), every), "animation"):
         move(k)
         chart(k)
-        told = f"    {name} {actions[k, 0]:+.1f} {unit}" if actions.shape[1] == 1 else ""
-        clock.set_text(f"{k * model.dt:.1f} s{told}".replace("-", "\N{MINUS SIGN}"))
+        command = f"    {name} {actions[k, 0]:+.1f} {unit}" if actions.shape[1] == 1 else ""
+        clock.set_text(f"{k * model.dt:.1f} s{command}".replace("-", "\N{MINUS SIGN}"))
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(128))
-    shown = [round(1000 * model.dt * every)] * len(frames)  # ms
-    shown[-1] += round(1000 * HOLD)
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=shown, loop=0)
+    durations = [round(1000 * model.dt * every)] * len(frames)  # ms
+    durations[-1] += round(1000 * HOLD)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return Path(path)
 
 
 def _charts(axes: Sequence[Any], states, actions, model, charts: Sequence[Chart]) -> Update:
-    """Coordinates and actions over time: pale what is to come, coloured what has been."""
+    """Draw coordinates and actions over time, the future pale and the past coloured."""
     times, lines = model.dt * np.arange(len(states)), []
     for axis, (i, goal, colour) in zip(axes, charts, strict=False):
         values, wraps = states[:, i], bool(model.state.is_angle[i])
@@ -92,9 +92,9 @@ def _charts(axes: Sequence[Any], states, actions, model, charts: Sequence[Chart]
         axis.step(times[:-1], actions[:, i], where="post", color=FAINT, lw=1.0)
         lines.append((axis.plot([], [], color=GREEN, drawstyle="steps-post")[0], actions[:, i]))
         name = model.action.names[i].replace("_", " ")
-        name = name if len(axes) < 4 else name.replace(" ", "\n")  # many charts are low ones
-        edge = 0.05 * (high - low)
-        axis.set(ylabel=label(name, model.action.units[i]), ylim=(low - edge, high + edge))
+        name = name if len(axes) < 4 else name.replace(" ", "\n")  # with many charts each is low
+        margin = 0.05 * (high - low)
+        axis.set(ylabel=label(name, model.action.units[i]), ylim=(low - margin, high + margin))
     for axis in axes:
         axis.set_xlim(0, times[-1])
         axis.tick_params(labelbottom=axis is axes[-1])

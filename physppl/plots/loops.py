@@ -1,4 +1,4 @@
-"""Pictures of loops: returns over episodes."""
+"""Figures of loops: returns over episodes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,11 +10,11 @@ from physppl.internal.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, leg
 
 @styled
 def returns(runs: Run | Sequence[Run], *, oracle=None, random=None):
-    """Return per episode of one or several runs; filled marks are solved episodes.
+    """Plot the return per episode of one or several runs; filled marks are solved episodes.
 
     Args:
-        oracle, random: returns of an agent that knows the truth and of one that acts at random: one number, or
-            several, drawn as their mean and range.
+        oracle, random: returns of an agent with the true transition and of random actions: one number, or several,
+            drawn as their mean and range.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -25,14 +25,14 @@ def returns(runs: Run | Sequence[Run], *, oracle=None, random=None):
     _levels(axis, oracle, random)
     for run in runs:
         value = np.asarray(run.episodes.returns)
-        value = value.reshape(len(value), -1).mean(axis=1)  # of machines side by side
+        value = value.reshape(len(value), -1).mean(axis=1)  # over machines in parallel
         episode = 1 + np.arange(len(value))
         axis.plot(episode, value, color=BLUE, alpha=1.0 if len(runs) == 1 else 0.45, zorder=3)
         solved = np.zeros(len(value), bool) if run.solved is None else run.solved.reshape(len(value), -1).all(axis=1)
         for mask, face, name in ((solved, BLUE, "solved"), (~solved, "white", "not solved")):
             if mask.any():
-                shown = name if run.solved is not None else "episode"
-                axis.plot(episode[mask], value[mask], "o", ms=6, color=BLUE, mfc=face, zorder=4, label=shown)
+                caption = name if run.solved is not None else "episode"
+                axis.plot(episode[mask], value[mask], "o", ms=6, color=BLUE, mfc=face, zorder=4, label=caption)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="episode", ylabel="return", xlim=(0.7, longest + 0.3))
     return legend(figure, [axis])
@@ -40,11 +40,11 @@ def returns(runs: Run | Sequence[Run], *, oracle=None, random=None):
 
 @styled
 def learning_curves(returns: Mapping[str, np.ndarray], *, oracle=None, random=None):
-    """Median and quartiles over seeds of the return of every episode.
+    """Plot median and quartiles over seeds of the return of every episode.
 
     Args:
         returns: {agent: (seeds, episodes)}.
-        oracle, random: as of `returns`.
+        oracle, random: as in `returns`.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -65,7 +65,7 @@ def learning_curves(returns: Mapping[str, np.ndarray], *, oracle=None, random=No
 
 
 def _levels(axis, oracle, random) -> None:
-    """Mean and range of agents that do not learn."""
+    """Draw mean and range of the returns of agents that do not learn."""
     for values, colour, name in ((oracle, GREEN, "oracle"), (random, GREY, "random actions")):
         if values is None:
             continue

@@ -1,6 +1,6 @@
-"""Moving pictures of machines, in real time: the machine on the left, its coordinates and actions over time beside it.
+"""Animations of machines in real time: the machine on the left, its coordinates and actions over time on the right.
 
-Each function writes a GIF and takes:
+Every function writes a GIF and takes:
 
     path: of the file.
     states: (T + 1, D); actions: (T, A).
@@ -21,10 +21,10 @@ PALE, STEEL = "#F2F2F2", "#B9BEC4"
 
 @styled
 def animate_pendulum(path, states, actions, model, *, upright=np.pi, every: int | None = 2, title: str = "") -> Path:
-    """A pendulum: the rod, and the torque as an arc.
+    """Animate a pendulum: the rod, and the torque as an arc.
 
     Args:
-        upright: rad, the angle at which it stands.
+        upright: rad, the angle at which it stands upright.
     """
     from matplotlib.markers import MarkerStyle
     from matplotlib.patches import Circle
@@ -65,12 +65,12 @@ def animate_pendulum(path, states, actions, model, *, upright=np.pi, every: int 
 def animate_cartpole(
     path, states, actions, model, *, pole=0.34, track=None, upright=np.pi, every: int | None = None, title: str = ""
 ) -> Path:
-    """A pole on a cart: position and angle are the first two coordinates.
+    """Animate a pole on a cart: position and angle are the first two coordinates.
 
     Args:
         pole: m, length of the pole.
-        track: m, how far the rail goes either way; None: as far as the cart went.
-        upright: rad, the angle at which the pole stands.
+        track: m, half the length of the rail; None: as far as the cart went.
+        upright: rad, the angle at which the pole stands upright.
     """
     from matplotlib.patches import FancyBboxPatch, Rectangle
 
@@ -110,11 +110,11 @@ def animate_cartpole(
 def animate_two_link(
     path, states, actions, model, *, lengths=(0.2, 0.3), target=None, every: int | None = None, title: str = ""
 ) -> Path:
-    """An arm of two links, angle 0 hanging or, of an arm that lies flat, pointing down the page.
+    """Animate an arm of two links; angle 0 hangs or, for an arm in the horizontal plane, points down the page.
 
     Args:
         lengths: m, of the links.
-        target: rad, both angles where the arm is wanted.
+        target: rad, both angles of the desired position.
     """
     states, actions = np.asarray(states, float), np.asarray(actions, float)
     reach = 1.12 * sum(lengths)
@@ -160,15 +160,15 @@ def animate_furuta(
     every: int | None = None,
     title: str = "",
 ) -> Path:
-    """A rotary pendulum in perspective: arm and pendulum are the first two coordinates, angle pi stands.
+    """Animate a rotary pendulum in perspective: arm and pendulum are the first two coordinates, angle pi is upright.
 
     Args:
         arm, pendulum: m, their lengths.
-        arm_range: rad, how far the arm may turn either way: drawn as a sector under it.
+        arm_range: rad, largest arm angle either way, drawn as a sector.
     """
     states, actions = np.asarray(states, float), np.asarray(actions, float)
     elbow, tip = furuta_points(states[:, 0], states[:, 1], arm, pendulum)
-    see = _Camera(azimuth=0.42, elevation=0.36, distance=0.6, centre=(0.02, 0.0, -0.005))
+    view = _Camera(azimuth=0.42, elevation=0.36, distance=0.6, centre=(0.02, 0.0, -0.005))
 
     def scene(axis) -> Update:
         from matplotlib.patches import Polygon
@@ -180,7 +180,7 @@ def animate_furuta(
 
         def solid(points, colour, order):
             edge = {"ec": "white", "lw": 0.7, "joinstyle": "round"}
-            axis.add_patch(Polygon(see(points), closed=True, fc=colour, zorder=order, **edge))
+            axis.add_patch(Polygon(view(points), closed=True, fc=colour, zorder=order, **edge))
 
         def disc(radius, z):
             return np.stack([radius * np.cos(around), radius * np.sin(around), np.full(90, z)], 1)
@@ -195,26 +195,26 @@ def animate_furuta(
         solid(disc(0.017, 0.0), STEEL, 3)
         if arm_range is not None:
             sweep = np.linspace(-arm_range, arm_range, 40)
-            rim = arm * np.stack([np.cos(sweep), np.sin(sweep), 0 * sweep], 1)
-            axis.add_patch(Polygon(see(np.vstack([np.zeros(3), rim])), closed=True, fc=ORANGE, alpha=0.13, zorder=3))
-            axis.plot(*see(rim).T, color=ORANGE, lw=1.0, alpha=0.7, zorder=3)
+            sector = view(np.vstack([np.zeros(3), arm * np.stack([np.cos(sweep), np.sin(sweep), 0 * sweep], 1)]))
+            axis.add_patch(Polygon(sector, closed=True, fc=ORANGE, alpha=0.13, zorder=3))
+            axis.plot(*sector[1:].T, color=ORANGE, lw=1.0, alpha=0.7, zorder=3)
         (shade,) = axis.plot([], [], color="#D2D2D2", lw=4.0, solid_capstyle="round", zorder=1)
         (trail,) = axis.plot([], [], color=BLUE, lw=1.1, alpha=0.45, zorder=4)
         (link,) = axis.plot([], [], color=INK, lw=5.0, solid_capstyle="round", zorder=5)
         (rod,) = axis.plot([], [], color=BLUE, lw=5.0, solid_capstyle="round", zorder=6)
         (bob,) = axis.plot([], [], "o", color=BLUE, ms=8, zorder=7)
         (pivot,) = axis.plot([], [], "o", color=INK, ms=6.5, mec="white", mew=0.8, zorder=8)
-        axis.plot(*see(np.zeros(3)).T, "o", color=INK, ms=7, zorder=6)
+        axis.plot(*view(np.zeros(3)).T, "o", color=INK, ms=7, zorder=6)
 
         def update(k: int) -> None:
-            ends = see(np.stack([np.zeros(3), elbow[k], tip[k]]))
+            ends = view(np.stack([np.zeros(3), elbow[k], tip[k]]))
             link.set_data(*ends[:2].T)
             rod.set_data(*ends[1:].T)
             bob.set_data(*ends[2:].T)
             pivot.set_data(*ends[1:2].T)
-            shade.set_data(*see(np.stack([elbow[k], tip[k]]) * [1, 1, 0] + [0, 0, floor]).T)
-            trail.set_data(*see(tip[max(0, k - round(0.25 / model.dt)) : k + 1]).T)
-            behind = elbow[k, 0] < -0.2 * arm  # then the box hides what hangs there
+            shade.set_data(*view(np.stack([elbow[k], tip[k]]) * [1, 1, 0] + [0, 0, floor]).T)
+            trail.set_data(*view(tip[max(0, k - round(0.25 / model.dt)) : k + 1]).T)
+            behind = elbow[k, 0] < -0.2 * arm  # the box hides the pendulum there
             rod.set_zorder(1 if behind else 6)
             bob.set_zorder(1 if behind else 7)
 
@@ -234,7 +234,7 @@ def furuta_points(theta, alpha, arm: float, pendulum: float) -> tuple[np.ndarray
 
 
 class _Camera:
-    """Points (N, 3) to the picture's plane (N, 2), m at the centre's distance."""
+    """Perspective projection of points (N, 3) onto the image plane (N, 2), m at the centre's distance."""
 
     def __init__(self, azimuth: float, elevation: float, distance: float, centre):
         ca, sa, ce, se = np.cos(azimuth), np.sin(azimuth), np.cos(elevation), np.sin(elevation)
@@ -243,6 +243,6 @@ class _Camera:
         self.distance, self.centre = distance, np.asarray(centre)
 
     def __call__(self, points) -> np.ndarray:
-        seen = np.atleast_2d(points) - self.centre
-        nearer = self.distance / (self.distance - seen @ self.towards)
-        return np.stack([seen @ self.right, seen @ self.up], 1) * nearer[:, None]
+        points = np.atleast_2d(points) - self.centre
+        magnification = self.distance / (self.distance - points @ self.towards)
+        return np.stack([points @ self.right, points @ self.up], 1) * magnification[:, None]

@@ -1,6 +1,6 @@
-"""Figures: what was learned, how well it predicts, how acting went. Matplotlib is imported when one is drawn.
+"""Figures of posteriors: parameters, predictions, phase portraits. Matplotlib is imported when one is drawn.
 
-Every function returns a `matplotlib.figure.Figure` that belongs to no window; save it with `figure.savefig(path)`.
+Every function returns a `matplotlib.figure.Figure` without a window; save it with `figure.savefig(path)`.
 """
 
 import jax
@@ -30,7 +30,7 @@ from physppl.posterior.posterior import Posterior
 
 @styled
 def parameters(posterior: Posterior, truth: dict | None = None, *, key: PRNGKeyArray | None = None):
-    """Posterior over prior, one panel per scalar; each density is scaled to its own peak.
+    """Plot posterior and prior densities, one panel per scalar, each density scaled to its own peak.
 
     Sites with positive support and no upper bound have a logarithmic axis. Vectors longer than
     `physppl.posterior.summary.EXPANDED` (weights) are left out.
@@ -41,8 +41,8 @@ def parameters(posterior: Posterior, truth: dict | None = None, *, key: PRNGKeyA
     """
     key = jax.random.key(0) if key is None else key
     table = summary.summarise(key, posterior, truth=truth)
-    shown = {row["name"]: row for row in table.rows}
-    panels = [entry for entry in summary.entries(key, posterior) if entry.name in shown]
+    rows_by_name = {row["name"]: row for row in table.rows}
+    panels = [entry for entry in summary.entries(key, posterior) if entry.name in rows_by_name]
     if not panels:
         raise ValueError("plots.parameters: the model has no scalar site to show.")
     columns = min(3, len(panels))
@@ -50,7 +50,7 @@ def parameters(posterior: Posterior, truth: dict | None = None, *, key: PRNGKeyA
     figure = new_figure(2.6 * columns + 0.2, 1.9 * rows + 0.4)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, entry in zip(axes, panels, strict=False):
-        _densities(axis, entry, shown[entry.name])
+        _densities(axis, entry, rows_by_name[entry.name])
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     return legend(figure, axes)
@@ -58,16 +58,16 @@ def parameters(posterior: Posterior, truth: dict | None = None, *, key: PRNGKeyA
 
 def _densities(axis, entry: summary.Entry, row: dict) -> None:
     logarithmic = entry.bounds is None and entry.prior.min() > 0
-    move, back = (np.log, np.exp) if logarithmic else (np.asarray, np.asarray)
+    forward, inverse = (np.log, np.exp) if logarithmic else (np.asarray, np.asarray)
     low, high = entry.bounds or np.quantile(np.concatenate([entry.prior, entry.draws]), [0.002, 0.998])
     low, high = (min(low, 0.7 * entry.draws.min()), 1.5 * high) if logarithmic else (low, high)
     for draws, colour, opacity, order, what in (
         (entry.prior, GREY, 0.3, 1, "prior"),
         (entry.draws, BLUE, 0.55, 2, "posterior"),
     ):
-        points, density = _density(move(draws), move(low), move(high), entry.bounds)
-        axis.fill_between(back(points), density, color=colour, alpha=opacity, lw=0, zorder=order, label=what)
-        axis.plot(back(points), density, color=colour, lw=1.1, zorder=order)
+        points, density = _density(forward(draws), forward(low), forward(high), entry.bounds)
+        axis.fill_between(inverse(points), density, color=colour, alpha=opacity, lw=0, zorder=order, label=what)
+        axis.plot(inverse(points), density, color=colour, lw=1.1, zorder=order)
     if "truth" in row:
         axis.axvline(row["truth"], color=ORANGE, lw=1.4, ls=(0, (4, 2)), zorder=3, label="truth")
     if logarithmic:
@@ -87,14 +87,14 @@ def _plus_minus(mean: float, sd: float) -> str:
 
 
 def _density(draws, low, high, limits):
-    """A Gaussian kernel estimate scaled to its peak, reflected at the limits; finer where the draws are."""
+    """Gaussian kernel density estimate scaled to its peak, reflected at the limits, on a grid refined at the draws."""
     from scipy.stats import gaussian_kde
 
-    estimate = gaussian_kde(draws, lambda kernel: 1.3 * kernel.scotts_factor())
+    kernel_density = gaussian_kde(draws, lambda kernel: 1.3 * kernel.scotts_factor())
     points = np.unique(np.concatenate([np.linspace(low, high, 200), np.linspace(draws.min(), draws.max(), 200)]))
-    density = estimate(points)
-    for end in limits or ():
-        density = density + estimate(2 * end - points)
+    density = kernel_density(points)
+    for limit in limits or ():
+        density = density + kernel_density(2 * limit - points)
     return points, density / density.max()
 
 
@@ -110,13 +110,13 @@ def fan(
     start: float = 0.0,
     title: str = "",
 ):
-    """Open-loop predictions with process noise against a measured trajectory: median, 50, 80 and 95 % bands.
+    """Plot open-loop predictions with process noise and a measured trajectory: median, 50, 80 and 95 % bands.
 
     Args:
-        states: measured (T + 1, D); or (T, D), and then the last action is unused.
+        states: measured (T + 1, D); or (T, D), where the last action is unused.
         actions: (T, A).
-        draws: rollouts, each under a draw of its own.
-        restart: steps after which the prediction begins anew at the measurement; by default it never does.
+        draws: rollouts, each under another draw.
+        restart: steps after which the prediction restarts at the measurement; by default never.
         start: time of the first state, s.
     """
     from matplotlib.ticker import MaxNLocator
@@ -136,18 +136,18 @@ def fan(
     for i, (axis, name, unit) in enumerate(zip(axes, model.state.names, model.state.units, strict=False)):
         for b, first in enumerate(begins):
             t = times[first : first + length + 1]
-            once = {} if b else {"label": "median"}
+            median_label = {} if b else {"label": "median"}
             for outer, shade in enumerate((0.20, 0.32, 0.48)):
-                words = {} if b else {"label": f"{(95, 80, 50)[outer]} %"}
+                band_label = {} if b else {"label": f"{(95, 80, 50)[outer]} %"}
                 low, high = bands[outer, b, :, i], bands[6 - outer, b, :, i]
-                axis.fill_between(t, low, high, color=BLUE, alpha=shade, lw=0, **words)
-            axis.plot(t, bands[3, b, :, i], color=BLUE, lw=1.1, **once)
+                axis.fill_between(t, low, high, color=BLUE, alpha=shade, lw=0, **band_label)
+            axis.plot(t, bands[3, b, :, i], color=BLUE, lw=1.1, **median_label)
         axis.plot(times, states[: steps + 1, i], color=INK, lw=1.2, ls=(0, (1, 1.2)), label="measured")
         axis.set_ylabel(label(name, unit))
         axis.yaxis.set_major_locator(MaxNLocator(5))
         low, high = (f(states[: steps + 1, i]) for f in (np.min, np.max))  # a wide band must not flatten the data
-        reach = 0.6 * (high - low) + 1e-9
-        axis.set_ylim(max(low - reach, axis.get_ylim()[0]), min(high + reach, axis.get_ylim()[1]))
+        margin = 0.6 * (high - low) + 1e-9
+        axis.set_ylim(max(low - margin, axis.get_ylim()[0]), min(high + margin, axis.get_ylim()[1]))
         if restart:
             axis.plot(times[begins], states[begins, i], "o", ms=3.2, color=INK, label="restart", clip_on=False)
     for i, (name, unit) in enumerate(zip(model.action.names, model.action.units, strict=True)):
@@ -172,22 +172,22 @@ def phase_portrait(
     steps: int = 40,
     draws: int = 40,
 ):
-    """Motion without action in the plane of the first two coordinates: draws of the belief, and the truth.
+    """Plot free motion in the plane of the first two coordinates: draws of the posterior, and the truth.
 
     Args:
         truth: a transition to compare with, e.g. of the simulated system.
-        visited: states (..., D) the belief was learned from, shown as dots.
+        visited: states (..., D) of the data, shown as dots.
         starts: (S, D) initial states; by default at rest in the first coordinate, with several velocities both ways.
-        steps: of dt.
-        draws: of the posterior.
+        steps: number of steps of dt.
+        draws: number of draws of the posterior.
     """
     model = posterior.model
     if starts is None:
         starts = np.zeros((8, len(model.state)))
         starts[:, 1] = model.state.scale[1] * np.array([-1.9, -1.4, -0.9, -0.4, 0.4, 0.9, 1.4, 1.9])
     starts = np.asarray(starts, float)
-    still = np.broadcast_to((model.action.low + model.action.high) / 2, (len(starts), steps, len(model.action)))
-    paths = benchmarks.forecast(key, posterior, starts, still, draws, noise=False)
+    idle = np.broadcast_to((model.action.low + model.action.high) / 2, (len(starts), steps, len(model.action)))
+    paths = benchmarks.forecast(key, posterior, starts, idle, draws, noise=False)
     figure = new_figure(5.8, 4.2)
     axis = figure.subplots()
     if visited is not None:
@@ -198,7 +198,7 @@ def phase_portrait(
         _curve(axis, path, model, color=BLUE, lw=0.7, alpha=0.3)
     axis.plot([], [], color=BLUE, label="draws of the posterior")
     if truth is not None:
-        for path in jax.jit(jax.vmap(lambda x, u: rollout(truth, x, u)))(jnp.asarray(starts), jnp.asarray(still)):
+        for path in jax.jit(jax.vmap(lambda x, u: rollout(truth, x, u)))(jnp.asarray(starts), jnp.asarray(idle)):
             _curve(axis, np.asarray(path), model, color=ORANGE, lw=1.2, ls=(0, (4, 2)), label="truth")
     axis.plot(starts[:, 0], starts[:, 1], "o", ms=4, color=INK, zorder=5, label="start")
     names = [label(n, u) for n, u in zip(model.state.names, model.state.units, strict=True)]
@@ -210,7 +210,7 @@ def phase_portrait(
 
 
 def _curve(axis, path, model, **style) -> None:
-    """A path in the plane; angles wrap, and the line breaks where they do."""
+    """Draw a path in the plane; angles wrap, and the line breaks where they do."""
     x, y = path[:, 0], path[:, 1]
     if model.state.is_angle[0]:
         x = (x + np.pi) % (2 * np.pi) - np.pi

@@ -1,4 +1,4 @@
-"""Figures of recordings: held-out predictions, and what a fit leaves of the readings."""
+"""Figures of recordings: held-out predictions and residuals."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,18 @@ from physppl.evaluation.recording_forecasts import WIDTH, Ahead
 from physppl.internal.figures import BLUE, GREEN, GREY, INK, ORANGE, legend, new_figure, styled
 from physppl.internal.units import label
 
-COLUMNS = 3  # recordings side by side
+COLUMNS = 3  # recordings in one figure
 LONGEST = 6.0  # s that one panel shows
 SDS = 4.0  # either side of zero that a panel of residuals shows
 
 
 @styled
 def prediction(ahead: Sequence[Ahead], recordings: Sequence[Trajectories], dynamics: Dynamics, names: Sequence[str]):
-    """Readings against their open-loop predictions with 90 % intervals, a column per recording (three at most).
+    """Plot readings and their open-loop predictions with 90 % intervals, a column per recording (three at most).
 
     Args:
-        ahead: of each recording, as of `physppl.evaluation.recording_forecasts.predict_ahead`.
-        recordings: from which they come.
+        ahead: predictions of each recording, from `physppl.evaluation.recording_forecasts.predict_ahead`.
+        recordings: the recordings themselves.
         names: of the recordings.
     """
     sensors, action = dynamics.sensing.space, dynamics.action
@@ -29,15 +29,15 @@ def prediction(ahead: Sequence[Ahead], recordings: Sequence[Trajectories], dynam
     heights = [2.0] * len(sensors) + [0.9] * len(action)
     figure = new_figure(max(6.4, 3.4 * shown), 0.95 * sum(heights) + 0.9)
     panels = figure.subplots(len(heights), shown, sharex="col", sharey="row", height_ratios=heights, squeeze=False)
-    for column, (one, recording, name) in enumerate(zip(ahead[:shown], recordings, names, strict=False)):
-        keep = one.times <= one.times[0] + LONGEST
-        times = one.times[keep]
+    for column, (forecast, recording, name) in enumerate(zip(ahead[:shown], recordings, names, strict=False)):
+        rows = forecast.times <= forecast.times[0] + LONGEST
+        times = forecast.times[rows]
         for i in range(len(sensors)):
-            axis, mean, sd = panels[i, column], one.mean[keep, i], one.sd[keep, i]
+            axis, mean, sd = panels[i, column], forecast.mean[rows, i], forecast.sd[rows, i]
             low, high = mean - WIDTH * sd, mean + WIDTH * sd
             axis.fill_between(times, low, high, color=BLUE, alpha=0.28, lw=0, label="90 %")
-            axis.plot(times, mean, color=BLUE, lw=1.1, label=f"predicted {one.horizon:.3g} s before")
-            axis.plot(times, one.readings[keep, i], ".", ms=2.6, color=INK, mew=0, label="measured")
+            axis.plot(times, mean, color=BLUE, lw=1.1, label=f"predicted {forecast.horizon:.3g} s before")
+            axis.plot(times, forecast.readings[rows, i], ".", ms=2.6, color=INK, mew=0, label="measured")
         clock = np.asarray(recording.times)
         rows = (clock >= times[0]) & (clock <= times[-1])
         for i in range(len(action)):
@@ -55,13 +55,13 @@ def prediction(ahead: Sequence[Ahead], recordings: Sequence[Trajectories], dynam
 
 @styled
 def residuals(errors: Sequence[np.ndarray], recordings: Sequence[Trajectories], dynamics: Dynamics):
-    """Standardised one-step errors, recordings after each other, and their histogram over the standard normal.
+    """Plot standardised one-step errors of successive recordings, and their histogram with the standard normal density.
 
-    A model that is right leaves noise of sd 1 without memory; each panel says what is left.
+    Under a correct model they are uncorrelated with sd 1; each panel's title gives both.
 
     Args:
-        errors: (N, d) of each recording, as of `physppl.evaluation.recording_forecasts.surprises`.
-        recordings: from which they come.
+        errors: (N, d) of each recording, from `physppl.evaluation.recording_forecasts.standardised_residuals`.
+        recordings: the recordings themselves.
     """
     sensors = dynamics.sensing.space
     figure = new_figure(6.8, 1.7 * len(sensors) + 0.7)
@@ -87,8 +87,8 @@ def residuals(errors: Sequence[np.ndarray], recordings: Sequence[Trajectories], 
         histogram.plot(np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi), grid, color=ORANGE, lw=1.2)
         pairs = np.concatenate([np.stack([e[:-1, i], e[1:, i]], axis=1) for e in errors])
         pairs = pairs[np.isfinite(pairs).all(axis=1)]
-        memory = np.corrcoef(pairs.T)[0, 1] if len(pairs) > 2 else np.nan
-        title = f"sd {values.std():.2f}, next to next correlation {memory:+.2f}"
+        correlation = np.corrcoef(pairs.T)[0, 1] if len(pairs) > 2 else np.nan
+        title = f"sd {values.std():.2f}, next to next correlation {correlation:+.2f}"
         course.set_title(title.replace("-", "−"), fontsize=8.5)
         course.set(ylabel=f"{name.replace('_', ' ')} [sd]", ylim=(-SDS, SDS))
         histogram.set_xticks([])
@@ -98,5 +98,5 @@ def residuals(errors: Sequence[np.ndarray], recordings: Sequence[Trajectories], 
 
 
 def _short(name: str, width: int = 34) -> str:
-    """A file's name, its middle left out where it is long."""
+    """File name, its middle replaced by an ellipsis where it is long."""
     return name if len(name) <= width else f"{name[: width // 2 - 1]}…{name[-width // 2 + 2 :]}"

@@ -13,7 +13,7 @@ from physppl.data.data import Data
 from physppl.density.forms import DrawsForm, Form, GaussianForm
 from physppl.density.moments import local, log_joint
 from physppl.dynamics import Dynamics
-from physppl.internal.errors import APART, Status
+from physppl.internal.errors import R_HAT_LIMIT, Status
 from physppl.posterior.base import AbstractPosterior
 from physppl.posterior.identifiability import UNDETERMINED, identifiability, parameters
 from physppl.posterior.summary import EDGE, VERDICTS, amount, summarise
@@ -143,7 +143,7 @@ def _sampler(posterior, form: DrawsForm) -> tuple[list[Reason], Figures]:
     if not figures["r_hat"] <= R_HAT:  # also where it is not a number: a chain that never moved
         finding = f"the chains disagree about {names[int(np.argmax(r_hat))]} (R-hat {figures['r_hat']:.3f})"
         remedy = "raise `warmup` and `draws`; if it stays, a tighter prior must settle several modes or a ridge"
-        reasons.append(Reason(DOUBTFUL if figures["r_hat"] <= APART else UNUSABLE, finding, remedy))
+        reasons.append(Reason(DOUBTFUL if figures["r_hat"] <= R_HAT_LIMIT else UNUSABLE, finding, remedy))
     if chains == 1:
         reasons.append(Reason(DOUBTFUL, "one chain cannot show that it missed a mode", "run four"))
     kind = min(effective, key=lambda kind: effective[kind].min())
