@@ -1,4 +1,4 @@
-"""What a belief predicts of data it has not seen, one step and several steps ahead, beside what came."""
+"""Scores of predictions of unseen data, one step and several steps ahead."""
 
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ from physppl.evaluation.scoring_rules import NormalMixture
 from physppl.internal.precision import doubles
 from physppl.posterior.base import Posterior
 
-MOST = 200  # windows of several steps, evenly spread
-SAME = 1e-6  # of its scale: how far a state may be from the last one's outcome and still be the same
+MAX_WINDOWS = 200  # of several steps, evenly spread
+SAME = 1e-6  # in scales: difference up to which a state counts as the previous row's outcome
 
 
 class Predicted(NamedTuple):
@@ -29,8 +29,8 @@ class Predicted(NamedTuple):
 
     Attributes:
         outcomes: (N, d), on the branch of the predictions where they are angles.
-        mixture: of S draws of the belief.
-        counted: (N, d), or what broadcasts to it: which of the outcomes were seen.
+        mixture: predictive distribution, over S posterior draws.
+        counted: (N, d), or broadcastable to it: True for outcomes that were measured.
     """
 
     outcomes: Float[Array, "N d"]
@@ -39,12 +39,12 @@ class Predicted(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of one belief at one horizon.
+    """Scores of one posterior at one horizon.
 
     Attributes:
-        size: outcomes that were predicted.
-        rmse, crps: (d,) in the coordinates' units; `crps` is NaN of Student-t sensors.
-        coverage: (L, d), the share inside the central intervals of `physppl.evaluation.scoring_rules.LEVELS`.
+        size: number of predicted outcomes.
+        rmse, crps: (d,) in the coordinates' units; `crps` is NaN for Student-t sensors.
+        coverage: (L, d), share inside the central intervals of `physppl.evaluation.scoring_rules.LEVELS`.
         log_density: mean over outcomes, joint over coordinates, nats; with its standard error.
     """
 
@@ -59,7 +59,7 @@ class Scores(NamedTuple):
 def evaluate(
     key: PRNGKeyArray, posterior: Posterior, data: Transitions | Trajectories, steps: int, draws: int
 ) -> Scores | None:
-    """Scores of predictions so many steps ahead; None where the data hold none."""
+    """Scores of predictions `steps` ahead; None where the data have no window of this length."""
     with jax.enable_x64(True):
         if isinstance(data, Trajectories):
             predicted = _recordings(key, posterior, data, steps, draws)
@@ -68,16 +68,18 @@ def evaluate(
         if predicted is None:
             return None
         rows, rmse, crps, inside = jax.tree.map(np.asarray, _scores(*predicted))
-    seen = np.asarray(predicted.counted)
-    rows = rows[np.broadcast_to(seen, predicted.outcomes.shape).any(axis=-1)]
+    measured = np.asarray(predicted.counted)
+    rows = rows[np.broadcast_to(measured, predicted.outcomes.shape).any(axis=-1)]
     error = rows.std(ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else np.nan
-    inside = np.where(np.isfinite(rmse), inside, np.nan)  # what is not finite lies in no interval
+    inside = np.where(np.isfinite(rmse), inside, np.nan)  # no coverage of predictions that are not finite
     return Scores(len(rows), rmse, crps, inside, float(rows.mean()), float(error))
 
 
 @eqx.filter_jit
 def _scores(outcomes, mixture: NormalMixture, counted):
-    average = lambda x: jnp.mean(x, axis=-2, where=jnp.broadcast_to(counted, outcomes.shape))  # noqa: E731
+    def average(x):
+        return jnp.mean(x, axis=-2, where=jnp.broadcast_to(counted, outcomes.shape))
+
     return (
         scoring_rules.log_density(outcomes, mixture, counted),
         jnp.sqrt(average((outcomes - mixture.mean) ** 2)),
@@ -87,9 +89,9 @@ def _scores(outcomes, mixture: NormalMixture, counted):
 
 
 def _transitions(key, posterior: Posterior, data: Transitions, steps: int, draws: int) -> Predicted | None:
-    """Open loop from a known state; each draw of the belief, with its process noise, rolls out all windows.
+    """Open-loop predictions from known states; each posterior draw, with process noise, rolls out all windows.
 
-    Before the last step there is a draw's path, of the last step its whole distribution: one step is exact.
+    The last step contributes its whole Gaussian, the steps before it one path per draw, so that one step is exact.
     """
     model: Dynamics = posterior.model
     states, actions, times = (np.asarray(x, float) for x in (data.states, data.actions, data.times))
@@ -97,7 +99,7 @@ def _transitions(key, posterior: Posterior, data: Transitions, steps: int, draws
     if not len(starts):
         return None
     if steps > 1:
-        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(MOST, len(starts))).round().astype(int))]
+        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(MAX_WINDOWS, len(starts))).round().astype(int))]
     rows = starts[:, None] + np.arange(steps)
     draw_key, noise_key = jax.random.split(key)
     transitions = jax.vmap(posterior.draw)(jax.random.split(draw_key, draws))
@@ -109,7 +111,7 @@ def _transitions(key, posterior: Posterior, data: Transitions, steps: int, draws
 
 @eqx.filter_jit
 def _ends(keys, transitions, states, inputs, times):
-    """Last states before their noise (S, B, D)."""
+    """Means of the last states (S, B, D), before the noise of the last step."""
 
     def roll(key, transition, state, inputs, times):
         advance = transition.stepper()
@@ -130,55 +132,53 @@ def _ends(keys, transitions, states, inputs, times):
 
 
 def unbroken_windows(data: Transitions, model: Dynamics, steps: int) -> np.ndarray:
-    """First rows of all windows of so many steps: each row's outcome is the next row's state."""
+    """First rows of all windows of `steps` rows in which each row's outcome is the next row's state."""
     valid = np.asarray(data.valid)
     states, after = np.asarray(data.states, float), np.asarray(data.next_states, float)
-    apart = np.abs(model.state.difference(after[:-1], states[1:]))
-    joined = valid[:-1] & valid[1:] & np.all(apart <= SAME * model.state.scale, axis=-1)
+    gap = np.abs(model.state.difference(after[:-1], states[1:]))
+    joined = valid[:-1] & valid[1:] & np.all(gap <= SAME * model.state.scale, axis=-1)
     broken = np.concatenate([[0], np.cumsum(~joined)])  # breaks before each row
     first = np.arange(max(len(data) - steps + 1, 0))
     return first[valid[first] & (broken[first + steps - 1] == broken[first])]
 
 
 def _recordings(key, posterior: Posterior, data: Trajectories, steps: int, draws: int) -> Predicted | None:
-    """One step: each reading given all before it, by a filter under each draw. More: `predict_ahead`'s two moments."""
+    """Predictions of readings: one step by a filter under each draw, several by `predict_ahead`'s two moments."""
     model = posterior.model
     if steps == 1:
-        flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])  # noqa: E731
-        outcomes, mixture, counted = jax.tree.map(flat, readings_given_earlier(key, posterior, data, draws))
+        predicted = readings_given_earlier(key, posterior, data, draws)
+        outcomes, mixture, counted = jax.tree.map(lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1]), predicted)
         means = outcomes - model.sensing.space.difference(outcomes, mixture.means)
         return Predicted(outcomes, mixture._replace(means=means), counted)
     recordings = forecastable(data, steps, model.dt)
     if not recordings:
         return None
-    ahead = lambda one: recording_forecasts.predict_ahead(key, posterior, one, steps * model.dt, most=most, draws=draws)  # noqa: E731
-    most = max(MOST // len(recordings), 1)
-    found = [ahead(one) for one in recordings]
-    outcomes, mean, sd = (np.concatenate([getattr(a, x) for a in found]) for x in ("readings", "mean", "sd"))
+    most, horizon = max(MAX_WINDOWS // len(recordings), 1), steps * model.dt
+    ahead = [recording_forecasts.predict_ahead(key, posterior, r, horizon, most=most, draws=draws) for r in recordings]
+    outcomes, mean, sd = (np.concatenate([getattr(a, x) for a in ahead]) for x in ("readings", "mean", "sd"))
     mean = outcomes - model.sensing.space.difference(outcomes, mean)
     outcomes, mean, sd = map(jnp.asarray, (outcomes, mean, sd))
     return Predicted(outcomes, NormalMixture(mean[None], sd[None]), jnp.ones((1, 1), bool))
 
 
 def forecastable(data: Trajectories, steps: int, dt: float) -> list[Trajectories]:
-    """The recordings, each until its last reading, in which all sensors are read so many steps after some sample."""
+    """Recordings with a window of `steps` at whose end all sensors were read, each cut after its last reading."""
     rows = data.rows()
-    found = []
+    recordings = []
     for i, valid in enumerate(np.asarray(rows.valid)):
-        one = jax.tree.map(lambda x: np.asarray(x)[i], rows)  # noqa: B023
-        one = one[: max(np.flatnonzero(valid), default=0) + 1]
-        if len(recording_forecasts.reading_windows(one, steps, dt)[0]):
-            found.append(one)
-    return found
+        recording = jax.tree.map(lambda x: np.asarray(x)[i], rows)  # noqa: B023
+        recordings.append(recording[: max(np.flatnonzero(valid), default=0) + 1])
+    return [r for r in recordings if len(recording_forecasts.reading_windows(r, steps, dt)[0])]
 
 
 def readings_given_earlier(key: PRNGKeyArray, posterior: Posterior, data: Trajectories, draws: int) -> Predicted:
-    """Each reading and the terms of its likelihood under draws of a belief: (R, N, d), of the mixture (S, R, N, d).
+    """Predictive distribution of each reading given the readings before it: (R, N, d), components (S, R, N, d).
 
-    Parameters that vary between recordings are drawn anew. Noise enters at every sample, whatever the fit's segments.
+    Parameters that vary between recordings are drawn anew. Process noise enters at every sample, whatever the segments
+    of the fit.
 
     Raises:
-        ValueError: where the belief does not know the sensors.
+        ValueError: where the posterior has no sites of the sensors.
     """
     model, rows = posterior.model, data.rows()
     rows = Trajectories(rows.observations, rows.actions, rows.times, valid=rows.valid, start=rows.start)
@@ -187,13 +187,13 @@ def readings_given_earlier(key: PRNGKeyArray, posterior: Posterior, data: Trajec
     needed = [name for name in UnconstrainedSpace.of(model, rows, params=posterior.params).names if name != OFFSETS]
     if lacking := [name for name in needed if name not in samples]:
         raise ValueError(
-            f"the {posterior.method} belief has no site {', '.join(lacking)}, without which readings cannot be "
-            "predicted: fitted to Transitions, it knows nothing of the sensors. Test it on Transitions, or fit "
+            f"the {posterior.method} posterior has no site {', '.join(lacking)}, without which readings cannot be "
+            "predicted: fitted to Transitions, it has no parameters of the sensors. Test it on Transitions, or fit "
             "Trajectories."
         )
     count = len(samples[needed[0]])
     pick = np.linspace(0, count - 1, min(draws, count)).round().astype(int)
-    pick = np.asarray(jax.random.permutation(order_key, pick))  # CRPS takes a chain's next draws for independent
+    pick = np.asarray(jax.random.permutation(order_key, pick))  # CRPS takes consecutive draws for independent
     return _terms(new_key, {name: samples[name][pick] for name in needed}, posterior.params, model, rows)
 
 
@@ -201,14 +201,14 @@ def readings_given_earlier(key: PRNGKeyArray, posterior: Posterior, data: Trajec
 def _terms(key, samples, params, model: Dynamics, rows: Trajectories) -> Predicted:
     rows = doubles(rows)
 
-    def one(at):
-        key, sites = at
+    def predict(key_and_sites):
+        key, sites = key_and_sites
         seeded = handlers.seed(handlers.substitute(model, data=sites | params), key)
         site = gaussians(handlers.trace(seeded).get_trace(rows))["observation"]
-        full = lambda x: jnp.broadcast_to(x, site.value.shape)  # noqa: E731
-        df = None if site.df is None else full(site.df)
-        return site.value, NormalMixture(full(site.mean), full(jnp.exp(site.log_scale)), df), full(site.root_weight > 0)
+        components = NormalMixture(site.mean, jnp.exp(site.log_scale), site.df)
+        full = jax.tree.map(lambda x: jnp.broadcast_to(x, site.value.shape), (components, site.root_weight > 0))
+        return site.value, *full
 
     keys = jax.random.split(key, len(jax.tree.leaves(samples)[0]))
-    readings, mixture, counted = jax.lax.map(one, (keys, samples), batch_size=32)
+    readings, mixture, counted = jax.lax.map(predict, (keys, samples), batch_size=32)
     return Predicted(readings[0], mixture, counted[0])
