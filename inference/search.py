@@ -79,7 +79,7 @@ class Newton(Search):
                     if tilt is None:
                         return density
                     value, slope = jax.value_and_grad(lambda z: diverse * tilt.value(z, outcomes(z), log_scales))(z)
-                    return added(density, Local(value, slope, jnp.zeros_like(density.curvature)))  # nearly linear
+                    return added(density, Local(value, slope, jnp.zeros_like(density.curvature)))  # no curvature
 
                 mode = find_mode(evaluate, start[None], unit, self.steps, tolerance=tolerance)
                 return Modes(mode.point, mode.local.log_joint, mode.decrement < 2e-4)
