@@ -19,9 +19,9 @@ import numpy as np
 from scipy.stats import chi2
 
 import physppl as pp
-from physppl import plots
 from physppl.inference import Laplace
 from physppl.inference.laplace import LaplacePosterior
+from physppl.internal import figures
 from physppl.internal.units import label
 from physppl.models import two_link
 from physppl.posterior.identifiability import belief as gaussian
@@ -178,16 +178,16 @@ def table(found) -> str:
     return "\n".join(lines)
 
 
-@plots.styled
+@figures.styled
 def figure(run: Repeat):
     """The paper's figure 1: both motions, their predictions, and the posteriors in unconstrained space."""
-    drawn = plots.new_figure(11.0, 5.6)
+    drawn = figures.new_figure(11.0, 5.6)
     drawn.get_layout_engine().set(wspace=0.06)
     axes = drawn.subplot_mosaic([["arm 1", "arm 2", "pair 1", "pair 2"], ["elbow 1", "shoulder 2", "elbow 2", "sites"]])
     prior, first, second = (
-        ("prior", backend.prior(jax.random.key(0), dynamics), plots.GREY),
-        ("after the first data", run.first, plots.BLUE),
-        ("after both", run.second, plots.ORANGE),
+        ("prior", backend.prior(jax.random.key(0), dynamics), figures.GREY),
+        ("after the first data", run.first, figures.BLUE),
+        ("after both", run.second, figures.ORANGE),
     )
     with jax.enable_x64(True):
         _arm(axes["arm 1"], run.locked, "(a) first data: shoulder locked")
@@ -211,7 +211,7 @@ def _arm(axis, data, title: str) -> None:
         elbow = truth["l1"] * np.array([np.cos(q1), np.sin(q1)])
         tip = elbow + 2 * truth["r2"] * np.array([np.cos(q1 + q2), np.sin(q1 + q2)])
         shade = 0.15 + 0.85 * k / len(states)
-        axis.plot(*np.stack([np.zeros(2), elbow, tip]).T, color=plots.INK, alpha=shade, lw=1.2, marker="o", ms=2)
+        axis.plot(*np.stack([np.zeros(2), elbow, tip]).T, color=figures.INK, alpha=shade, lw=1.2, marker="o", ms=2)
     axis.set(xlim=(-0.65, 0.65), ylim=(-0.65, 0.65), aspect="equal", xticks=[-0.5, 0, 0.5], yticks=[-0.5, 0, 0.5])
     axis.set(xlabel="x [m]", ylabel="y [m]", title=title)
 
@@ -242,7 +242,7 @@ def _prediction(axis, data, posteriors, i: int, title: str) -> None:
         low, middle, high = np.quantile(np.asarray(paths)[..., i], [0.025, 0.5, 0.975], axis=0)
         axis.fill_between(times, low, high, color=colour, alpha=0.3, lw=0, label=name)
         axis.plot(times, middle, color=colour, lw=1.1)
-    axis.plot(times, measured, color=plots.INK, lw=1.2, ls=(0, (1, 1.2)), label="measured")
+    axis.plot(times, measured, color=figures.INK, lw=1.2, ls=(0, (1, 1.2)), label="measured")
     reach = 0.6 * np.ptp(measured)  # a wide band must not flatten what was measured
     axis.set(xlim=(0, times[-1]), ylim=(measured.min() - reach, measured.max() + reach), title=title)
     axis.set(xlabel="time [s]", ylabel=label(two_link.state.names[i], "rad"))
@@ -267,7 +267,7 @@ def _ellipses(axis, pair, posteriors, title: str) -> None:
         x, y = mean[index][:, None] + 2 * lower @ np.stack([np.cos(angle), np.sin(angle)])
         axis.fill(x, y, color=colour, alpha=0.25, lw=0)
         axis.plot(x, y, color=colour, lw=1.1)
-    axis.plot(*_true_point(pair), "D", color=plots.INK, ms=4, label="truth")
+    axis.plot(*_true_point(pair), "D", color=figures.INK, ms=4, label="truth")
     axis.set(xlabel=_symbol(pair[0]), ylabel=_symbol(pair[1]), title=title, aspect="equal")
 
 
@@ -277,7 +277,7 @@ def _whiskers(axis, posteriors) -> None:
         mean, covariance = map(np.asarray, gaussian(posterior))
         sd = np.sqrt(np.diagonal(covariance))
         axis.errorbar(np.arange(len(names)) + shift, mean, 2 * sd, color=colour, fmt=".", ms=5, lw=1.6)
-    axis.plot(np.arange(len(names)) + 0.3, _true_point(names), "D", color=plots.INK, ms=4)
+    axis.plot(np.arange(len(names)) + 0.3, _true_point(names), "D", color=figures.INK, ms=4)
     axis.set_xticks(np.arange(len(names)), [_symbol(name) for name in names])
     axis.set(ylabel="virtual value")
 
