@@ -3,10 +3,10 @@
     python examples/acting.py [oracles] [learning] [drawn] [reality] [--write]
 
 Oracles plan with the true machine, by iCEM with elites kept, at every step. Learners begin with the prior of the
-default program and act in each episode on one draw of the Laplace belief given all transitions so far, or on its mean.
-Everybody observes the state with noise of 0.01 on every coordinate, as published, and begins within 0.01 of hanging.
-Seed i gives both learners the same beginnings and disturbances, and likewise oracle and random agent. Returns are of
-the true states; an episode's own, not the best so far. Upright means within 0.2 rad for the last half second.
+default program and act in each episode on one draw of the Laplace posterior given all transitions so far, or on its
+mean. Everybody observes the state with noise of 0.01 on every coordinate, as published, and begins within 0.01 of
+hanging. Seed i gives both learners the same beginnings and disturbances, and likewise oracle and random agent. Returns
+are of the true states; an episode's own, not the best so far. Upright means within 0.2 rad for the last half second.
 """
 
 import sys
@@ -108,7 +108,10 @@ def learning(name: str) -> str:
     start = time.perf_counter()
     known = [acted(machine, task, PLANNERS[name], seed) for seed in SEEDS]
     blind = [acted(machine, task, RandomPolicy(), seed) for seed in SEEDS]
-    judge = lambda episodes: [bool(task.solved(e.states)) for e in episodes]  # noqa: E731
+
+    def judge(episodes):
+        return [bool(task.solved(e.states)) for e in episodes]
+
     oracle = float(np.median([e.returns for e in known]))
     lines = ["| agent | median return | range | upright |", "|---|---|---|---|"]
     lines.append(page.row("oracle", [e.returns for e in known], judge(known)))

@@ -5,17 +5,17 @@
 Posterior sampling active learning on the simulated machines of the SIM2GP experiments at 0.01 s, 256 steps an episode,
 paired seeds. Five ways to act: plans for the joint information gain, for the sum of what each step would tell alone,
 random voltages over the full range, random voltages and a multisine small enough to keep the machine in its domain for
-most of the time. Everyone learns with the same Laplace belief from the same number of transitions.
+most of the time. Everyone learns with the same Laplace backend from the same number of transitions.
 
-Entropy is of the belief about the program's parameters. The test set is what learning never saw: episodes of an agent
-that knows the machine and swings it up. Error is the root mean square over predictions of 0.25 s, open loop, by the
-belief's mean, from every tenth state of such episodes without noise, each coordinate in units of its scale; density is
-of one step of such episodes with the machine's noise, in nats. "outside" is the share of steps beyond the limits of the
-task, which the information agents keep to.
+Entropy is that of the posterior of the program's parameters. The test set is never used in learning: episodes of an
+agent that knows the machine and swings it up. Error is the root mean square over predictions of 0.25 s, open loop, by
+the posterior mean, from every tenth state of such episodes without noise, each coordinate in units of its scale;
+density is of one step of such episodes with the machine's noise, in nats. "outside" is the share of steps beyond the
+limits of the task, which the information agents keep to.
 
-Two kinds of noise. Process noise is what the one-step belief assumes. Sensor noise of 0.01 on every coordinate is the
-published protocol: a belief about transitions between noisy states takes it for process noise, and what an angle's
-error does to the next velocity grows with speed, so fast motion tells less than planned for.
+Two kinds of noise. Process noise is what the one-step likelihood assumes. Sensor noise of 0.01 on every coordinate is
+the published protocol: a posterior from transitions between noisy states takes it for process noise, and what an
+angle's error does to the next velocity grows with speed, so fast motion tells less than planned for.
 """
 
 import sys
@@ -44,7 +44,7 @@ ARMS = ("joint gain", "sum of steps' gains", "random, full range", "random, clam
 
 
 def agent(name: str, arm: str) -> tuple[pp.Objective, Planner]:
-    """What an arm plans for, and how."""
+    """Objective and planner of an arm."""
     if arm == "joint gain":
         return pp.InformationGain(), ICEM(horizon=40)
     if arm == "sum of steps' gains":
@@ -54,7 +54,7 @@ def agent(name: str, arm: str) -> tuple[pp.Objective, Planner]:
 
 
 class Learned(NamedTuple):
-    """Of one arm, (seeds, episodes) each; entropy (seeds, episodes + 1)."""
+    """Results of one arm, (seeds, episodes) each; entropy (seeds, episodes + 1)."""
 
     entropy: np.ndarray
     error: np.ndarray
@@ -75,7 +75,7 @@ class TestSet(NamedTuple):
 
 
 def test_set(name: str, machine: pp.SimulatedSystem, episodes: int = 3) -> TestSet:
-    """Of a machine, and of the same without noise."""
+    """Test episodes of a machine, with its noise and without."""
 
     def swung_up(machine):
         who = (MACHINES[name].swing_up(DT), ICEM(horizon=40), machine.transition)
@@ -116,7 +116,7 @@ def learn(name: str, arm: str, machine: pp.SimulatedSystem, tests, seeds: int, e
         run = pp.psal(key, machine, task, dynamics, Laplace(), planner, episodes, objective=objective)
         data, rows = run.data, np.arange(len(run.data))
         scores = []
-        for i in range(1, episodes + 1):  # the belief after each episode, by the loop's own fit
+        for i in range(1, episodes + 1):  # the posterior after each episode, by the loop's own fit
             known = pp.Transitions(
                 data.states, data.actions, data.next_states, valid=rows < i * task.steps, times=data.times
             )

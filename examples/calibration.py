@@ -1,11 +1,11 @@
-"""Are the beliefs calibrated? Simulation-based calibration of HMC and Laplace on the pendulum and the cart-pole.
+"""Are the posteriors calibrated? Simulation-based calibration of HMC and Laplace on the pendulum and the cart-pole.
 
     python examples/calibration.py --write
 
 Truths are drawn from the prior, 200 data sets for each of three keys, 64 transitions each, at the states and actions of
 one recording; the process noise is unknown too. Every parameter is tested twice, its ranks against uniformity
 (Kolmogorov-Smirnov) and the coverage of its 90 % intervals (binomial), at a family-wise level of 0.001 over all tests
-of a calibration. A gate that rejects nothing may be blind: so the pooled 600 are tested again with every belief's sd
+of a calibration. A gate that rejects nothing may be blind: so the pooled 600 are tested again with every posterior's sd
 times 0.7, and with every mean off by 0.3 sd. Both must be rejected.
 """
 
@@ -47,7 +47,7 @@ def row(name: str, found: Calibration) -> str:
 
 
 def section(model: str, backend: pp.Backend, figures: bool) -> str:
-    """What the page says of one model and backend; draws its figure beside the page."""
+    """Markdown: the page's section on one model and backend; draws its figure beside the page."""
     start, parts = time.perf_counter(), []
     for key in range(KEYS):
         parts.append(run(model, backend, key))

@@ -1,4 +1,4 @@
-"""Every way to be uncertain, on one machine that the physics do not quite describe: errors against the number of data.
+"""Every backend on one machine that the physics do not quite describe: errors against the number of data.
 
     python examples/every_belief.py --write
 
@@ -10,8 +10,8 @@ same machine: root-mean-square error in units of the scales, mean negative log d
 outcome (nats), and the mean distance between nominal and found coverage of central intervals, 5 % to 95 %. Medians
 over data sets and initialisations, with quartiles in the figure.
 
-The prior of the function-space beliefs and of the SVGD particles is the same: the physics' functions and a slack
-Gaussian process. The particles are told the noise; all others learn it.
+The prior of the function-space posteriors and of the SVGD particles is the same: the physics' functions and a slack
+Gaussian process. The particles know the noise; all others learn it.
 
 Results are kept in out/every_belief, so that a run goes on where another was interrupted.
 """
@@ -87,8 +87,8 @@ def physics_with_fixed_residual():
 
 
 def physics_with_fixed_residual_in_the_field():
-    own, net = physics(), pp.residual("net", state, action, width=64, depth=1, scale=2.0)
-    return lambda t, x, u: own(t, x, u) + jnp.array([0.0, 1.0]) * net(x, u)
+    field, net = physics(), pp.residual("net", state, action, width=64, depth=1, scale=2.0)
+    return lambda t, x, u: field(t, x, u) + jnp.array([0.0, 1.0]) * net(x, u)
 
 
 def physics_with_residual():
@@ -114,15 +114,15 @@ def physics_with_whole_residual():
     return pp.step_residual(physics(), pp.residual("net", state, action, width=32, depth=2, scale=0.1, weights="all"))
 
 
-def bound(program, **own) -> pp.Dynamics:
-    return pp.Dynamics(program, state, action, dt=DT, **own)
+def bound(program, **options) -> pp.Dynamics:
+    return pp.Dynamics(program, state, action, dt=DT, **options)
 
 
 PHYSICS = bound(physics)
 adam = Adam(steps=3000, rate=0.02, rows=64)
 few: dict[str, Any] = dict(width=64, points=512, steps=300, measure=RHO)
-# {name: (model, backend, whether it starts at random)}
-BELIEFS: dict[str, tuple[pp.Dynamics, Callable[[], pp.Backend], bool]] = {
+# {name: (model, backend, True if it starts at random)}
+METHODS: dict[str, tuple[pp.Dynamics, Callable[[], pp.Backend], bool]] = {
     "physics, Laplace": (PHYSICS, lambda: Laplace(), False),
     "physics, NUTS": (PHYSICS, lambda: HMC(draws=500, warmup=300, chains=2), False),
     "physics, nested Laplace over the noise": (PHYSICS, lambda: NestedLaplace(("process_noise",), rounds=3), False),
@@ -202,7 +202,7 @@ def recording(dataset: int) -> tuple[pp.Transitions, pp.Transitions]:
 
 
 def scores(posterior: pp.Posterior, test: pp.Transitions) -> dict[str, float]:
-    """Of one belief."""
+    """Scores of one posterior."""
     predicted = posterior.predict(test.states, test.actions)
     mean, sd = np.asarray(predicted.mean), np.sqrt(np.asarray(predicted.variance))
     error = np.asarray(test.next_states) - mean
@@ -218,7 +218,7 @@ def cell(name: str, size: int, dataset: int, seed: int) -> dict[str, float]:
     """One fit and its scores, kept on disk."""
 
     def fitted() -> dict:
-        model, make, _ = BELIEFS[name]
+        model, make, _ = METHODS[name]
         train, test = recording(dataset)
         rows = min(padded for padded in PADDED if padded >= size)
         posterior = pp.fit(jax.random.key(seed), model, train[:size].pad(rows), make())
@@ -264,7 +264,7 @@ def main(names: list[str], sizes: list[int], datasets: int, seeds: int) -> tuple
     results: dict[str, dict[int, list[dict]]] = {}
     for name in names:
         for size in sizes:
-            own = range(seeds) if BELIEFS[name][2] else range(1)
+            own = range(seeds) if METHODS[name][2] else range(1)
             cells = [cell(name, size, dataset, seed) for dataset in range(datasets) for seed in own]
             results.setdefault(name, {})[size] = cells
             middle = {k: round(float(np.median([c[k] for c in cells])), 4) for k in cells[0]}
@@ -288,7 +288,7 @@ def main(names: list[str], sizes: list[int], datasets: int, seeds: int) -> tuple
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true", help="the page docs/results/every_belief.md and its figure")
-    parser.add_argument("--only", nargs="*", default=list(BELIEFS), choices=list(BELIEFS))
+    parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--sizes", nargs="*", type=int, default=SIZES)
     parser.add_argument("--datasets", type=int, default=DATASETS)
     parser.add_argument("--seeds", type=int, default=SEEDS)

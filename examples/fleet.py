@@ -5,8 +5,8 @@
 Mass, length and friction of each pendulum come from a population whose centre and spread are unknown. Ten fleets are
 drawn from the prior of the model itself: centres, spreads, machines; each machine is recorded once, from hanging and
 under coloured torques, for 5 to 200 transitions. Held out are 20 recordings of half a second of each machine, from
-random states. One model, four beliefs, all Laplace's: *partial pooling* fits the fleet, the three spreads explored by
-their marginal density (`NestedLaplace`); *joint mode* is plain `Laplace`, spreads included; *separate
+random states. One model, four posteriors, all Laplace's: *partial pooling* fits the fleet, the three spreads explored
+by their marginal density (`NestedLaplace`); *joint mode* is plain `Laplace`, spreads included; *separate
 fits* apply the model to a fleet of one, so that each machine's prior is the population's marginal one; *full pooling*
 applies it to a fleet of one whose machine has everybody's data.
 """
@@ -29,7 +29,7 @@ import physppl as pp
 from physppl.inference import Laplace, NestedLaplace, from_numpyro
 
 ROWS = (5, 8, 12, 20, 35, 60, 110, 200)  # transitions of each machine
-DT, STEPS, TESTS, DRAWS = 0.05, 10, 20, 128  # s; of a held-out recording; of them for each machine; of a belief
+DT, STEPS, TESTS, DRAWS = 0.05, 10, 20, 128  # s; of a held-out recording; of them for each machine; of a posterior
 SEEDS = 10
 NOISE = (0.02, 0.15)  # rad, rad/s: sd over one step, known
 BOUNDS = {"mass": (0.2, 2.0, "kg"), "length": (0.3, 1.5, "m"), "damping": (0.0, 0.5, "N m s/rad")}
@@ -132,13 +132,13 @@ def recordings(rng, values) -> tuple[list[pp.Transitions], np.ndarray, np.ndarra
 
 
 def scores(posterior: pp.Posterior, states, actions) -> np.ndarray:
-    """(metrics, tests) of one machine's belief: squared errors in units of the scales, and nats."""
+    """(metrics, tests) of one machine's posterior: squared errors in units of the scales, and nats."""
     one = posterior.predict(states[:, :-1], actions)
     after = states[:, 1:]
     squared = np.mean(((np.asarray(one.mean) - after) / state.scale) ** 2, axis=(1, 2))
     nll = -np.mean(np.asarray(one.log_prob(after)), axis=1)
     members = posterior.draws(jax.random.key(0), DRAWS)
-    noise = np.random.default_rng(0).normal(size=(DRAWS, STEPS, 2))  # the same for all beliefs
+    noise = np.random.default_rng(0).normal(size=(DRAWS, STEPS, 2))  # the same for all posteriors
     courses = jax.vmap(jax.vmap(simulate, (0, None, None, 0)), (None, 0, 0, None))
     ends = np.asarray(courses(members, states[:, 0], actions, noise))[:, :, -1]
     mean = ends.mean(1)
@@ -154,11 +154,11 @@ def fitted(data: pp.Transitions, backend: pp.Backend) -> pp.Posterior:
     return pp.fit(jax.random.key(0), fleet, data, backend)
 
 
-def beliefs(training) -> dict[str, list]:
-    """{method: the belief about each machine}."""
+def posteriors(training) -> dict[str, list]:
+    """{method: the posterior of each machine}."""
     data = pp.Transitions.stack(training)
     fleets = [fitted(data, backend) for backend in (NESTED, Laplace())]
-    each = [[belief.machine(m) for m in range(len(ROWS))] for belief in fleets]
+    each = [[posterior.machine(m) for m in range(len(ROWS))] for posterior in fleets]
     alone = [fitted(pp.Transitions.stack([d.pad(max(ROWS))]), NESTED).machine(0) for d in training]
     pooled = fitted(pp.Transitions.stack([pp.Transitions.concatenate(training)]), NESTED).machine(0)
     return dict(zip(METHODS, (*each, alone, [pooled] * len(ROWS)), strict=True))
@@ -169,8 +169,8 @@ def study(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         training, states, actions = recordings(rng, truth(rng))
-        found = beliefs(training)
-        each = [[scores(p, states[m], actions[m]) for m, p in enumerate(found[method])] for method in METHODS]
+        fits = posteriors(training)
+        each = [[scores(p, states[m], actions[m]) for m, p in enumerate(fits[method])] for method in METHODS]
     mean = np.moveaxis(np.mean(each, axis=-1), -1, 1)
     mean[:, :2] = np.sqrt(mean[:, :2])
     return mean
@@ -190,7 +190,7 @@ def reference(key, data: pp.Transitions, draws: int) -> pp.Posterior:
 
 
 def kind(name: str) -> str:
-    """What a site is of."""
+    """Kind of quantity that a site belongs to."""
     return "machines" if name in BOUNDS else "centres" if name.endswith("centre") else "spreads"
 
 
@@ -233,7 +233,7 @@ def compared(seed: int, draws: int = 2000) -> dict[str, list[dict]]:
 
 
 def table(found: np.ndarray) -> list[str]:
-    """Of (seeds, methods, metrics, machines): medians over the fleets, and wins of partial pooling."""
+    """Table of (seeds, methods, metrics, machines): medians over the fleets, and wins of partial pooling."""
     scores = pooled_over_machines(found)
     lines = ["| " + " | ".join(("belief", *METRICS)) + " |", (len(METRICS) + 1) * "|---" + "|"]
     for i, method in enumerate(METHODS):

@@ -17,7 +17,7 @@ import physppl as pp
 from physppl.data.input_measures import Box, Measure
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import DrawsPosterior, Slack
-from physppl.inference.diversity import among
+from physppl.data.data import drawn_rows
 
 SIMULATED = 256  # functions of the prior from which its moments are taken
 
@@ -66,7 +66,7 @@ class FSVGD(pp.Backend[DrawsPosterior]):
 
         def push(z, key):
             row_key, point_key = jax.random.split(key)
-            rows = among(row_key, data.valid, self.rows)
+            rows = drawn_rows(row_key, data.valid, self.rows)
             states, actions = self.measure.sample(point_key, self.points, model, data)
             states = jnp.concatenate([data.states[rows], states])
             actions = jnp.concatenate([data.actions[rows], actions])

@@ -1,14 +1,14 @@
-"""Does a function-space belief say far from data what its function prior says? The pendulum, over seeds and choices.
+"""Does a function-space posterior equal its function prior far from data? The pendulum, over seeds and choices.
 
     python examples/function_space.py --write
 
 The function prior is that of the pendulum's physics (mass, length, damping), the data are 60 transitions of a pendulum
-that hangs still and tell nothing, so that away from them belief and prior should agree. Compared at 5,000 points drawn
-from the measure, angles over the full circle, velocities up to 8 rad/s, torques within their limits, of which those
-count that are three times half a unit of input, the length over which a tanh unit of these networks turns over, from
-any of the data. A point is within the bounds if both outputs' means differ by less than 0.1 prior sd, their sds by less
-than 10 %, and the correlation between them by less than 0.05. `Printed` has no such aim and stands beside them to show
-it.
+that hangs still and tell nothing, so that away from them posterior and prior should agree. Compared at 5,000 points
+drawn from the measure, angles over the full circle, velocities up to 8 rad/s, torques within their limits, of which
+those count that are three times half a unit of input, the length over which a tanh unit of these networks turns over,
+from any of the data. A point is within the bounds if both outputs' means differ by less than 0.1 prior sd, their sds by
+less than 10 %, and the correlation between them by less than 0.05. `Printed` has no such aim and stands beside them to
+show it.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def moments(posterior: pp.Posterior, states, actions):
 
 
 def apart(posterior: pp.Posterior, prior: pp.Posterior) -> dict[str, np.ndarray]:
-    """Of belief and prior at far points: means in prior sds, sds as a share, correlations."""
+    """Differences of posterior and prior at far points: means in prior sds, sds as a share, correlations."""
     states, actions = RHO.sample(jax.random.key(9), POINTS, prior.model, posterior.data)
     states, actions = np.asarray(states), np.asarray(actions)
     features = jax.vmap(lambda x, u: jnp.concatenate([prior.model.state.features(x), prior.model.action.normalise(u)]))

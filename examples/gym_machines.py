@@ -4,7 +4,7 @@
 
 Posterior sampling acts from the prior in the first episode; mass and length of Pendulum-v1 are unknown, masses, length,
 tilt and frictions of InvertedPendulum-v5 too, and the process noise of both. The angle of Pendulum-v1 is read off the
-cosine and sine that it shows. Its agent is judged by 10 further episodes, begun anew, in which the belief's mean acts,
+cosine and sine that it shows. Its agent is judged by 10 further episodes, begun anew, in which the posterior mean acts,
 which explores nothing. Returns are the environments' own. Beside it: random torques, and the oracle, the same planner
 with the true parameters; both from the same starts as the agent.
 """
@@ -34,13 +34,13 @@ BALANCE = ICEM(horizon=20, population=100, iterations=3, elites=10, keep=3, spre
 
 
 class Learned(NamedTuple):
-    """Of one seed.
+    """Results of one seed.
 
     Attributes:
         training: (E,) return of each training episode.
         agent, oracle, random: (N,) returns of episodes from the same starts.
         reach: largest first coordinate, either way, of the training.
-        sites: of the last belief's mean.
+        sites: of the last posterior's mean.
         seconds: of the training, fits and compilation included.
     """
 
@@ -77,7 +77,10 @@ def _learn(seed, system, fresh, task, dynamics, planner, truth, episodes) -> Lea
     run = pp.psrl(train_key, system, task, dynamics, BACKEND, planner, episodes)
     seconds = time.perf_counter() - start
     mean = run.posterior.mean()
-    returns = lambda planner, t: np.atleast_1d(pp.episode(test_key, fresh, task, planner, t).returns)  # noqa: E731
+
+    def returns(planner, transition):
+        return np.atleast_1d(pp.episode(test_key, fresh, task, planner, transition).returns)
+
     sites = {name: float(value) for name, value in mean.sites.items()}
     tested = (returns(planner, mean), returns(planner, truth), returns(RandomPolicy(), truth))
     reach = float(np.max(np.abs(run.episodes.states[..., 0])))

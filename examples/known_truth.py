@@ -9,6 +9,7 @@ angle at 100 Hz. No velocity is used. Every repeat has its own start, excitation
 process noise, and the fits are told so.
 """
 
+import functools
 import sys
 import time
 from importlib.metadata import version
@@ -39,8 +40,8 @@ KNOWN_NOISES = {"process_noise": 1e-6, "measurement_noise": dist.HalfNormal(0.1)
 def damped_pendulum():
     """Pendulum-v1 that may be damped, or driven.
 
-    Nothing is special at a damping of zero then: the belief is Gaussian there, and its part above zero is the belief of
-    who knows that friction brakes. Half of the prior lies beyond 0.05 N m s/rad on either side.
+    Nothing is special at a damping of zero then: the posterior is Gaussian there, and its part above zero is the
+    posterior under the constraint that friction brakes. Half of the prior lies beyond 0.05 N m s/rad on either side.
     """
     return gym_pendulum.step(
         pp.physical("mass", 0.2, 2.0, unit="kg"),
@@ -75,7 +76,7 @@ def record_pendulum(seed: int) -> pp.Trajectories:
 
 
 def damping_bound(samples) -> float:
-    """Damping / (m l^2), 1/s, that 95 % of the belief lie below, friction being no less than zero."""
+    """Damping / (m l^2), 1/s, below which 95 % of the posterior lie, friction being no less than zero."""
     rate = samples["damping"] / (samples["mass"] * samples["length"] ** 2)
     mean, sd = np.mean(rate), np.std(rate)
     return float(stats.truncnorm.ppf(0.95, -mean / sd, np.inf, mean, sd))
@@ -111,7 +112,7 @@ CARTPOLE_TRUTH = {
 
 
 def push_cart():
-    """What motion tells of a pole on a cart that a force pushes; angle 0 hangs.
+    """Identifiable parameters of a pole on a cart that a force pushes; angle 0 hangs.
 
     Mass of the whole, first moment m l and inertia about the hinge are determined, the pole's own mass is not. The
     sites give a positive definite mass matrix wherever they lie: the mass that the force moves at once (the pole
@@ -175,7 +176,7 @@ def record_cartpole(seed: int, integrator: str = "RK4") -> pp.Trajectories:
 
 
 class Study(NamedTuple):
-    """Fits to R repeats, of each of P quantities: mean and sd of the belief, and its 95 % interval (R, P)."""
+    """Fits to R repeats, of each of P quantities: mean and sd of the posterior, and its 95 % interval (R, P)."""
 
     names: tuple[str, ...]
     truth: np.ndarray
@@ -184,21 +185,21 @@ class Study(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     seconds: np.ndarray  # (R,) of each fit; the first compiles
-    bound: np.ndarray  # (R,) damping / (m l^2), 1/s, that 95 % of the belief lie below; NaN without a pendulum
+    bound: np.ndarray  # (R,) damping / (m l^2), 1/s, below which 95 % of the posterior lie; NaN without a pendulum
 
     @property
     def error(self) -> np.ndarray:
-        """(R, P), of the means, as a share of the truth where that is not zero."""
+        """Error of the means (R, P), as a share of the truth where that is not zero."""
         return np.abs(self.mean - self.truth) / np.where(self.truth == 0, 1.0, self.truth)
 
     @property
     def inside(self) -> np.ndarray:
-        """(R, P), whether the interval holds the truth."""
+        """True (R, P) where the interval holds the truth."""
         return (self.low <= self.truth) & (self.truth <= self.high)
 
     @property
     def squared(self) -> np.ndarray:
-        """(R, P), error in sds, squared: 1 on average where sds are right."""
+        """Squared error in sds (R, P): 1 on average where sds are right."""
         return ((self.mean - self.truth) / self.sd) ** 2
 
 
@@ -264,7 +265,7 @@ def report(repeats: int = REPEATS) -> str:
         "data can tell apart, and a fit of the exact equations without process noise is too sure of itself.",
         "",
     ]
-    euler = lambda seed: record_cartpole(seed, "Euler")  # noqa: E731
+    euler = functools.partial(record_cartpole, integrator="Euler")
     lines += table(study(cartpole, euler, CARTPOLE_TRUTH, repeats))
     lines += ["The same recordings with process noise on the velocities, learned:", ""]
     lines += table(study(doubtful_cartpole, euler, CARTPOLE_TRUTH, repeats))

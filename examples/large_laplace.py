@@ -86,7 +86,7 @@ def problem(rows: int = ROWS, seed: int = 0) -> pp.Transitions:
 
 
 def queries(seed: int = 1, count: int = 200) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Where sds are compared: near the data and away from them."""
+    """Inputs at which sds are compared: near the data and away from them."""
     rng = np.random.default_rng(seed)
     turned, fast = inputs(rng, count // 2, (3, 4), (-6, 6)), inputs(rng, count // 2, (-2, 2), (8, 12))
     away = tuple(np.concatenate(pair) for pair in zip(turned, fast, strict=True))
@@ -94,7 +94,7 @@ def queries(seed: int = 1, count: int = 200) -> dict[str, tuple[np.ndarray, np.n
 
 
 def held(posterior, structure):
-    """The belief at the same point with another structure: seconds of the first and second call, and MB."""
+    """Posterior at the same point with another structure: seconds of the first and second call, and MB."""
     run = jax.jit(lambda key, z, params, data: structured.at(key, posterior.model, data, z, structure, params))
     with jax.enable_x64(True):
         arguments = (jax.random.key(7), posterior.mode, posterior.params, posterior.data)
@@ -102,21 +102,21 @@ def held(posterior, structure):
         compiled = run.lower(*arguments).compile()
         first = time.process_time() - start
         start = time.process_time()
-        belief = jax.block_until_ready(compiled(*arguments))
+        restructured = jax.block_until_ready(compiled(*arguments))
         seconds = time.process_time() - start
     memory = compiled.memory_analysis()
-    return belief, first, seconds, (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6
+    return restructured, first, seconds, (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6
 
 
-def predicted(belief, points) -> tuple[dict[str, np.ndarray], float]:
+def predicted(posterior, points) -> tuple[dict[str, np.ndarray], float]:
     """Predictive sds in units of the noise, {where: (M, D)}, and the milliseconds that one input takes."""
     sds = {}
     with jax.enable_x64(True):
         for _ in range(2):
             start = time.process_time()
             for where, (states, actions) in points.items():
-                _, factor = belief.basis(states, actions)
-                sds[where] = np.asarray(jnp.linalg.norm(factor, axis=-1) / belief.noise())
+                _, factor = posterior.basis(states, actions)
+                sds[where] = np.asarray(jnp.linalg.norm(factor, axis=-1) / posterior.noise())
             seconds = time.process_time() - start
     return sds, 1e3 * seconds / sum(len(states) for states, _ in points.values())
 
@@ -185,8 +185,8 @@ def main() -> None:
     print(fitted, flush=True)
     lines, ratios, exact = [], {}, {}
     for name, structure in STRUCTURES.items():
-        belief, _, seconds, megabytes = held(posterior, structure)
-        sds, each = predicted(belief, points)
+        restructured, _, seconds, megabytes = held(posterior, structure)
+        sds, each = predicted(restructured, points)
         exact = exact or sds
         ratios[name] = {where: sds[where] / exact[where] for where in points}
         lines.append(row(name, seconds, megabytes, each, ratios[name]))

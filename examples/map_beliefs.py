@@ -1,4 +1,4 @@
-"""Every belief on maps of 0.1 s of two real machines.
+"""Every backend on maps of 0.1 s of two real machines.
 
     PHYSPPL_DATA=folder-of-recordings python examples/map_beliefs.py --write
 
@@ -6,7 +6,7 @@ Backends that take transitions alone learn the map over 0.1 s: 25 held inputs ar
 and the program integrates its field over them. All see the same windows of the training recordings, their noise is that
 of the map, one sd per coordinate, and they are scored as on [the page of residuals](residual_machines.md): against the
 reading 0.1 s later, in units of the error of physics alone fitted to the recordings (`Laplace`; it takes noises of
-sensors, inputs and motion apart, which no belief on maps can).
+sensors, inputs and motion apart, which no model of maps can).
 
 Seconds are with compilation; some of the fits ran beside other work. NUTS has 300 draws. Results are kept in
 out/residual_machines, so that a run goes on where another was interrupted.
@@ -68,8 +68,7 @@ def mapped(program: Callable, inputs: int) -> Callable:
         step = stepper(program(), HORIZON / STEPS, RK4())
 
         def move(t, x, actions):
-            one = lambda x, u: (step(t, x, u), None)  # noqa: E731
-            return jax.lax.scan(one, x, actions.reshape(STEPS, inputs))[0]
+            return jax.lax.scan(lambda x, u: (step(t, x, u), None), x, actions.reshape(STEPS, inputs))[0]
 
         return pp.Step(move)
 
@@ -83,7 +82,7 @@ def maps(runs) -> tuple[pp.Transitions, benchmarks.Windows]:
     return pp.Transitions(windows.initial_state, actions, windows.final_state), windows
 
 
-def beliefs(case: Case) -> dict[str, tuple[pp.Dynamics, Callable[[], pp.Backend]]]:
+def methods(case: Case) -> dict[str, tuple[pp.Dynamics, Callable[[], pp.Backend]]]:
     """Every backend, with the program that suits it."""
     module, inputs = case.module, len(case.module.action)
     action = pp.ActionSpace(
@@ -145,11 +144,11 @@ def beliefs(case: Case) -> dict[str, tuple[pp.Dynamics, Callable[[], pp.Backend]
     }
 
 
-def on_maps(name: str, belief: str) -> dict:
+def on_maps(name: str, method: str) -> dict:
     """{test: scores} of one backend on the windows of one machine."""
     case, machine = CASES[name], MACHINES[name]
     train, tests = machine.load(os.environ["PHYSPPL_DATA"])
-    model, make = beliefs(case)[belief]
+    model, make = methods(case)[method]
     posterior = pp.fit(jax.random.key(0), model, maps(train)[0], make())
     found = {}
     for test, held_out in tests.items():
@@ -162,10 +161,10 @@ def on_maps(name: str, belief: str) -> dict:
 
 def main(only: list[str]) -> str:
     physics, lines = reference(CASES), header(list(CASES))
-    for belief in only:
-        found = {name: kept(f"{belief} {name}", lambda b=belief, name=name: on_maps(name, b)) for name in CASES}
-        told = "" if all(own["status"] == 0 for own in found.values()) else " (not converged)"
-        lines.append(line(belief + told, found, physics))
+    for method in only:
+        results = {name: kept(f"{method} {name}", lambda m=method, name=name: on_maps(name, m)) for name in CASES}
+        mark = "" if all(result["status"] == 0 for result in results.values()) else " (not converged)"
+        lines.append(line(method + mark, results, physics))
         print(lines[-1], flush=True)
         jax.clear_caches()
     return "\n".join(lines)
@@ -174,7 +173,7 @@ def main(only: list[str]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true", help="the page docs/results/map_beliefs.md")
-    every = list(beliefs(CASES["furuta"]))
+    every = list(methods(CASES["furuta"]))
     parser.add_argument("--only", nargs="*", default=every, choices=every)
     given = parser.parse_args()
     if not os.environ.get("PHYSPPL_DATA"):

@@ -55,7 +55,7 @@ SPRING = f"""
 
 
 class Case(NamedTuple):
-    """What the recordings are like.
+    """Conditions of the recordings.
 
     Attributes:
         noise: sd of the sensors, m and m/s.
@@ -192,8 +192,8 @@ def rival(case: Case, inputs, readings, tuned: bool) -> Fit:
 
 
 class Score(NamedTuple):
-    """Of all repeats: rms error (3,) and mean width of the 95 % intervals (3,) as shares of the truth, share (3,) of
-    the intervals that hold it, and seconds of the first and of the median fit."""
+    """Scores over all repeats: rms error (3,) and mean width of the 95 % intervals (3,) as shares of the truth, share
+    (3,) of the intervals that hold it, and seconds of the first and of the median fit."""
 
     error: np.ndarray
     width: np.ndarray

@@ -91,7 +91,9 @@ def identify(train, tuned: bool) -> Identified:
             first = sysid.create_initial_state(model, *np.split(r.state[i], 2))
             pieces.append(sysid.SystemTrajectory(model, inputs, readings, first, None))
     transform = sysid.SignalTransform(normalize=not tuned)
-    build = lambda parameters: sysid.apply_param_modifiers(parameters, spec)  # noqa: E731
+
+    def build(parameters):
+        return sysid.apply_param_modifiers(parameters, spec)
 
     def residual(x, parameters, **_):
         """All windows in one batch, which `build_residual_fn` would take one by one."""

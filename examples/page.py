@@ -24,14 +24,14 @@ def introduction(doc: str | None) -> str:
 
 
 def write(name: str, title: str, about: str, command: str, text: str) -> None:
-    """docs/results/NAME.md."""
+    """Write docs/results/NAME.md."""
     when = f"`python examples/{command} --write`, commit {commit()}, {datetime.date.today()}."
     head = f"# {title}\n\n{about}\n\n{when}\n\n"
     (ROOT / "docs" / "results" / f"{name}.md").write_text(head + text + "\n")
 
 
 def kept(path: Path, work: Callable[[], dict]) -> dict:
-    """What some work found, and its seconds; from disk where it was done before."""
+    """Result of some work and its seconds, read from disk where it was done before."""
     if not path.exists():
         began = time.perf_counter()
         found = work() | {"seconds": time.perf_counter() - began}

@@ -156,7 +156,7 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        """Whether the row is inside the asked bounds; a bound on a variance that does not exist is not asked."""
+        """True if the row is inside the asked bounds; a bound on a variance that does not exist is not asked."""
         spread = 0.93 <= self.ratio <= 1.07 or not self.has_variance
         return abs(self.shift) <= 0.1 and spread and self.r_hat < 1.01
 
@@ -195,7 +195,7 @@ def compare(problem: Problem, samples: dict, reference: dict[str, np.ndarray]) -
 
 
 def other_steps(problem: Problem, posterior, data, reference) -> list[str]:
-    """How the result changes with the solver's steps: our own draws weighted by the density under other steps.
+    """Sensitivity of the result to the solver's steps: our own draws weighted by the density under other steps.
 
     One line each: steps, the largest change of a mean in sds, and of an sd as a ratio; `heavy` ones by logarithm only.
     """
@@ -205,8 +205,11 @@ def other_steps(problem: Problem, posterior, data, reference) -> list[str]:
 
         def density(substeps):
             model = partial(problem.model, substeps=substeps)
-            one = lambda sites: log_density(model, (data,), {}, sites)[0]  # noqa: E731
-            return np.asarray(jax.jit(lambda sites: jax.lax.map(one, sites, batch_size=1000))(flat))
+
+            def density_of(sites):
+                return log_density(model, (data,), {}, sites)[0]
+
+            return np.asarray(jax.jit(lambda sites: jax.lax.map(density_of, sites, batch_size=1000))(flat))
 
         steps = [problem.substeps // 2, 2 * problem.substeps, 4 * problem.substeps]
         here, *others = (density(n) for n in (problem.substeps, *steps))

@@ -38,7 +38,7 @@ inexact = {"input_gain_error": dist.HalfNormal(0.1), "input_timing_error": dist.
 
 @dataclass
 class Machine:
-    """What is known of a machine and its recordings.
+    """A machine and its recordings.
 
     Attributes:
         smoothing: samples, of the protocol's first states.

@@ -1,9 +1,9 @@
-"""What physics leaves on real machines: a residual, where recordings left out want one.
+"""Residuals of physics on real machines, where held-out recordings support one.
 
     PHYSPPL_DATA=folder-of-recordings python examples/residual_machines.py --write
 
 The recordings, tests and protocol of `real_machines.py`: a window's first state is smoothed readings, inputs are
-recorded, and the prediction is compared with the reading 0.1 s later, open loop. The reference is that page's belief,
+recorded, and the prediction is compared with the reading 0.1 s later, open loop. The reference is that page's fit,
 `Laplace` of physics alone on the recordings.
 
 The residual: accelerations that depend on where the joints are, as of a cable, a bearing out of line or cogging: 40
@@ -12,7 +12,7 @@ motion is told apart by neither), so physics are identified first, alone, and th
 modularisation (F. Liu, M. Bayarri, J. Berger, Bayesian Analysis 4, 2009). Whether a machine gets one is told by leaving
 out each training recording in turn: the residual of the others must predict it better than physics do, in the geometric
 mean over recordings and joints. (The physics have seen it in both cases. What is not known of them is left out of the
-belief; beside the noises it is small.)
+posterior; beside the noises it is small.)
 
 What the residual sees and how large it is was chosen after some fifteen trials that were scored on the tests. On the
 Furuta pendulum those that saw the angles alone, 16 to 40 units, joint or given physics, lay at .86 to .97 of physics in
@@ -20,7 +20,7 @@ each of the four columns where noise entered at every sample or every fifth (joi
 that saw speeds or voltage as well gained on swing-ups and lost on chirps. On the two-link arm all were worse than
 physics.
 
-[Every belief on maps of 0.1 s](map_beliefs.md) has the other backends. Results are kept in out/residual_machines, so
+[Every backend on maps of 0.1 s](map_beliefs.md) has the other backends. Results are kept in out/residual_machines, so
 that a run goes on where another was interrupted.
 """
 
@@ -139,8 +139,8 @@ def left_out(name: str) -> dict:
     for out in train:
         windows = benchmarks.windows([out], HORIZON)
         found[out.name] = []
-        for belief in (identified(name), learned(name, [r for r in train if r is not out])):
-            forecast = predictive(machine, belief, windows, out)
+        for posterior in (identified(name), learned(name, [r for r in train if r is not out])):
+            forecast = predictive(machine, posterior, windows, out)
             found[out.name].append(scores(CASES[name], windows, forecast.mean, forecast.sd)["square"])
         print(name, out.name, found[out.name], flush=True)
     return {"recordings": found}
@@ -166,7 +166,7 @@ def pooled(found: dict[str, dict], physics: dict[str, dict]) -> list[str]:
 
 
 def header(names: list[str]) -> list[str]:
-    """Of a table whose rows are `line`."""
+    """Header of a table whose rows are `line`."""
     columns = ["", *names, "pooled RMSE", "geometric mean", "90 % holds", "nats", "s"]
     return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
 

@@ -2,7 +2,7 @@
 
     python examples/two_link_identification.py [folder for figure and table] [repeats]
 
-Shoulder locked, the arm moves through one combination of its parameters; both joints free, through three. The belief
+Shoulder locked, the arm moves through one combination of its parameters; both joints free, through three. The model
 of J. Watson et al., "Tractable Bayesian Dynamics Priors from Differentiable Physics for Learning and Control", is
 taken through both data sets in sequence, and its figure 1 is drawn anew.
 """
@@ -19,9 +19,9 @@ import numpy as np
 from scipy.stats import chi2
 
 import physppl as pp
-from physppl import plots
 from physppl.inference import Laplace
 from physppl.inference.laplace import LaplacePosterior
+from physppl.internal import figures
 from physppl.internal.units import label
 from physppl.models import two_link
 from physppl.posterior.identifiability import belief as gaussian
@@ -33,7 +33,7 @@ TORQUE = np.array([0.6, 0.15])  # N m
 PROBABILITY = 0.95
 backend = Laplace(linearised=True)  # whose draws are the paper's Gaussian process
 
-bounds = {  # of a Gaussian belief in virtual space: two draws in three lie between 0.27 and 0.73 of the way
+bounds = {  # of a Gaussian prior in unconstrained space: two draws in three lie between 0.27 and 0.73 of the way
     "m1": (0.1, 2.0, "kg"),
     "m2": (0.1, 2.0, "kg"),
     "r1": (0.03, 0.3, "m"),
@@ -107,7 +107,7 @@ def data_set(key, locked: bool) -> pp.Transitions:
 
 
 class Repeat(NamedTuple):
-    """Two data sets in sequence, and the beliefs after one and both."""
+    """Two data sets in sequence, and the posteriors after one and both."""
 
     locked: pp.Transitions
     free: pp.Transitions
@@ -125,9 +125,12 @@ def repeat(seed: int) -> Repeat:
 
 @jax.jit
 def _of_combinations(posterior: LaplacePosterior):
-    """Mode (3,) and Jacobian (3, P) in virtual space of the combinations."""
-    of = lambda z: combinations(posterior.space.sites(dynamics, z, posterior.data))  # noqa: E731
-    return of(posterior.mode), jax.jacfwd(of)(posterior.mode)
+    """Mode (3,) and Jacobian (3, P) in unconstrained space of the combinations."""
+
+    def values(z):
+        return combinations(posterior.space.sites(dynamics, z, posterior.data))
+
+    return values(posterior.mode), jax.jacfwd(values)(posterior.mode)
 
 
 def measure(posterior: LaplacePosterior) -> dict:
@@ -135,7 +138,7 @@ def measure(posterior: LaplacePosterior) -> dict:
     with jax.enable_x64(True):
         report = pp.identifiability(posterior)
         mode, jacobian = map(np.asarray, _of_combinations(posterior))
-        factor = jacobian @ np.asarray(posterior.factor).T  # the prior is standard normal in virtual space
+        factor = jacobian @ np.asarray(posterior.factor).T  # the prior is standard normal in unconstrained space
         prior = np.linalg.norm(jacobian, axis=1)
         white = np.linalg.lstsq(factor, mode - np.asarray(combinations(truth)), rcond=None)[0]
     left = dict(zip(report.names, np.sqrt(1 - report.contraction), strict=True))
@@ -175,16 +178,16 @@ def table(found) -> str:
     return "\n".join(lines)
 
 
-@plots.styled
+@figures.styled
 def figure(run: Repeat):
-    """The paper's figure 1: both motions, what the beliefs predict of them, and the beliefs in virtual space."""
-    drawn = plots.new_figure(11.0, 5.6)
+    """The paper's figure 1: both motions, their predictions, and the posteriors in unconstrained space."""
+    drawn = figures.new_figure(11.0, 5.6)
     drawn.get_layout_engine().set(wspace=0.06)
     axes = drawn.subplot_mosaic([["arm 1", "arm 2", "pair 1", "pair 2"], ["elbow 1", "shoulder 2", "elbow 2", "sites"]])
     prior, first, second = (
-        ("prior", backend.prior(jax.random.key(0), dynamics), plots.GREY),
-        ("after the first data", run.first, plots.BLUE),
-        ("after both", run.second, plots.ORANGE),
+        ("prior", backend.prior(jax.random.key(0), dynamics), figures.GREY),
+        ("after the first data", run.first, figures.BLUE),
+        ("after both", run.second, figures.ORANGE),
     )
     with jax.enable_x64(True):
         _arm(axes["arm 1"], run.locked, "(a) first data: shoulder locked")
@@ -208,18 +211,18 @@ def _arm(axis, data, title: str) -> None:
         elbow = truth["l1"] * np.array([np.cos(q1), np.sin(q1)])
         tip = elbow + 2 * truth["r2"] * np.array([np.cos(q1 + q2), np.sin(q1 + q2)])
         shade = 0.15 + 0.85 * k / len(states)
-        axis.plot(*np.stack([np.zeros(2), elbow, tip]).T, color=plots.INK, alpha=shade, lw=1.2, marker="o", ms=2)
+        axis.plot(*np.stack([np.zeros(2), elbow, tip]).T, color=figures.INK, alpha=shade, lw=1.2, marker="o", ms=2)
     axis.set(xlim=(-0.65, 0.65), ylim=(-0.65, 0.65), aspect="equal", xticks=[-0.5, 0, 0.5], yticks=[-0.5, 0, 0.5])
     axis.set(xlabel="x [m]", ylabel="y [m]", title=title)
 
 
 @jax.jit
-def _paths(belief, states, actions):
+def _paths(posterior, states, actions):
     """300 open-loop rollouts (300, T, 4), each of one draw of the linearised function, with its noise."""
 
     def path(key):
         draw_key, noise_key = jax.random.split(key)
-        transition = belief.draw(draw_key)
+        transition = posterior.draw(draw_key)
 
         def body(x, inputs):
             x = transition.sample(inputs[1], x, inputs[0])
@@ -231,22 +234,22 @@ def _paths(belief, states, actions):
     return jax.vmap(path)(jax.random.split(jax.random.key(1), 300))
 
 
-def _prediction(axis, data, beliefs, i: int, title: str) -> None:
+def _prediction(axis, data, posteriors, i: int, title: str) -> None:
     """Median and 95 % of open-loop predictions of one angle, and what was measured."""
     times, measured = DT * np.arange(1, STEPS + 1), data.next_states[:, i]
-    for name, belief, colour in beliefs:
-        paths = _paths(belief, jnp.asarray(data.states), jnp.asarray(data.actions))
+    for name, posterior, colour in posteriors:
+        paths = _paths(posterior, jnp.asarray(data.states), jnp.asarray(data.actions))
         low, middle, high = np.quantile(np.asarray(paths)[..., i], [0.025, 0.5, 0.975], axis=0)
         axis.fill_between(times, low, high, color=colour, alpha=0.3, lw=0, label=name)
         axis.plot(times, middle, color=colour, lw=1.1)
-    axis.plot(times, measured, color=plots.INK, lw=1.2, ls=(0, (1, 1.2)), label="measured")
+    axis.plot(times, measured, color=figures.INK, lw=1.2, ls=(0, (1, 1.2)), label="measured")
     reach = 0.6 * np.ptp(measured)  # a wide band must not flatten what was measured
     axis.set(xlim=(0, times[-1]), ylim=(measured.min() - reach, measured.max() + reach), title=title)
     axis.set(xlabel="time [s]", ylabel=label(two_link.state.names[i], "rad"))
 
 
 def _true_point(names) -> np.ndarray:
-    """The truth in virtual space."""
+    """The truth in unconstrained space."""
     scaled = np.array([(truth[n] - bounds[n][0]) / (bounds[n][1] - bounds[n][0]) for n in names])
     return np.log(scaled) - np.log1p(-scaled)
 
@@ -255,26 +258,26 @@ def _symbol(name: str) -> str:
     return f"${{{name[0]}}}_{name[1]}$".replace("{l}", r"\ell")
 
 
-def _ellipses(axis, pair, beliefs, title: str) -> None:
+def _ellipses(axis, pair, posteriors, title: str) -> None:
     angle = np.linspace(0, 2 * np.pi, 200)
-    for _, belief, colour in beliefs:
-        index = [belief.space.names.index(name) for name in pair]
-        mean, covariance = map(np.asarray, gaussian(belief))
+    for _, posterior, colour in posteriors:
+        index = [posterior.space.names.index(name) for name in pair]
+        mean, covariance = map(np.asarray, gaussian(posterior))
         lower = np.linalg.cholesky(covariance[np.ix_(index, index)])
         x, y = mean[index][:, None] + 2 * lower @ np.stack([np.cos(angle), np.sin(angle)])
         axis.fill(x, y, color=colour, alpha=0.25, lw=0)
         axis.plot(x, y, color=colour, lw=1.1)
-    axis.plot(*_true_point(pair), "D", color=plots.INK, ms=4, label="truth")
+    axis.plot(*_true_point(pair), "D", color=figures.INK, ms=4, label="truth")
     axis.set(xlabel=_symbol(pair[0]), ylabel=_symbol(pair[1]), title=title, aspect="equal")
 
 
-def _whiskers(axis, beliefs) -> None:
-    names = beliefs[0][1].space.names
-    for shift, (_, belief, colour) in zip((-0.3, -0.1, 0.1), beliefs, strict=True):
-        mean, covariance = map(np.asarray, gaussian(belief))
+def _whiskers(axis, posteriors) -> None:
+    names = posteriors[0][1].space.names
+    for shift, (_, posterior, colour) in zip((-0.3, -0.1, 0.1), posteriors, strict=True):
+        mean, covariance = map(np.asarray, gaussian(posterior))
         sd = np.sqrt(np.diagonal(covariance))
         axis.errorbar(np.arange(len(names)) + shift, mean, 2 * sd, color=colour, fmt=".", ms=5, lw=1.6)
-    axis.plot(np.arange(len(names)) + 0.3, _true_point(names), "D", color=plots.INK, ms=4)
+    axis.plot(np.arange(len(names)) + 0.3, _true_point(names), "D", color=figures.INK, ms=4)
     axis.set_xticks(np.arange(len(names)), [_symbol(name) for name in names])
     axis.set(ylabel="virtual value")
 
@@ -282,8 +285,8 @@ def _whiskers(axis, beliefs) -> None:
 def main(folder: Path, repeats: int) -> None:
     start = time.perf_counter()
     run = repeat(0)
-    for belief in (run.first, run.second):
-        print(pp.identifiability(belief), end="\n\n")
+    for posterior in (run.first, run.second):
+        print(pp.identifiability(posterior), end="\n\n")
     print(table(measures(repeats)))
     print(f"\n{repeats} repeats, {time.perf_counter() - start:.0f} s, compiling included.")
     folder.mkdir(parents=True, exist_ok=True)

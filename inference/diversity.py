@@ -1,4 +1,4 @@
-"""What makes the members of an ensemble differ: where they begin, the data they see, a random term of their density."""
+"""Sources of diversity in an ensemble: starting points, resampled data, a random term of each member's density."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from physppl.density.unconstrained import Gaussian, UnconstrainedSpace, gaussian
 
 
 class Joint(NamedTuple):
-    """What there is to believe about: a model, its virtual space, and all data."""
+    """A joint density: a model, its unconstrained space, and all data."""
 
     space: UnconstrainedSpace
     model: Callable
@@ -24,7 +24,7 @@ class Joint(NamedTuple):
 
 
 class Tilt(NamedTuple):
-    """A random term of a log density, linear in what it is about: sites before data, means of the outcomes."""
+    """A random term of a log density, linear in the parameters and in the means of the outcomes."""
 
     slope: Float[Array, " P"]  # of the log prior at the anchor
     scores: dict[str, Array]  # of noise drawn as the outcomes' is, in units of its sd
@@ -32,7 +32,13 @@ class Tilt(NamedTuple):
     def value(
         self, z: Float[Array, " P"], outcomes: dict[str, Gaussian], log_scales: dict[str, Array], weight=1.0
     ) -> Array:
-        """At z, where the outcomes have these means, with the sds of some point to be held; each counts `weight`."""
+        """The term at z, whose outcomes are given.
+
+        Args:
+            outcomes: the Gaussian of each observed site at z; its mean is differentiated.
+            log_scales: log sd of each outcome, a constant.
+            weight: of each outcome.
+        """
         total = -self.slope @ z
         for name, site in outcomes.items():
             scores = self.scores[name] * site.root_weight * jnp.exp(-log_scales[name])
@@ -41,7 +47,7 @@ class Tilt(NamedTuple):
 
 
 class Member(NamedTuple):
-    """What one member goes by: where it begins, the data it sees, and its own random term."""
+    """One member's problem: its starting point, its data, and the random term of its density."""
 
     start: Float[Array, " P"]
     data: Any
@@ -49,24 +55,24 @@ class Member(NamedTuple):
 
 
 class Diversity(eqx.Module):
-    """What makes members differ.
+    """Base class of the ways in which members differ.
 
     Attributes:
-        near: members are scattered about one mode, and a Newton search of each begins there.
+        near: members are scattered about one mode, from which a Newton search of each starts.
     """
 
     near: ClassVar[bool] = True
 
     @abstractmethod
     def member(self, key: PRNGKeyArray, joint: Joint, draw: Float[Array, " P"]) -> Member:
-        """One member, for which this prior draw was taken; pure, for `vmap`."""
+        """One member, made from this prior draw; pure, for `vmap`."""
 
 
 class RandomStarts(Diversity):
-    """Members differ in where they begin, at prior draws; each ends in a mode of the one posterior.
+    """Members start at different prior draws; each ends in a mode of the same posterior.
 
-    Deep ensembles (B. Lakshminarayanan, A. Pritzel, C. Blundell, NeurIPS 2017). Where there is one mode members
-    coincide, and without data they all are the prior's mode: this belief shows what optimisation left open.
+    Deep ensembles (B. Lakshminarayanan, A. Pritzel, C. Blundell, NeurIPS 2017). Where there is one mode all
+    members coincide, and without data they all are the prior's mode: their spread is that of local optima only.
     """
 
     near: ClassVar[bool] = False
@@ -76,10 +82,10 @@ class RandomStarts(Diversity):
 
 
 class Bootstrap(Diversity):
-    """Members see rows resampled with replacement, of Trajectories whole recordings; padding is never among them.
+    """Members are fitted to rows resampled with replacement, whole recordings of Trajectories; never to padding.
 
-    (B. Efron, Annals of Statistics 7, 1979; for dynamics K. Chua et al., "PETS", NeurIPS 2018.) What few rows tell
-    about varies much between members; of what no row tells about, all members say the same.
+    (B. Efron, Annals of Statistics 7, 1979; for dynamics K. Chua et al., "PETS", NeurIPS 2018.) Members
+    differ much in what few rows determine, and not at all in what no row determines.
     """
 
     def member(self, key: PRNGKeyArray, joint: Joint, draw: Float[Array, " P"]) -> Member:
@@ -89,34 +95,37 @@ class Bootstrap(Diversity):
 
 
 class Anchored(Diversity):
-    """Randomised maximum a posteriori: each member has an anchor of its own, drawn from the prior, and noisy targets.
+    """Randomised maximum a posteriori: each member has its own anchor, a prior draw, and noisy targets.
 
     Randomised priors (I. Osband, J. Aslanides, A. Cassirer, NeurIPS 2018); anchored ensembles (T. Pearce, F. Leibfried,
     A. Brintrup, AISTATS 2020). Members are exact draws of the posterior where the program is linear in Gaussian sites
     and the noise is known, at any number of data; elsewhere their mean and covariance are the posterior's to first
-    order, as Laplace's are, and each is a mode of a nonlinear problem, off which no draw can fall.
+    order, as Laplace's are, and each member is a mode of a nonlinear problem, so that none is an implausible fit.
 
     Noisy targets tilt the log likelihood by e mean(z) / sd, e standard normal. An anchor a tilts the log prior by
-    -z' grad log p(a), which for Normal sites is the same as to put a in the place of their mean. It does so for every
-    prior whose density in virtual space is log-concave (Normal, `physical`, HalfNormal, LogNormal, Gamma, Uniform, a
-    non-centred hierarchy; not Cauchy or Student-t): the member's prior then is exp(-D(z, a)), D the Bregman divergence
-    of -log p, so that before data each member is its anchor, a prior draw; and the slope's covariance over anchors is
-    the prior's Fisher information, whatever its shape.
+    -z' grad log p(a), which for Normal sites is the same as replacing their mean by a. It works for every
+    prior whose density in unconstrained space is log-concave (Normal, `physical`, HalfNormal, LogNormal, Gamma,
+    Uniform, a non-centred hierarchy; not Cauchy or Student-t): the member's prior then is exp(-D(z, a)), D the Bregman
+    divergence of -log p, so that before data each member is its anchor, a prior draw; and the covariance of the
+    gradient over anchors is the prior's Fisher information, whatever its shape.
 
-    Noises stay as they are: their anchors would shift every member's weighting of the data, and noisy targets would
-    make a learned noise sqrt(2) times too large. Targets vary by the noise at the posterior's mode (with `Adam`, at
-    where the member is), and the noise of a member is learned from the true ones.
+    Noise sds have no anchors: these would shift every member's weighting of the data. Noisy targets would make a
+    learned noise sqrt(2) times too large, so each member learns its noise from the true targets. Targets are perturbed
+    by the noise at the posterior's mode (with `Adam`, at the member's current point).
     """
 
     def member(self, key: PRNGKeyArray, joint: Joint, draw: Float[Array, " P"]) -> Member:
-        """Begins at its anchor, where directions that the data leave open end.
+        """A member that starts at its anchor; directions that the data do not determine stay there.
 
         Raises:
             ValueError: for outcomes that are not Normal or Student-t, naming the site.
         """
         space, model, data = joint
-        prior = lambda z: space.log_densities(space.trace(*latent_part(model, z, data)), z)[0]  # noqa: E731
-        slope = jnp.where(space.where(lambda name: name.endswith(NOISES)), 0.0, jax.grad(prior)(draw))
+
+        def log_prior(z):
+            return space.log_densities(space.trace(*latent_part(model, z, data)), z)[0]
+
+        slope = jnp.where(space.where(lambda name: name.endswith(NOISES)), 0.0, jax.grad(log_prior)(draw))
         trace = space.trace(model, draw, data)
         outcomes, scores = gaussians(trace), {}
         for name, site in trace.items():
@@ -124,15 +133,15 @@ class Anchored(Diversity):
                 continue
             if name not in outcomes:
                 raise ValueError(
-                    f"Anchored: the outcomes {name!r} are {type(site['fn']).__name__}; noisy targets are known of "
-                    "Normal and Student-t ones. Use Bootstrap() or RandomStarts()."
+                    f"Anchored: the outcomes {name!r} are {type(site['fn']).__name__}; noisy targets are defined "
+                    "for Normal and Student-t ones only. Use Bootstrap() or RandomStarts()."
                 )
             scores[name] = _score(jax.random.fold_in(key, len(scores)), outcomes[name])
         return Member(draw, data, Tilt(slope, scores))
 
 
 def _score(key: PRNGKeyArray, site: Gaussian) -> Array:
-    """The slope in its mean of the log density of noise drawn at random, in units of its scale."""
+    """Derivative of the log density in the site's mean, at noise drawn at random, in units of the scale."""
     if site.df is None:
         return jax.random.normal(key, site.mean.shape, site.mean.dtype)
     noise = jax.random.t(key, site.df, site.mean.shape, site.mean.dtype)

@@ -1,4 +1,4 @@
-"""A belief held as draws: what every sample-based backend returns."""
+"""Posteriors represented by draws, and the import of NumPyro's MCMC runs."""
 
 from typing import Any
 
@@ -22,11 +22,11 @@ from physppl.posterior.posterior import Posterior
 
 # {NumPyro's name of a per-draw diagnostic: ArviZ's}
 STATS = {"diverging": "diverging", "num_steps": "n_steps", "accept_prob": "acceptance_rate", "energy": "energy"}
-BASIS_DRAWS = 256  # draws from which mean and factor of the belief's functions are built
+BASIS_DRAWS = 256  # draws from which `basis` computes mean and factor
 
 
 class DrawsPosterior(Posterior):
-    """A belief as draws in virtual space, equally weighted: what samplers and particle methods return.
+    """Equally weighted draws in unconstrained space, the result of samplers and particle methods.
 
     Attributes:
         points: (chains, draws, P).
@@ -71,23 +71,23 @@ class DrawsPosterior(Posterior):
         return self.model.bind(self._sites(z))
 
     def _thinned(self):
-        """At most BASIS_DRAWS draws, evenly spaced over all chains."""
+        """Subset of at most BASIS_DRAWS draws, evenly spaced over all chains."""
         flat = self.points.reshape(-1, self.points.shape[-1])
         return flat[jnp.linspace(0, len(flat) - 1, min(BASIS_DRAWS, len(flat))).round().astype(int)]
 
     def _draw(self, key: PRNGKeyArray) -> Transition:
         pick_key, recording_key = jax.random.split(key)
         flat = self.points.reshape(-1, self.points.shape[-1])
-        return self._of_a_recording(recording_key, flat[jax.random.randint(pick_key, (), 0, len(flat))])
+        return self._in_new_recording(recording_key, flat[jax.random.randint(pick_key, (), 0, len(flat))])
 
-    def _of_a_recording(self, key: PRNGKeyArray, z) -> Transition:
-        """The machine in a new recording, whose parameters differ where the model says so."""
-        own = scatter(self.space, self.model, self.data, z)
-        return self._transition(z + own * jax.random.normal(key, z.shape, z.dtype))
+    def _in_new_recording(self, key: PRNGKeyArray, z) -> Transition:
+        """Transition in a new recording, whose parameters vary by the model's `variation`, if it has one."""
+        sd = scatter(self.space, self.model, self.data, z)
+        return self._transition(z + sd * jax.random.normal(key, z.shape, z.dtype))
 
     def _basis(self, states, actions, times):
         points = self._thinned()
-        transitions = jax.vmap(self._of_a_recording)(jax.random.split(jax.random.key(0), len(points)), points)
+        transitions = jax.vmap(self._in_new_recording)(jax.random.split(jax.random.key(0), len(points)), points)
         values = jax.vmap(lambda f: jax.vmap(f)(states, actions, times), out_axes=-1)(transitions)
         mean = jnp.mean(values, axis=-1, keepdims=True)
         return mean[..., 0], (values - mean) / jnp.sqrt(values.shape[-1] - 1.0)
@@ -102,8 +102,8 @@ class DrawsPosterior(Posterior):
         return jnp.sqrt(jnp.mean(noise**2, axis=0))
 
 
-def ended(points: Float[Array, "C S P"], stats: dict[str, Array]) -> Array:
-    """The status of chains: that they mixed, and how many of their transitions diverged."""
+def chain_status(points: Float[Array, "C S P"], stats: dict[str, Array]) -> Array:
+    """Status of MCMC chains: divergences in more than 1 % of transitions, or chains that have not mixed."""
     divergent = jnp.mean(stats.get("diverging", jnp.zeros(()))) > 0.01
     status = jnp.where(divergent, Status.DIVERGENCES, Status.OK)
     moved = jnp.all(jnp.ptp(points, axis=1) > 0)  # else R-hat is not a number, or rounding
@@ -113,7 +113,7 @@ def ended(points: Float[Array, "C S P"], stats: dict[str, Array]) -> Array:
 def split_r_hat(points: Float[Array, "C S P"]) -> Float[Array, " P"]:
     """Potential scale reduction of half chains (A. Gelman et al., Bayesian Data Analysis, 3rd ed., section 11.4).
 
-    ArviZ's rank version tells more, draw by draw.
+    ArviZ's rank-normalised version, on the exported draws, is more sensitive.
     """
     chains, draws, size = points.shape
     halves = points[:, : draws // 2 * 2].reshape(2 * chains, draws // 2, size)
@@ -123,7 +123,7 @@ def split_r_hat(points: Float[Array, "C S P"]) -> Float[Array, " P"]:
 
 
 def from_numpyro(mcmc, model=None, data=None) -> DrawsPosterior:
-    """The belief of a run of NumPyro's `MCMC`: as if a backend had returned it, with the warnings that `HMC` gives.
+    """Posterior from a finished run of NumPyro's `MCMC`, with the same warnings as a fit with `HMC`.
 
     Args:
         mcmc: after `mcmc.run(key, data)`. Its `extra_fields`, such as "num_steps" and "energy", become sample_stats.
@@ -145,29 +145,30 @@ def from_numpyro(mcmc, model=None, data=None) -> DrawsPosterior:
         if model is None:
             raise ValueError("from_numpyro: the sampler was built from a potential_fn; pass the model it samples.")
     if data is None:
-        given = getattr(mcmc, "_args", ())
-        if len(given) != 1:
-            raise ValueError(f"from_numpyro: the run had {len(given)} arguments; pass the data= that the model takes.")
-        data = given[0]
+        arguments = getattr(mcmc, "_args", ())
+        if len(arguments) != 1:
+            got = f"the run had {len(arguments)} arguments"
+            raise ValueError(f"from_numpyro: {got}; pass the data= that the model takes.")
+        data = arguments[0]
     if isinstance(model, Dynamics):
         data = prepared(model, data)
     samples = mcmc.get_samples(group_by_chain=True)
     with jax.enable_x64(True):
         samples, data = doubles((dict(samples), data))
         space = UnconstrainedSpace.of(model, data)
-        points = _points(space, model, data, samples)
-        found = mcmc.get_extra_fields(group_by_chain=True)
-        stats = {ours: jnp.asarray(found[name]) for name, ours in STATS.items() if name in found}
-        if "potential_energy" in found:
-            stats["lp"] = -jnp.asarray(found["potential_energy"], float)
+        points = _checked_points(space, model, data, samples)
+        fields = mcmc.get_extra_fields(group_by_chain=True)
+        stats = {arviz_name: jnp.asarray(fields[name]) for name, arviz_name in STATS.items() if name in fields}
+        if "potential_energy" in fields:
+            stats["lp"] = -jnp.asarray(fields["potential_energy"], float)
         name = f"NumPyro {type(mcmc.sampler).__name__}"
-        posterior = DrawsPosterior(model, data, space, points, stats, ended(points, stats), name)
+        posterior = DrawsPosterior(model, data, space, points, stats, chain_status(points, stats), name)
     raise_or_warn(posterior, name)
     return posterior
 
 
 def unconstrained(space: UnconstrainedSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
-    """Draws (C, S, ...) of the model's sites as points of its virtual space."""
+    """Points of unconstrained space for draws (C, S, ...) of the model's sites."""
     model, *args = latent_part(model, data)
 
     def point(sites):
@@ -177,15 +178,20 @@ def unconstrained(space: UnconstrainedSpace, model, data, samples: dict[str, Arr
     return jax.vmap(jax.vmap(point))(samples)
 
 
-def _points(space: UnconstrainedSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
-    """The same of draws from elsewhere: they may not fit."""
+def _checked_points(space: UnconstrainedSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
+    """Points of unconstrained space for draws of another run; errors where these do not fit the model."""
     if missing := [name for name in space.names if name not in samples]:
         raise KeyError(
             f"from_numpyro: the run has no draws of {', '.join(map(repr, missing))}.{closest(missing[0], samples)}"
         )
     run, *args = latent_part(model, data)
     samples = {name: samples[name] for name in space.names}
-    shapes = jax.eval_shape(lambda k: _values(handlers.seed(run, k), args, space.names), jax.random.key(0))
+
+    def values_of_a_draw(key):
+        trace = handlers.trace(handlers.seed(run, key)).get_trace(*args)
+        return {name: trace[name]["value"] for name in space.names}
+
+    shapes = jax.eval_shape(values_of_a_draw, jax.random.key(0))
     for name, values in samples.items():
         if values.shape[2:] != shapes[name].shape:
             raise ValueError(
@@ -194,15 +200,10 @@ def _points(space: UnconstrainedSpace, model, data, samples: dict[str, Array]) -
             )
     points = jax.jit(lambda samples: unconstrained(space, model, data, samples))(samples)
     if not np.isfinite(points).all():
-        wrong = space.where(lambda name: True) & ~np.isfinite(points).all(axis=(0, 1))
-        names = [name for name in space.names if np.any(wrong & space.where(name.__eq__))]
+        nonfinite = ~np.isfinite(points).all(axis=(0, 1))
+        names = [name for name in space.names if np.any(nonfinite & space.where(name.__eq__))]
         raise ValueError(
             f"from_numpyro: draws of {', '.join(names)} are not finite, or lie outside the support of the model's "
             "priors."
         )
     return points
-
-
-def _values(model, args, names) -> dict[str, Array]:
-    trace = handlers.trace(model).get_trace(*args)
-    return {name: trace[name]["value"] for name in names}

@@ -1,4 +1,4 @@
-"""Ensembles: a belief as a few members, each the mode of a density of its own."""
+"""Ensembles: a posterior as a few members, each the mode of its own density."""
 
 from collections.abc import Callable
 
@@ -20,13 +20,13 @@ from physppl.posterior.base import MEAN_DRAWS, of_program
 from physppl.posterior.posterior import Posterior
 from physppl.posterior.verdict import status_reasons
 
-FEW = 300  # parameters up to which Newton's linear algebra is the cheaper search
-DRAWS = 15  # of the prior, at least, from which its sds are taken
-SAME = 1e-6  # in virtual space: members no further apart than this are one
+MAX_NEWTON_SIZE = 300  # parameters up to which Newton's linear algebra is cheaper than Adam
+DRAWS = 15  # prior draws, at least, from which the prior's sds are estimated
+SAME = 1e-6  # distance in unconstrained space below which members count as equal
 
 
 class Ensemble(Backend["EnsemblePosterior"]):
-    """A few members instead of a distribution: each the mode of its own density, all found side by side.
+    """A few members instead of a distribution, each the mode of its own density, all searched in parallel.
 
     Takes any NumPyro model: physics, physics with a residual, and networks alone (`residual(..., weights="all")`). The
     noise is a site like any other, learned by every member, one sd per output, and bounded as its prior is:
@@ -44,7 +44,7 @@ class Ensemble(Backend["EnsemblePosterior"]):
 
     def __check_init__(self):
         if self.members < 2:
-            raise ValueError(f"Ensemble needs members >= 2 to tell how they differ; got {self.members}.")
+            raise ValueError(f"Ensemble needs members >= 2 to have a spread; got {self.members}.")
         if not isinstance(self.diversity, Diversity):
             raise TypeError(
                 f"Ensemble: diversity must be Anchored(), Bootstrap() or RandomStarts(); got {self.diversity!r}."
@@ -54,23 +54,23 @@ class Ensemble(Backend["EnsemblePosterior"]):
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> "EnsemblePosterior":
         space = UnconstrainedSpace.of(model, data)
-        search = self.search or (Newton() if space.size <= FEW else Adam())
+        search = self.search or (Newton() if space.size <= MAX_NEWTON_SIZE else Adam())
         draw_key, member_key, search_key = jax.random.split(key, 3)
         keys = jax.random.split(draw_key, max(self.members, DRAWS))
         draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
         joint, keys = Joint(space, model, data), jax.random.split(member_key, self.members)
         members = jax.vmap(lambda k, draw: self.diversity.member(k, joint, draw))(keys, draws[: self.members])
-        found = search.run(search_key, joint, members, draws, self.diversity.near)
-        status = jnp.where(jnp.all(found.converged), Status.OK, Status.NOT_CONVERGED)
-        status = jnp.where(jnp.all(jnp.isfinite(found.log_joint)), status, Status.NONFINITE)
-        return EnsemblePosterior(model, data, space, found.points, found.log_joint, status)
+        modes = search.run(search_key, joint, members, draws, self.diversity.near)
+        status = jnp.where(jnp.all(modes.converged), Status.OK, Status.NOT_CONVERGED)
+        status = jnp.where(jnp.all(jnp.isfinite(modes.log_joint)), status, Status.NONFINITE)
+        return EnsemblePosterior(model, data, space, modes.points, modes.log_joint, status)
 
 
 class EnsemblePosterior(DrawsPosterior):
-    """A belief held by its members, equally weighted.
+    """Equally weighted members.
 
     Attributes:
-        log_joint: of each member (K,), by its own density.
+        log_joint: log density of each member (K,), by its own density.
     """
 
     log_joint: Float[Array, " K"]
@@ -83,50 +83,52 @@ class EnsemblePosterior(DrawsPosterior):
         return status_reasons(self.status), {}
 
     def facts(self) -> dict[str, float]:
-        """`spread`: sd between members in virtual space, root mean square over the program's parameters."""
-        apart = np.std(np.asarray(self.points[0])[:, of_program(self.space)], axis=0, ddof=1)
+        """`spread`: sd between members in unconstrained space, root mean square over the program's parameters."""
+        sd = np.std(np.asarray(self.points[0])[:, of_program(self.space)], axis=0, ddof=1)
         return {
             "members": float(self.points.shape[1]),
-            "spread": float(np.sqrt(np.mean(apart**2))),
+            "spread": float(np.sqrt(np.mean(sd**2))),
             "log_joint": float(np.mean(np.asarray(self.log_joint))),
         }
 
     def _several(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
-        """Each member as often as any other, as far as the numbers allow, in random order."""
+        """Members in random order, each as often as any other, plus or minus one."""
         member_key, recording_key = jax.random.split(key)
         order = jax.random.permutation(member_key, self.points.shape[1])
-        chosen = self.points[0][order[jnp.arange(count) % len(order)]]
-        return jax.vmap(self._of_a_recording)(jax.random.split(recording_key, count), chosen)
+        points = self.points[0][order[jnp.arange(count) % len(order)]]
+        return jax.vmap(self._in_new_recording)(jax.random.split(recording_key, count), points)
 
     def _mean(self) -> AbstractTransition:
-        """The average of all members where they are few."""
+        """Average over members, at most MEAN_DRAWS of them."""
         members = self._several(jax.random.key(0), min(self.points.shape[1], MEAN_DRAWS))
         first = jax.tree.map(lambda x: x[0], members)
         return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
 
     def _entropy(self) -> Float[Array, ""]:
-        """Of a Gaussian with the members' sds, and with their correlations shrunk towards none: members are few.
+        """Entropy of a Gaussian with the members' sds and their correlations shrunk towards zero.
 
-        By how much is the oracle approximation of Y. Chen et al., IEEE Trans. Signal Processing 58, 2010. Of no
-        members' covariance could the determinant be anything but zero where parameters are more than they.
+        Without shrinkage the covariance is singular where there are more parameters than members. The weight is the
+        oracle approximating shrinkage (OAS) of Y. Chen et al., IEEE Trans. Signal Processing 58, 2010, equation 23:
+        rho = min(1, ((1 - 2/p) tr(S^2) + tr(S)^2) / ((n + 1 - 2/p) (tr(S^2) - tr(S)^2 / p))), S the correlation
+        matrix, tr(S) = p.
         """
         points = self.points[0][:, np.flatnonzero(of_program(self.space))]
         count, size = points.shape
         centred = points - jnp.mean(points, axis=0)
         sd = jnp.sqrt(jnp.sum(centred**2, axis=0) / (count - 1) + SAME**2)
-        of_correlation = jnp.linalg.svd(centred / sd, compute_uv=False) ** 2 / (count - 1)
-        square = jnp.sum(of_correlation**2)
-        certain = (count + 1 - 2 / size) * jnp.maximum(square - size, 1e-12)
-        shrunk = jnp.minimum(1.0, ((1 - 2 / size) * square + size**2) / certain)
-        values = jnp.concatenate([of_correlation, jnp.zeros(max(size - count, 0))]) * (1 - shrunk) + shrunk
-        return jnp.sum(jnp.log(sd)) + 0.5 * jnp.sum(jnp.log(values)) + 0.5 * size * (1 + jnp.log(2 * jnp.pi))
+        eigenvalues = jnp.linalg.svd(centred / sd, compute_uv=False) ** 2 / (count - 1)  # of the correlation matrix
+        square = jnp.sum(eigenvalues**2)
+        denominator = (count + 1 - 2 / size) * jnp.maximum(square - size, 1e-12)
+        shrinkage = jnp.minimum(1.0, ((1 - 2 / size) * square + size**2) / denominator)
+        shrunk = jnp.concatenate([eigenvalues, jnp.zeros(max(size - count, 0))]) * (1 - shrinkage) + shrinkage
+        return jnp.sum(jnp.log(sd)) + 0.5 * jnp.sum(jnp.log(shrunk)) + 0.5 * size * (1 + jnp.log(2 * jnp.pi))
 
 
 def disagreement(posterior: Posterior, states, actions, t=0.0) -> Float[Array, "*B D"]:
-    """Sd between a belief's functions of each output (..., D), in units of the coordinates' scales; noise left out.
+    """Epistemic sd of each output (..., D), in units of the coordinates' scales: process noise excluded.
 
-    Of an ensemble it is the sd between the means of its members; of other beliefs, what their functions differ by. What
-    an outcome would tell, in nats and jointly, is `posterior.information_gain`.
+    Of an ensemble it is the sd between the means of its members; of other posteriors, the sd between functions drawn.
+    The information in an outcome, in nats and jointly over inputs, is `posterior.information_gain`.
     """
     _, factor = posterior.basis(states, actions, t)
     return jnp.linalg.norm(factor, axis=-1) / jnp.asarray(posterior.model.state.scale, factor.dtype)
@@ -135,17 +137,17 @@ def disagreement(posterior: Posterior, states, actions, t=0.0) -> Float[Array, "
 def widest_disagreement(posterior: Posterior, states, actions, t=0.0) -> Float[Array, " *B"]:
     """Largest distance between the means of two members (...), in units of the coordinates' scales.
 
-    Where it exceeds a threshold, a rollout has left what the data say (R. Kidambi et al., "MOReL", NeurIPS 2020).
+    Where it exceeds a threshold, a rollout has left the region of the data (R. Kidambi et al., "MOReL", NeurIPS 2020).
 
     Raises:
-        TypeError: for other beliefs, whose draws lie as far apart as there are many.
+        TypeError: for other posteriors, for which the largest distance grows with the number of draws.
     """
     if not isinstance(posterior, EnsemblePosterior):
         raise TypeError(
-            f"widest_disagreement is of the members of an ensemble; got a belief by {posterior.method}. Of any belief: "
-            "disagreement."
+            f"widest_disagreement compares the members of an ensemble; got a posterior by {posterior.method}. For any "
+            "posterior use `disagreement`."
         )
-    _, factor = posterior.basis(states, actions, t)  # of K members (..., D, K): deviations over sqrt(K - 1)
+    _, factor = posterior.basis(states, actions, t)  # (..., D, K): deviations of K members over sqrt(K - 1)
     scale = jnp.asarray(posterior.model.state.scale, factor.dtype)
     members = factor * jnp.sqrt(factor.shape[-1] - 1.0) / scale[:, None]
     return jnp.max(jnp.linalg.norm(members[..., :, None] - members[..., None, :], axis=-3), axis=(-2, -1))

@@ -1,8 +1,8 @@
-"""Type-II maximum likelihood: what has no prior, and the noises, at the maximum of Laplace's evidence.
+"""Type-II maximum likelihood: noise sds and `param` sites at the maximum of Laplace's evidence.
 
-In the joint mode the bias of a noise grows with the number of weights beside it, and features have no prior to hold
-them. So both are chosen by what they make of the data once the weights are integrated out (D. MacKay, Neural
-Computation 4, 1992; A. Immer et al., ICML 2021).
+At the joint mode the bias of a noise sd grows with the number of weights, and features have no prior that regularises
+them. So both maximise the marginal likelihood, with the weights integrated out (D. MacKay, Neural Computation 4, 1992;
+A. Immer et al., ICML 2021).
 """
 
 from collections.abc import Callable
@@ -24,14 +24,14 @@ from physppl.dynamics import Dynamics
 
 
 class EvidenceMode(NamedTuple):
-    """Hyperparameters at the maximum, and the mode of all else there."""
+    """Hyperparameters at the maximum of the evidence (`space.params`), and the mode of all sites given them."""
 
     space: UnconstrainedSpace
     mode: Mode
 
 
 def free_space(key, model: Callable, data) -> tuple[UnconstrainedSpace, dict[str, Any]]:
-    """A model's space with its `param` sites at initial values, and the map of each from all reals."""
+    """The model's unconstrained space with `param` sites at initial values, and each one's bijection from the reals."""
     run, *args = latent_part(model, data)
     trace = handlers.trace(handlers.seed(run, key)).get_trace(*args)
     params = {name: site for name, site in trace.items() if site["type"] == "param"}
@@ -41,36 +41,36 @@ def free_space(key, model: Callable, data) -> tuple[UnconstrainedSpace, dict[str
 
 
 def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, search: int = 100) -> EvidenceMode:
-    """Climb the evidence with Adam, the weights always one Newton step behind; then find their mode to the end.
+    """Maximise the evidence with Adam, the weights following by one Newton step each; then search their mode.
 
-    The evidence is that of the local quadratic, whose maximum need not be where the weights are: for programs linear in
-    them it is exact at every step, and so is its slope. What curvature owes to the motion of a nonlinear program's
-    mode is left out, as Immer et al. do.
+    With log joint density l, gradient g and curvature H at the current weights, the evidence of the local quadratic is
+    l + g' H^-1 g / 2 - log det(H) / 2, up to a constant: exact, with its gradient, for programs linear in the weights.
+    The derivative of H through the motion of a nonlinear program's mode is neglected, as by Immer et al.
 
     Args:
         steps: of Adam; the first few only let the weights settle.
-        rate: its step, in the hyperparameters' unconstrained coordinates; it falls to zero along a cosine.
+        rate: step size, in the hyperparameters' unconstrained coordinates; it falls to zero along a cosine.
         search: evaluations at most of the search for the mode.
     """
     param_key, prior_key = jax.random.split(key)
     space, maps = free_space(param_key, model, data)
     noises = np.flatnonzero(space.where(NOISES.__contains__))
-    others = np.setdiff1d(np.arange(space.size), noises)
+    parameters = np.setdiff1d(np.arange(space.size), noises)
     draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(prior_key, 63))
     unit, start = unit_of(draws), jnp.median(draws, axis=0)
 
-    def at(params) -> UnconstrainedSpace:
+    def space_at(params) -> UnconstrainedSpace:
         return space.holding({k: maps[k](v) for k, v in params.items()})
 
     def objective(hyper, z):
         z = z.at[noises].set(hyper["noise"])
-        log_joint, gradient, curvature = local(at(hyper["params"]), model, data, z, noises_held=True)
-        lower = jnp.linalg.cholesky(curvature[np.ix_(others, others)])
-        white = solve_triangular(lower, gradient[others], lower=True)  # of a vector: a fifth of an inverse's time
+        log_joint, gradient, curvature = local(space_at(hyper["params"]), model, data, z, noises_held=True)
+        lower = jnp.linalg.cholesky(curvature[np.ix_(parameters, parameters)])
+        white = solve_triangular(lower, gradient[parameters], lower=True)  # a fifth of the time of an inverse
         step = solve_triangular(lower, white, lower=True, trans=1)
-        later = z.at[others].add(jnp.clip(step, -3 * unit[others], 3 * unit[others]))
+        candidate = z.at[parameters].add(jnp.clip(step, -3 * unit[parameters], 3 * unit[parameters]))
         evidence = log_joint + 0.5 * white @ white - jnp.sum(jnp.log(jnp.diagonal(lower)))
-        return -evidence, jax.lax.stop_gradient(later)
+        return -evidence, jax.lax.stop_gradient(candidate)
 
     settle = min(10, steps // 2)
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, settle, max(steps, 1))
@@ -78,21 +78,21 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
 
     def climb(carry, _):
         hyper, state, z = carry
-        (loss, later), slope = jax.value_and_grad(objective, has_aux=True)(hyper, z)
-        usable = jnp.isfinite(loss) & jnp.all(jnp.isfinite(later))
+        (loss, candidate), slope = jax.value_and_grad(objective, has_aux=True)(hyper, z)
+        usable = jnp.isfinite(loss) & jnp.all(jnp.isfinite(candidate))
         usable &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(slope)]))
-        change, following = optimiser.update(slope, state)
-        moved = (optax.apply_updates(hyper, change), following, later)
-        return jax.tree.map(lambda new, old: jnp.where(usable, new, old), moved, carry), None
+        change, next_state = optimiser.update(slope, state)
+        proposal = (optax.apply_updates(hyper, change), next_state, candidate)
+        return jax.tree.map(lambda new, old: jnp.where(usable, new, old), proposal, carry), None
 
     hyper = {"noise": start[noises], "params": {k: maps[k].inv(v) for k, v in space.params.items()}}
     (hyper, _, z), _ = jax.lax.scan(climb, (hyper, optimiser.init(hyper), start), length=steps)
-    space = at(hyper["params"])
+    space = space_at(hyper["params"])
     z = z.at[noises].set(hyper["noise"])
 
-    def held(z) -> Local:
-        """The density, with no slope along the noises: the search leaves them where they are."""
-        found = local(space, model, data, z)
-        return found._replace(gradient=found.gradient.at[noises].set(0.0))
+    def with_fixed_noises(z) -> Local:
+        """Local density with no gradient along the noises, so that the search does not move them."""
+        density = local(space, model, data, z)
+        return density._replace(gradient=density.gradient.at[noises].set(0.0))
 
-    return EvidenceMode(space, find_mode(held, z[None], unit, search))
+    return EvidenceMode(space, find_mode(with_fixed_noises, z[None], unit, search))

@@ -1,8 +1,8 @@
-"""The algebra of function-space inference: arrays in, arrays out, no model in sight.
+"""The linear algebra of function-space inference, on arrays alone.
 
 Functions are f(x) = Phi(x) w with Gaussian weights w; a function prior is Gaussian at M points of a measure rho, with
-mean (M, D) and factor (M, D, R), whose outer product is its covariance. Outputs are in units of their scales. A belief
-about weights is a mean and a factor too, so that a covariance without full rank needs no inverse.
+mean (M, D) and factor (M, D, R), whose outer product is its covariance. Outputs are in units of their scales. A
+distribution over weights is a mean and a factor too, so that a singular covariance needs no inverse.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from physppl.internal import gaussians
 
 
-class Points(NamedTuple):
+class PriorPoints(NamedTuple):
     """A Gaussian function prior at M points, and the features there."""
 
     features: Float[Array, "M D P"]
@@ -29,14 +29,17 @@ class Points(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """N(mean, factor factor')."""
+    """The distribution N(mean, factor factor') of the weights."""
 
     mean: Float[Array, " P"]
     factor: Float[Array, "P K"]
 
 
-class Told(NamedTuple):
-    """What data tell of weights mean + factor e, e standard normal: sums over rows, of each output by itself."""
+class SufficientStatistics(NamedTuple):
+    """Sums over the data's rows that determine the posterior of e in weights = mean + factor e, e standard normal.
+
+    With rows Psi = Phi factor and residuals r = y - Phi mean of each output: Psi' Psi, Psi' r, r' r and the count.
+    """
 
     gram: Float[Array, "D K K"]
     slope: Float[Array, "D K"]
@@ -44,33 +47,33 @@ class Told(NamedTuple):
     rows: Float[Array, ""]
 
 
-def regression(features: Float[Array, "M D P"], values: Float[Array, "M D K"], ridge: float) -> Float[Array, "P K"]:
-    """Weights of least squares for each column; two rounds of refinement take out what the ridge bends.
+def least_squares(features: Float[Array, "M D P"], values: Float[Array, "M D K"], ridge: float) -> Float[Array, "P K"]:
+    """Least-squares weights for each column; two rounds of iterative refinement remove the ridge's bias.
 
     Args:
-        ridge: in units of the features' mean square, small: it bounds weights in directions that features lack.
+        ridge: relative to the features' mean square, small: it bounds weights in directions that features do not span.
     """
     tall, targets = features.reshape(-1, features.shape[-1]), values.reshape(-1, values.shape[-1])
     gram, slope = tall.T @ tall, tall.T @ targets
-    lower = jnp.linalg.cholesky(ridged(gram, ridge))
+    lower = jnp.linalg.cholesky(add_ridge(gram, ridge))
     weights = cho_solve((lower, True), slope)
     for _ in range(2):
         weights = weights + cho_solve((lower, True), slope - gram @ weights)
     return weights
 
 
-def missed(points: Points, weights: Weights) -> tuple[Float[Array, "M D"], Float[Array, "M D K"]]:
-    """What of the prior's mean and of its factor the weights do not reproduce."""
+def prior_residuals(points: PriorPoints, weights: Weights) -> tuple[Float[Array, "M D"], Float[Array, "M D K"]]:
+    """Residuals of the prior's mean and factor after projection on the features."""
     return points.mean - points.features @ weights.mean, points.factor - points.features @ weights.factor
 
 
-def missing_variance(points: Points, weights: Weights) -> Float[Array, " D"]:
-    """Mean square over the points, (D,), of the part of the prior's functions that the weights do not reproduce."""
-    mean, factor = missed(points, weights)
+def residual_variance(points: PriorPoints, weights: Weights) -> Float[Array, " D"]:
+    """Mean square over the points, (D,), of the prior's functions outside the span of the features."""
+    mean, factor = prior_residuals(points, weights)
     return jnp.mean(mean**2 + jnp.sum(factor**2, axis=-1), axis=0)
 
 
-def spread(features: Float[Array, "M D P"], variance: Float[Array, " D"]) -> Float[Array, " P"]:
+def independent_sds(features: Float[Array, "M D P"], variance: Float[Array, " D"]) -> Float[Array, " P"]:
     """Sds of independent weights that give the functions this variance (D,), on average over the points.
 
     Each weight serves the outputs in proportion to its features there; exact where it serves one.
@@ -81,7 +84,7 @@ def spread(features: Float[Array, "M D P"], variance: Float[Array, " D"]) -> Flo
 
 
 class Slack(eqx.Module):
-    """A Gaussian process that is added to the function prior: what the prior's functions may lack.
+    """A Gaussian process added to the function prior, for discrepancies that the prior's functions cannot represent.
 
     Independent between outputs, squared exponential (the sim-to-real prior of SIM-FSVGD, J. Rothfuss et al., 2024).
 
@@ -101,10 +104,10 @@ class Slack(eqx.Module):
             raise ValueError(f"Slack needs lengthscale > 0 and scale > 0; got {self.lengthscale} and {self.scale}.")
 
     def factor(self, inputs: Float[Array, "M I"], outputs: int) -> Float[Array, "M D K"]:
-        """Of its covariance at points, K = M D columns.
+        """Factor of the covariance at points, with K = M D columns.
 
         Raises:
-            ValueError: where there are other outputs than scales.
+            ValueError: where the number of scales is not that of outputs.
         """
         if np.ndim(self.scale) and np.shape(self.scale) != (outputs,):
             raise ValueError(f"Slack: scale has {np.size(self.scale)} entries; the state has {outputs} coordinates.")
@@ -116,7 +119,7 @@ class Slack(eqx.Module):
 
 
 def typical(factor: Float[Array, "M D R"]) -> Float[Array, " D"]:
-    """Root-mean-square prior sd of each output over the points; of a prior without any, a small number."""
+    """Root-mean-square prior sd of each output over the points, plus 1e-8 for a prior of zero variance."""
     return jnp.sqrt(jnp.mean(jnp.sum(factor**2, axis=-1), axis=0)) + 1e-8
 
 
@@ -126,37 +129,40 @@ def local_sd(factor: Float[Array, "M D R"]) -> Float[Array, "M D"]:
 
 
 def square_factor(factor: Float[Array, "P K"]) -> Float[Array, "P P"]:
-    """A triangular factor of the same covariance."""
+    """Square triangular factor of the same covariance."""
     size, columns = factor.shape
     lower = jnp.linalg.qr(factor.T, mode="r").T
     return lower if columns >= size else jnp.pad(lower, ((0, 0), (0, size - columns)))
 
 
-def told(
+def sufficient_statistics(
     weights: Weights, features: Float[Array, "N D P"], values: Float[Array, "N D"], valid: Float[Array, " N"]
-) -> Told:
-    """Sums over the rows of data that count."""
+) -> SufficientStatistics:
+    """Sufficient statistics of the valid rows of the data."""
     design = jnp.swapaxes(features @ weights.factor, 0, 1)  # (D, N, K)
-    rest = ((values - features @ weights.mean) * valid[:, None]).T
+    residuals = ((values - features @ weights.mean) * valid[:, None]).T
     gram = jnp.swapaxes(design * valid[:, None], 1, 2) @ design
-    return Told(gram, jnp.einsum("dnk,dn->dk", design, rest), jnp.sum(rest**2, axis=1), jnp.sum(valid))
+    slope, square = jnp.einsum("dnk,dn->dk", design, residuals), jnp.sum(residuals**2, axis=1)
+    return SufficientStatistics(gram, slope, square, jnp.sum(valid))
 
 
-def conditioned(told: Told, noise: Float[Array, " D"]) -> tuple[Float[Array, " K"], Float[Array, "K K"]]:
-    """Mean and precision of the standard normal e after data: the update needs no inverse of a prior covariance."""
-    precision = jnp.eye(told.slope.shape[1]) + jnp.tensordot(noise**-2, told.gram, 1)
+def conditioned(
+    statistics: SufficientStatistics, noise: Float[Array, " D"]
+) -> tuple[Float[Array, " K"], Float[Array, "K K"]]:
+    """Posterior mean and precision of e, standard normal before data; no prior covariance is inverted."""
+    precision = jnp.eye(statistics.slope.shape[1]) + jnp.tensordot(noise**-2, statistics.gram, 1)
     lower = jnp.linalg.cholesky(precision)
-    return cho_solve((lower, True), noise**-2 @ told.slope), precision
+    return cho_solve((lower, True), noise**-2 @ statistics.slope), precision
 
 
-def log_evidence(told: Told, noise: Float[Array, " D"]) -> Float[Array, ""]:
+def log_evidence(statistics: SufficientStatistics, noise: Float[Array, " D"]) -> Float[Array, ""]:
     """Log marginal density of the values, in units of their scales."""
-    mean, precision = conditioned(told, noise)
-    square = jnp.sum(told.square / noise**2 + told.rows * jnp.log(2 * jnp.pi * noise**2))
+    mean, precision = conditioned(statistics, noise)
+    square = jnp.sum(statistics.square / noise**2 + statistics.rows * jnp.log(2 * jnp.pi * noise**2))
     return -0.5 * (square - mean @ precision @ mean) - gaussians.half_log_det(precision)
 
 
-def learned(
+def learn_features(
     features: Callable[[Array], Float[Array, "M F"]],
     start: Array,
     targets: Float[Array, "M K"],
@@ -164,46 +170,44 @@ def learned(
     rate: float,
     ridge: float = 1e-8,
 ) -> Array:
-    """Parameters of features that span the targets: Adam on the log mean square of what least squares leaves.
+    """Parameters of features that span the targets: Adam on the log mean squared residual of least squares.
 
     The weights are eliminated at every step (variable projection: G. Golub, V. Pereyra, SIAM J. Numerical Analysis 10,
-    1973).
+    1973). At their minimum the loss has no derivative in them, so they are constants of the gradient.
     """
 
     def loss(hidden):
         units = features(hidden)
-        held = jax.lax.stop_gradient(units)  # at the minimum over weights the slope in them vanishes
-        lower = jnp.linalg.cholesky(ridged(held.T @ held, ridge))
-        rest = targets - units @ cho_solve((lower, True), held.T @ targets)
-        return jnp.log(jnp.mean(rest**2) + 1e-12)
+        constant = jax.lax.stop_gradient(units)
+        lower = jnp.linalg.cholesky(add_ridge(constant.T @ constant, ridge))
+        residuals = targets - units @ cho_solve((lower, True), constant.T @ targets)
+        return jnp.log(jnp.mean(residuals**2) + 1e-12)
 
     optimiser = optax.adam(optax.cosine_decay_schedule(rate, max(steps, 1)))
 
     def climb(carry, _):
         hidden, state = carry
         slope = jax.grad(loss)(hidden)
-        change, following = optimiser.update(slope, state)
+        change, state = optimiser.update(slope, state)
         usable = jnp.all(jnp.isfinite(slope))
-        carry = jax.tree.map(
-            lambda new, old: jnp.where(usable, new, old), (optax.apply_updates(hidden, change), following), carry
-        )
-        return carry, None
+        proposal = (optax.apply_updates(hidden, change), state)
+        return jax.tree.map(lambda new, old: jnp.where(usable, new, old), proposal, carry), None
 
     (hidden, _), _ = jax.lax.scan(climb, (start, optimiser.init(start)), length=steps)
     return hidden
 
 
-def in_units(points: Points, sd: Float[Array, "M D"]) -> Points:
-    """Each output at each point divided by a number."""
-    return Points(points.features / sd[..., None], points.mean / sd, points.factor / sd[..., None])
+def scaled(points: PriorPoints, sd: Float[Array, "M D"]) -> PriorPoints:
+    """Prior and features with each output at each point divided by `sd`."""
+    return PriorPoints(points.features / sd[..., None], points.mean / sd, points.factor / sd[..., None])
 
 
-def regressed(points: Points, ridge: float) -> Weights:
-    """The prior's mean and factor by least squares on the features."""
-    both = regression(points.features, jnp.concatenate([points.mean[..., None], points.factor], axis=-1), ridge)
+def regress_prior(points: PriorPoints, ridge: float) -> Weights:
+    """Least-squares weights of the prior's mean and factor on the features."""
+    both = least_squares(points.features, jnp.concatenate([points.mean[..., None], points.factor], axis=-1), ridge)
     return Weights(both[:, 0], both[:, 1:])
 
 
-def ridged(gram: Float[Array, "P P"], ridge: float) -> Float[Array, "P P"]:
-    """With `ridge` times its mean diagonal added."""
+def add_ridge(gram: Float[Array, "P P"], ridge: float) -> Float[Array, "P P"]:
+    """Add `ridge` times the mean diagonal to the diagonal."""
     return gram + ridge * jnp.trace(gram) / len(gram) * jnp.eye(len(gram))

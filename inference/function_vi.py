@@ -1,4 +1,4 @@
-"""Function-space inference: a belief about a network whose prior is a belief about functions."""
+"""Function-space variational inference: the posterior of a network whose prior is given over functions."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -18,9 +18,9 @@ from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.inference import function_space as algebra
 from physppl.inference.function_objectives import FunctionObjective, Printed, Projected
-from physppl.inference.function_space import Points, Slack, Told, Weights
+from physppl.inference.function_space import PriorPoints, Slack, SufficientStatistics, Weights
 from physppl.inference.laplace import Laplace, LaplacePosterior
-from physppl.inference.network import NAME, Network, behind, bound
+from physppl.inference.network import NAME, Network, original, to_dynamics
 from physppl.internal import gaussians
 from physppl.internal.precision import doubles
 from physppl.language.noise import PROCESS
@@ -28,31 +28,31 @@ from physppl.posterior.backend import Backend, empty, fit, union
 from physppl.posterior.posterior import Posterior
 from physppl.posterior.verdict import DOUBTFUL, Figures, Reason
 
-SHOWN = 16  # functions of the prior that features are learned from
-MISSED = 0.1  # of a function prior's variance: a network with less cannot say within a tenth how sure the prior is
-SEARCHES, EVALUATIONS = 4, 60  # for a noise that is not known
+TARGETS = 16  # prior functions that the features are trained to span
+MISSED = 0.1  # share of a function prior's variance that features may miss before its sds are off by a tenth
+SEARCHES, EVALUATIONS = 4, 60  # of the search for an unknown noise
 
 
 class FunctionSpaceVI(Backend["FunctionPosterior"]):
-    """A network whose prior is a belief about functions (NLM-SIM2GP-FS of the SIM2GP paper).
+    """A network whose prior is a distribution over functions (NLM-SIM2GP-FS of the SIM2GP paper).
 
-    The function prior, by default the model's own belief before data, is turned into a Gaussian prior over the weights
-    of a network's last layer, coupled over outputs; data update it. The belief is about that network as dynamics:
-    `posterior.model` is another Dynamics than the model, with its spaces, step and process noise.
+    The function prior, by default the model's own prior, is turned into a Gaussian prior over the weights of a
+    network's last layer, coupled over outputs; data update it. The posterior is that of the network as dynamics:
+    `posterior.model` is another Dynamics than the model, with the same spaces, step and process noise.
 
     Attributes:
         function_prior: any Posterior in the model's spaces, taken by its `basis`: exact moments where it is Gaussian,
             those of its draws elsewhere. "prior": `Laplace().prior` of the model. "conditioned": `Laplace` of the model
-            on the data, as the paper may have meant; they then count twice, and the belief is surer than it may be.
+            on the data, as the paper may have meant; the data then count twice, and the posterior is too narrow.
         width, depth: of the network.
-        features: fixed ones in its place: (state, action) -> (F,) for every output, or (D, P).
-        measure: over inputs, where the network should be what the prior says.
-        points: drawn from it.
+        features: fixed features in place of the network: (state, action) -> (F,) for every output, or (D, P).
+        measure: distribution over inputs at which the network should match the function prior.
+        points: inputs drawn from the measure.
         objective: `Projected()`, `JointKL()`, or `Printed()`, which is Equation 4 of the paper and collapses.
-        slack: a Gaussian process that is added to the function prior: without it a network that is sure of its physics
-            stays so.
-        steps, rate: of Adam, by which the hidden layers learn to span functions of the prior; 0 steps leave them
-            random. Data are not looked at.
+        slack: a Gaussian process added to the function prior; without it a network with a narrow physics prior cannot
+            represent errors of the physics.
+        steps, rate: of Adam, which trains the hidden layers to span functions of the prior; 0 steps leave them
+            random. Data are not used.
     """
 
     function_prior: Posterior | Literal["prior", "conditioned"] = "prior"
@@ -77,9 +77,9 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
             ("objective", FunctionObjective, "Projected()"),
             ("slack", Slack, "Slack(lengthscale=1.0, scale=0.01)"),
         ):
-            given = getattr(self, name)
-            if not isinstance(given, kind) and not (given is None and name == "slack"):
-                raise TypeError(f"FunctionSpaceVI: {name} must be such as {example}; got {type(given).__name__}.")
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (value is None and name == "slack"):
+                raise TypeError(f"FunctionSpaceVI: {name} must be such as {example}; got {type(value).__name__}.")
         if not isinstance(self.function_prior, Posterior) and self.function_prior not in ("prior", "conditioned"):
             raise TypeError(
                 "FunctionSpaceVI: function_prior must be a Posterior, such as Laplace().prior(key, model), 'prior' or "
@@ -87,23 +87,23 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
             )
 
     def network(self, model: Dynamics) -> Dynamics:
-        """The dynamics that beliefs are about; what `physppl.load` takes to read one."""
-        return bound(Network(behind(model), self.width, self.depth, self.features))
+        """The network as Dynamics, the model of the posteriors; `physppl.load` needs it to read one."""
+        return to_dynamics(Network(original(model), self.width, self.depth, self.features))
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> "FunctionPosterior":
-        """The belief; raises TypeError and ValueError where model, data or function prior do not go together."""
+        """Fit; raises TypeError and ValueError where model, data and function prior do not match."""
         if not isinstance(model, Dynamics) or not isinstance(data, Transitions):
             raise TypeError(
                 "FunctionSpaceVI takes a Dynamics and Transitions; got "
-                f"{type(model).__name__} and {type(data).__name__}. Of recordings, use Laplace or HMC."
+                f"{type(model).__name__} and {type(data).__name__}. For recordings use Laplace or HMC."
             )
         prior_key, measure_key, feature_key, noise_key = jax.random.split(key, 4)
-        model, network = behind(model), self.network(model)
+        model, network = original(model), self.network(model)
         program = network.program
         assert isinstance(program, Network)
         if self.points * len(model.state) < program.size:
             raise ValueError(
-                f"FunctionSpaceVI: {self.points} points of {len(model.state)} coordinates cannot settle "
+                f"FunctionSpaceVI: {self.points} points of {len(model.state)} coordinates cannot determine "
                 f"{program.size} weights: raise `points`, or lower `width`."
             )
         prior = self.function_prior
@@ -112,40 +112,43 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
         _check_prior(prior, model)
         states, actions = self.measure.sample(measure_key, self.points, model, data)
         mean, factor = self._moments(prior, model, states, actions)
-        hidden = None if self.features else self._learned(feature_key, program, states, actions, mean, factor)
-        points = Points(program.design(hidden, states, actions), mean, factor)
+        hidden = None if self.features else self._learn_features(feature_key, program, states, actions, mean, factor)
+        points = PriorPoints(program.design(hidden, states, actions), mean, factor)
         weights = self.objective.weights(points)
 
         scale, valid = model.state.scale, jnp.asarray(data.valid, float)
         values = (model.outcomes(data) - data.states) / scale
         design = program.design(hidden, data.states, data.actions)
-        told = algebra.told(weights, design, values, valid)
+        statistics = algebra.sufficient_statistics(weights, design, values, valid)
         space = UnconstrainedSpace.of(network, data, params=_params(weights, hidden))
-        chosen = _noise(noise_key, space, network, data, told)
-        noise = network.bind(space.sites(network, chosen.point, data)).noise / scale
+        noise_mode = _noise_mode(noise_key, space, network, data, statistics)
+        noise = network.bind(space.sites(network, noise_mode.point, data)).noise / scale
         factor = None
         if isinstance(self.objective, Printed):
             weights = Weights(jnp.zeros(program.size), jnp.eye(program.size))
-            found = self.objective.solve(points, algebra.told(weights, design, values, valid), noise)
-            center, precision, factor = found.mean, jnp.eye(program.size), found.factor.T
+            whitened = algebra.sufficient_statistics(weights, design, values, valid)
+            optimum = self.objective.solve(points, whitened, noise)
+            center, precision, factor = optimum.mean, jnp.eye(program.size), optimum.factor.T
         else:
-            center, precision = algebra.conditioned(told, noise)
-        own = np.flatnonzero(space.where(NAME.__eq__))
-        point = chosen.point.at[own].set(center)
-        curvature = chosen.local.curvature.at[np.ix_(own, own)].set(precision)
-        evidence = chosen.local.log_joint - told.rows * np.sum(np.log(scale))  # of values in their own units
-        at_mode = evidence + gaussians.half_log_det(precision) - 0.5 * len(own) * np.log(2 * np.pi)
-        found = chosen._replace(point=point, local=Local(at_mode, jnp.zeros_like(point), curvature))
+            center, precision = algebra.conditioned(statistics, noise)
+        entries = np.flatnonzero(space.where(NAME.__eq__))  # of the weights
+        point = noise_mode.point.at[entries].set(center)
+        curvature = noise_mode.local.curvature.at[np.ix_(entries, entries)].set(precision)
+        # The log joint density for which LaplacePosterior's evidence is the exact one: log Z + log det(precision) / 2
+        # - P log(2 pi) / 2, with Z in the outcomes' own units.
+        evidence = noise_mode.local.log_joint - statistics.rows * np.sum(np.log(scale))
+        at_mode = evidence + gaussians.half_log_det(precision) - 0.5 * len(entries) * np.log(2 * np.pi)
+        mode = noise_mode._replace(point=point, local=Local(at_mode, jnp.zeros_like(point), curvature))
         space = space.holding(_params(weights, hidden))
-        share = algebra.missing_variance(points, algebra.regressed(points, 1e-8)) / algebra.typical(points.factor) ** 2
-        return FunctionPosterior(network, data, space, found, share, factor)
+        lost = algebra.residual_variance(points, algebra.regress_prior(points, 1e-8))
+        return FunctionPosterior(network, data, space, mode, lost / algebra.typical(points.factor) ** 2, factor)
 
     def update(self, key: PRNGKeyArray, posterior: Posterior, data) -> "FunctionPosterior":
-        """The belief after more data: the same function prior, and the union of data."""
-        return fit(key, behind(posterior.model), union(posterior.data, data), self)
+        """Posterior after more data: a fit of the union of data with the same function prior."""
+        return fit(key, original(posterior.model), union(posterior.data, data), self)
 
     def _moments(self, prior: Posterior, model: Dynamics, states, actions):
-        """Mean (M, D) and factor (M, D, R) of the change over a step, in units of the coordinates' scales."""
+        """Prior mean (M, D) and factor (M, D, R) of the change over a step, in units of the coordinates' scales."""
         mean, factor = prior._basis(states, actions, jnp.zeros(len(states)))
         mean, factor = (mean - states) / model.state.scale, factor / model.state.scale[:, None]
         if self.slack is None:
@@ -154,17 +157,19 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
         slack = self.slack.factor(inputs(states, actions), len(model.state))
         return mean, jnp.concatenate([factor, slack], axis=-1)
 
-    def _learned(self, key: PRNGKeyArray, program: Network, states, actions, mean, factor) -> Array:
+    def _learn_features(self, key: PRNGKeyArray, program: Network, states, actions, mean, factor) -> Array:
         """Hidden layers whose units span the mean and some functions of the prior."""
         start_key, key = jax.random.split(key)
-        shown = factor @ jax.random.normal(key, (factor.shape[-1], SHOWN))
-        targets = jnp.concatenate([mean[..., None], shown], axis=-1) / algebra.typical(factor)[:, None]
-        units = lambda hidden: program.units(hidden, states, actions)  # noqa: E731
-        return algebra.learned(units, program.draw(start_key), targets.reshape(len(mean), -1), self.steps, self.rate)
+        functions = factor @ jax.random.normal(key, (factor.shape[-1], TARGETS))
+        targets = jnp.concatenate([mean[..., None], functions], axis=-1) / algebra.typical(factor)[:, None]
+        start, targets = program.draw(start_key), targets.reshape(len(mean), -1)
+        return algebra.learn_features(
+            lambda hidden: program.units(hidden, states, actions), start, targets, self.steps, self.rate
+        )
 
 
 class FunctionPosterior(LaplacePosterior):
-    """A Gaussian belief about a network's weights, exact where the process noise is known.
+    """A Gaussian posterior over a network's weights, exact where the process noise is known.
 
     Attributes:
         missed: (D,) share of the function prior's variance over the measure that the features do not span.
@@ -172,12 +177,12 @@ class FunctionPosterior(LaplacePosterior):
 
     missed: Float[Array, " D"]
 
-    def __init__(self, model, data, space: UnconstrainedSpace, found: Mode, missed, factor=None):
-        super().__init__(model, data, space, found, linearised=False, method="FunctionSpaceVI", by_evidence=True)
+    def __init__(self, model, data, space: UnconstrainedSpace, mode: Mode, missed, factor=None):
+        super().__init__(model, data, space, mode, linearised=False, method="FunctionSpaceVI", by_evidence=True)
         self.missed = missed
-        if factor is not None:  # not a posterior of the network's own prior: no evidence belongs to it
-            count, own = len(factor), np.flatnonzero(space.where(NAME.__eq__))
-            self.factor = self.factor.at[np.ix_(own, own)].set(factor[:count])
+        if factor is not None:  # the optimum of another objective, which defines no evidence
+            entries = np.flatnonzero(space.where(NAME.__eq__))
+            self.factor = self.factor.at[np.ix_(entries, entries)].set(factor)
             self.log_evidence = jnp.full((), jnp.nan)
 
     def findings(self) -> tuple[list[Reason], Figures]:
@@ -189,56 +194,60 @@ class FunctionPosterior(LaplacePosterior):
         return [Reason(DOUBTFUL, finding, remedy)], {"missed": share}
 
     def facts(self) -> dict[str, float]:
-        own = super().facts() | {"missed": float(np.max(np.asarray(self.missed)))}
-        return {name: value for name, value in own.items() if np.isfinite(value)}
+        facts = super().facts() | {"missed": float(np.max(np.asarray(self.missed)))}
+        return {name: value for name, value in facts.items() if np.isfinite(value)}
 
 
 def _check_prior(prior: Posterior, model: Dynamics) -> None:
-    other = prior.model
-    if not isinstance(other, Dynamics):
-        raise TypeError(f"FunctionSpaceVI: the function prior must be about a Dynamics; got {type(other).__name__}.")
+    dynamics = prior.model
+    if not isinstance(dynamics, Dynamics):
+        raise TypeError(f"FunctionSpaceVI: the function prior must be about a Dynamics; got {type(dynamics).__name__}.")
     for name in ("state", "action", "dt"):
-        theirs, ours = getattr(other, name), getattr(model, name)
-        if theirs != ours:
+        got, expected = getattr(dynamics, name), getattr(model, name)
+        if got != expected:
             raise ValueError(
-                f"FunctionSpaceVI: the function prior has {name} {theirs}, the model {ours}. Fit the prior with a "
+                f"FunctionSpaceVI: the function prior has {name} {got}, the model {expected}. Fit the prior with a "
                 "Dynamics of the model's spaces and step."
             )
 
 
 def _params(weights: Weights, hidden) -> dict[str, Array]:
-    learned = {} if hidden is None else {f"{NAME}.features": hidden}
-    return learned | {f"{NAME}.mean": weights.mean, f"{NAME}.factor": weights.factor}
+    features = {} if hidden is None else {f"{NAME}.features": hidden}
+    return features | {f"{NAME}.mean": weights.mean, f"{NAME}.factor": weights.factor}
 
 
-def _noise(key: PRNGKeyArray, space: UnconstrainedSpace, network: Dynamics, data, told: Told) -> Mode:
-    """Log evidence at the known noise, or at the maximum over one that has a prior, in virtual space.
+def _noise_mode(
+    key: PRNGKeyArray, space: UnconstrainedSpace, network: Dynamics, data, statistics: SufficientStatistics
+) -> Mode:
+    """Log evidence at a known noise, or its maximum over a noise that has a prior, in unconstrained space.
 
-    The point is zero but for the noise; curvature is that of the evidence, the identity for the weights.
+    The point is zero in all entries but the noise's; the curvature is that of the evidence, the identity for weights.
     """
     free = np.flatnonzero(space.where(PROCESS.__eq__))
     scale = network.state.scale
-    place = lambda z: jnp.zeros(space.size).at[free].set(z)  # noqa: E731
+
+    def embed(z):
+        return jnp.zeros(space.size).at[free].set(z)
 
     def evidence(z):
-        noise = network.bind(space.sites(network, place(z), data)).noise
-        return algebra.log_evidence(told, noise / scale)
+        noise = network.bind(space.sites(network, embed(z), data)).noise
+        return algebra.log_evidence(statistics, noise / scale)
 
     if not len(free):
-        none = jnp.zeros(space.size)
-        return Mode(none, Local(evidence(none[free]), none, jnp.eye(space.size)), jnp.zeros(()), jnp.zeros((), int))
+        zero = jnp.zeros(space.size)
+        return Mode(zero, Local(evidence(zero[free]), zero, jnp.eye(space.size)), jnp.zeros(()), jnp.zeros((), int))
     draws = jax.vmap(lambda k: space.draw_prior(k, network, data)[free])(jax.random.split(key, 15))
     starts = draws.at[0].set(jnp.median(draws, axis=0))[:SEARCHES]
 
     def joint(z):
-        return evidence(z) + space.log_prior(network, place(z), data)
+        return evidence(z) + space.log_prior(network, embed(z), data)
 
-    # Not side by side: jaxlib's batched factorisations wait for the threads they run on, and two of them at once, as
-    # slope and curvature have, wait for ever where there are two cores.
+    # One start at a time: jaxlib's batched factorisations wait for worker threads, and two concurrent ones, as those of
+    # gradient and Hessian, deadlock on a machine with two cores.
     @jax.custom_batching.sequential_vmap
     def local(z):
         return Local(*jax.value_and_grad(joint)(z), -jax.hessian(joint)(z))
 
-    found = find_mode(local, starts, unit_of(draws), EVALUATIONS)
-    curvature = jnp.eye(space.size).at[np.ix_(free, free)].set(found.local.curvature)
-    return found._replace(point=place(found.point), local=Local(found.local.log_joint, found.local.gradient, curvature))
+    mode = find_mode(local, starts, unit_of(draws), EVALUATIONS)
+    curvature = jnp.eye(space.size).at[np.ix_(free, free)].set(mode.local.curvature)
+    return mode._replace(point=embed(mode.point), local=Local(mode.local.log_joint, mode.local.gradient, curvature))

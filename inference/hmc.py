@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 from physppl.density.curvature import local
 from physppl.density.mode import find_mode, unit_of
 from physppl.density.unconstrained import UnconstrainedSpace
-from physppl.inference.draws import DrawsPosterior, ended
+from physppl.inference.draws import DrawsPosterior, chain_status
 from physppl.inference.nuts import Engine, Plan, blackjax_nuts
 from physppl.internal import gaussians
 from physppl.internal.errors import Status
@@ -21,16 +21,16 @@ from physppl.posterior.backend import Backend
 class HMC(Backend[DrawsPosterior]):
     """The no-U-turn sampler (Hoffman and Gelman, JMLR 2014) with window adaptation of step and dense metric.
 
-    Each chain starts near a mode, of those that searches reach, in coordinates whitened by the curvature there.
+    Each chain starts near a mode, drawn from those found by several searches, in coordinates whitened by its curvature.
 
     Takes any NumPyro model with continuous latent sites. Data are arguments of the compiled program, so a refit on
     data of the same bucket compiles nothing.
 
     Attributes:
-        draws: kept draws of each chain.
+        draws: draws of each chain after warm-up.
         warmup: adaptation steps of each chain.
-        chains: run side by side.
-        target_acceptance: of the step-size adaptation.
+        chains: number of chains, run in parallel.
+        target_acceptance: mean acceptance rate aimed at by the step-size adaptation.
         dense: adapt a dense metric; choose False beyond a few hundred latent dimensions.
         engine: `blackjax_nuts`, or `numpyro_nuts` of `physppl.inference.nuts`: the same density and start, another
             implementation of the sampler and of its warm-up.
@@ -61,11 +61,11 @@ class HMC(Backend[DrawsPosterior]):
         plan = Plan(self.draws, self.warmup, self.target_acceptance, self.dense)
 
         def chain(key, centre, factor):
-            """One chain in coordinates in which its start's Laplace belief is a standard normal."""
+            """One chain in coordinates in which the Laplace posterior at its mode is standard normal."""
 
             def density(x):
-                # A gradient so steep that the momentum overflows would pass for an energy of minus infinity: a step is
-                # then accepted that never should be. Beyond any density of interest it is zero, and so is its gradient.
+                # A momentum that overflows makes the energy minus infinity, and the step is accepted for good. So far
+                # from all mass the density is set to zero, and with it the gradient.
                 value = log_joint(centre + factor.T @ x)
                 return jnp.where(value > -1e30, value, -jnp.inf)
 
@@ -76,30 +76,33 @@ class HMC(Backend[DrawsPosterior]):
             return centre + positions @ factor, stats
 
         points, stats = parallel_vmap(chain, jax.random.split(chain_key, self.chains), centres, factors)
-        status = jnp.where(jnp.all(jnp.isfinite(stats["lp"])), ended(points, stats), Status.NONFINITE)
+        status = jnp.where(jnp.all(jnp.isfinite(stats["lp"])), chain_status(points, stats), Status.NONFINITE)
         return DrawsPosterior(model, data, space, points, stats, status, "HMC")
 
 
 def _starts(
     key, space: UnconstrainedSpace, model, data, chains: int, searches: int = 4, tries: int = 5, steps: int = 40
 ):
-    """Where each chain begins (C, P), and the scale there (C, P, P): a mode drawn by its share of the evidence.
+    """Mode (C, P) and factor of the inverse curvature (C, P, P) for each chain, drawn by share of the evidence.
 
-    Trajectory likelihoods are so narrow that a sampler cannot find them from the prior, and their minor modes, which
-    hold no mass, keep a chain for good. So the searches, several for each chain and each from the likeliest of a few
-    prior draws, are pooled. Modes of comparable mass are all drawn: they still show as chains that disagree.
+    Trajectory likelihoods are so narrow that a sampler does not find their mass from the prior, and a chain never
+    leaves a minor mode. So the searches, several for each chain and each from the likeliest of a few prior draws, are
+    pooled. Modes of comparable mass are all drawn, so that multimodality still shows as chains that disagree.
     """
     prior_key, mode_key = jax.random.split(key)
     keys = jax.random.split(prior_key, chains * searches * tries)
     draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
     unit = unit_of(draws)
-    evaluate = lambda z: local(space, model, data, z)  # noqa: E731
+
+    def evaluate(z):
+        return local(space, model, data, z)
+
     densities = jax.lax.map(lambda z: evaluate(z).log_joint, draws).reshape(-1, tries)
     best = jnp.argmax(jnp.where(jnp.isfinite(densities), densities, -jnp.inf), axis=1)
     starts = draws.reshape(len(best), tries, -1)[jnp.arange(len(best)), best]
-    found = jax.vmap(lambda z: find_mode(evaluate, z[None], unit, steps))(starts)
-    factors = jax.vmap(gaussians.inverse_factor)(found.local.curvature)
-    evidence = jax.vmap(gaussians.log_evidence)(found.local.log_joint, factors)
-    chosen = jax.random.categorical(mode_key, jnp.where(jnp.isfinite(evidence), evidence, -1e30), shape=(chains,))
+    modes = jax.vmap(lambda z: find_mode(evaluate, z[None], unit, steps))(starts)
+    factors = jax.vmap(gaussians.inverse_factor)(modes.local.curvature)
+    evidence = jax.vmap(gaussians.log_evidence)(modes.local.log_joint, factors)
+    indices = jax.random.categorical(mode_key, jnp.where(jnp.isfinite(evidence), evidence, -1e30), shape=(chains,))
     factors = jnp.where(jnp.isfinite(evidence)[:, None, None], factors, jnp.diag(unit))
-    return found.point[chosen], factors[chosen]
+    return modes.point[indices], factors[indices]

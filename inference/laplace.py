@@ -1,4 +1,4 @@
-"""Linearised Laplace: a Gaussian belief in virtual space at the joint mode."""
+"""Linearised Laplace: a Gaussian posterior in unconstrained space at the joint mode."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,8 +33,8 @@ class Laplace(Backend["LaplacePosterior"]):
     Takes any NumPyro model; observed sites that are not Normal enter the curvature with their exact Hessian.
 
     Attributes:
-        starts: searches run at once: the median of the prior, then prior draws. Of Trajectories only the likeliest of
-            these is searched.
+        starts: number of searches in parallel: from the prior's median, then from prior draws. On Trajectories only the
+            likeliest of these is searched.
         steps: evaluations of each search, at most.
         linearised: draws of the linearised function instead of the nonlinear program at sampled parameters. From a
             wide prior the linearised function can be unphysical (a negative control gain).
@@ -51,7 +51,7 @@ class Laplace(Backend["LaplacePosterior"]):
             raise ValueError(f"Laplace needs starts >= 1 and steps >= 1; got {self.starts} and {self.steps}.")
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> "LaplacePosterior":
-        """The belief; of recordings whose `variation` has a prior it raises ValueError."""
+        """Fit; raises ValueError for recordings whose `variation` has a prior."""
         space = UnconstrainedSpace.of(model, data)
         if VARIATION in space.names:
             raise ValueError(
@@ -59,7 +59,10 @@ class Laplace(Backend["LaplacePosterior"]):
                 "far from the posterior's mass. Give a number, variation=0.04 (log_evidence compares several), or use "
                 "HMC, which samples it."
             )
-        evaluate = lambda z: local(space, model, data, z)  # noqa: E731
+
+        def evaluate(z):
+            return local(space, model, data, z)
+
         keys = jax.random.split(key, max(self.starts, 15))
         draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
         draws = draws.at[0].set(jnp.median(draws, axis=0))
@@ -67,68 +70,76 @@ class Laplace(Backend["LaplacePosterior"]):
         unit = unit_of(draws)
         if is_sequential(data):
             start = _likeliest(space, model, data, draws)
-            found = find_mode(evaluate, start[None], unit, self.steps, tolerance=tolerance_of(data), patience=0)
+            mode = find_mode(evaluate, start[None], unit, self.steps, tolerance=tolerance_of(data), patience=0)
         else:
-            found = find_mode(evaluate, starts, unit, self.steps)
-        return LaplacePosterior(model, data, space, found, self.linearised)
+            mode = find_mode(evaluate, starts, unit, self.steps)
+        return LaplacePosterior(model, data, space, mode, self.linearised)
 
     def update(self, key: PRNGKeyArray, posterior: Posterior, data) -> "LaplacePosterior":
-        """The belief after more data, by one search from yesterday's mode.
+        """Posterior after more data, by one search from the previous mode.
 
-        The search is over all data, in a few evaluations, and ends where the batch fit does if that ends at the same
-        mode. With `recursive`, yesterday's Gaussian is the prior of the new data (D. Spiegelhalter, S. Lauritzen,
+        The search is over all data, in a few evaluations, and ends where the batch fit does if that reaches the same
+        mode. With `recursive`, the previous Gaussian is the prior for the new data (D. Spiegelhalter, S. Lauritzen,
         Networks 20, 1990), at their cost alone: precisions and log evidences add up. That is exact where the program is
-        linear and the noise known; elsewhere the belief drifts from the batch fit's, and `check` tells how far. `data`
-        of the belief are the union in both.
+        linear and the noise known; elsewhere the posterior drifts from the batch fit's, and `check` measures by how
+        much. `data` of the new posterior are the union in both cases.
 
-        Priors, beliefs of other backends, models that are not a Dynamics, and recordings with `variation`, whose
-        offsets are the recordings' own, are refitted to the union.
+        Priors, posteriors of other backends, models that are not a Dynamics, and recordings with `variation`, each of
+        which has its own offsets, are refitted to the union.
 
         Raises:
-            TypeError: for data of another kind than the belief's, naming both.
+            TypeError: for data of another kind than the posterior's, naming both.
             ValueError: for data that do not fit the model's spaces, naming row and coordinate.
-            FitError: where the belief cannot be used, with the cause and its remedy.
+            FitError: where the posterior cannot be used, with the cause and its remedy.
         """
         check_key(key)
-        model, known = posterior.model, posterior.data
+        model, old = posterior.model, posterior.data
         if (
             not isinstance(posterior, LaplacePosterior)
             or not isinstance(model, Dynamics)
             or OFFSETS in posterior.space.names
-            or not np.asarray(known.valid).any()
+            or not np.asarray(old.valid).any()
         ):
             return super().update(key, posterior, data)
-        whole, new = union(known, data), prepared(model, data)
+        whole, new = union(old, data), prepared(model, data)
         if not np.asarray(new.valid).any():
             return posterior
-        belief = (posterior.mode, posterior.factor, posterior.log_evidence)
+        gaussian = (posterior.mode, posterior.factor, posterior.log_evidence)
         with jax.enable_x64(True):
             whole, new = (doubles(x, np) for x in (prepared(model, whole), new))  # compiles nothing as data grow
-            later = _after(self, model, posterior.space, belief, new if self.recursive else whole)
-            later = eqx.tree_at(lambda p: p.data, later, jax.tree.map(jnp.asarray, whole))
-        raise_or_warn(later, type(self).__name__)
-        return later
+            updated = _update(self, model, posterior.space, gaussian, new if self.recursive else whole)
+            updated = eqx.tree_at(lambda p: p.data, updated, jax.tree.map(jnp.asarray, whole))
+        raise_or_warn(updated, type(self).__name__)
+        return updated
 
 
 @eqx.filter_jit
-def _after(backend: Laplace, model: Dynamics, space: UnconstrainedSpace, belief, data) -> "LaplacePosterior":
-    """The belief after data that are new to it where the backend is recursive, else after all data."""
-    mode, factor, log_evidence = jax.tree.map(lambda x: x.astype(float), belief)
-    if backend.recursive:
-        evaluate = lambda z: added(gaussian_prior(mode, factor, z), likelihood(space, model, data, z))  # noqa: E731
-    else:
-        evaluate, log_evidence = (lambda z: local(space, model, data, z)), 0.0
+def _update(backend: Laplace, model: Dynamics, space: UnconstrainedSpace, gaussian, data) -> "LaplacePosterior":
+    """Posterior from one search that starts at the mode of `gaussian`.
+
+    Args:
+        gaussian: mode, factor and log evidence of the previous posterior.
+        data: the new data where the backend is recursive, else all data.
+    """
+    mode, factor, log_evidence = jax.tree.map(lambda x: x.astype(float), gaussian)
+
+    def evaluate(z):
+        if backend.recursive:
+            return added(gaussian_prior(mode, factor, z), likelihood(space, model, data, z))
+        return local(space, model, data, z)
+
     unit = jnp.linalg.norm(factor, axis=0)
-    found = find_mode(evaluate, mode[None], unit, backend.steps, tolerance=tolerance_of(data))
-    later = LaplacePosterior(model, data, space, found, backend.linearised)
-    return eqx.tree_at(lambda p: p.log_evidence, later, later.log_evidence + log_evidence)
+    new_mode = find_mode(evaluate, mode[None], unit, backend.steps, tolerance=tolerance_of(data))
+    updated = LaplacePosterior(model, data, space, new_mode, backend.linearised)
+    total = updated.log_evidence + (log_evidence if backend.recursive else 0.0)
+    return eqx.tree_at(lambda p: p.log_evidence, updated, total)
 
 
 def _likeliest(space: UnconstrainedSpace, model, data, draws) -> Float[Array, " P"]:
-    """The likeliest of prior draws, with their sensors as they are and e^4 times better.
+    """The likeliest of the prior draws, each tried with its sensor noise and with e^4 times less.
 
-    A density costs little beside its curvature, so one start is searched. It should trust the sensors: with the reverse
-    error a search can end where noise explains the motion.
+    A density costs little beside its curvature, so one start only is searched. Its sensor noise should rather be too
+    small: with too large a noise a search can end at a mode that explains the motion as noise.
     """
     sensors = space.where(lambda name: name.endswith(MEASUREMENT))
     draws = jnp.concatenate([draws, draws - 4.0 * sensors])
@@ -137,20 +148,20 @@ def _likeliest(space: UnconstrainedSpace, model, data, draws) -> Float[Array, " 
 
 
 def at(model: Callable, data, point: Float[Array, " P"], *, linearised: bool = False) -> "LaplacePosterior":
-    """The Laplace belief at a given point of virtual space: curvature and factor, no search."""
+    """Laplace posterior at a given point of unconstrained space, without a search."""
     space = UnconstrainedSpace.of(model, data)
-    found = Mode(point, local(space, model, data, point), jnp.zeros(()), jnp.zeros((), int))
-    return LaplacePosterior(model, data, space, found, linearised)
+    mode = Mode(point, local(space, model, data, point), jnp.zeros(()), jnp.zeros((), int))
+    return LaplacePosterior(model, data, space, mode, linearised)
 
 
 class LaplacePosterior(Posterior):
-    """N(mode, W' W) in virtual space.
+    """The posterior N(mode, W' W) in unconstrained space.
 
     Attributes:
-        mode: (P,) in virtual space.
+        mode: (P,) in unconstrained space.
         factor: W (P, P), the inverse Cholesky factor of the curvature.
         log_evidence: Laplace's estimate of log p(data), nats.
-        decrement: squared length of the step left to the mode, in posterior sds.
+        decrement: squared length of the remaining step to the mode, in posterior sds.
         by_evidence: noises maximise the evidence, not the joint density.
     """
 
@@ -164,17 +175,17 @@ class LaplacePosterior(Posterior):
     by_evidence: bool = eqx.field(static=True)
 
     def __init__(
-        self, model, data, space: UnconstrainedSpace, found: Mode, linearised: bool, method="Laplace", by_evidence=False
+        self, model, data, space: UnconstrainedSpace, mode: Mode, linearised: bool, method="Laplace", by_evidence=False
     ):
         self.model, self.data, self.space, self.linearised = model, data, space, linearised
         self.method, self.by_evidence = method, by_evidence
-        self.mode, self.decrement, self.steps = found.point, found.decrement, found.steps
-        self.factor = gaussians.inverse_factor(found.local.curvature)
-        self.log_evidence = gaussians.log_evidence(found.local.log_joint, self.factor)
+        self.mode, self.decrement, self.steps = mode.point, mode.decrement, mode.steps
+        self.factor = gaussians.inverse_factor(mode.local.curvature)
+        self.log_evidence = gaussians.log_evidence(mode.local.log_joint, self.factor)
         definite = jnp.all(jnp.isfinite(self.factor))
-        status = jnp.where(found.decrement < 2e-4, Status.OK, Status.NOT_CONVERGED)
+        status = jnp.where(mode.decrement < 2e-4, Status.OK, Status.NOT_CONVERGED)
         status = jnp.where(definite, status, Status.NOT_POSITIVE_DEFINITE)
-        self.status = jnp.where(jnp.isfinite(found.local.log_joint), status, Status.NONFINITE)
+        self.status = jnp.where(jnp.isfinite(mode.local.log_joint), status, Status.NONFINITE)
 
     def facts(self) -> dict[str, float]:
         return {
@@ -196,30 +207,31 @@ class LaplacePosterior(Posterior):
         return self.space.sites(self.model, z, self.data)
 
     def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
-        belief_key, recording_key = jax.random.split(key)
-        shift = self.factor.T @ jax.random.normal(belief_key, self.mode.shape, self.mode.dtype)
-        own = scatter(self.space, self.model, self.data, self.mode)
-        shift = shift + own * jax.random.normal(recording_key, shift.shape, shift.dtype)
+        posterior_key, recording_key = jax.random.split(key)
+        shift = self.factor.T @ jax.random.normal(posterior_key, self.mode.shape, self.mode.dtype)
+        variation = scatter(self.space, self.model, self.data, self.mode)
+        shift = shift + variation * jax.random.normal(recording_key, shift.shape, shift.dtype)
         if not self.linearised:
             return self.model.bind(self._sites(self.mode + shift))
-        bind = lambda z: self.model.bind(self._sites(z))  # noqa: E731
-        transition, tangent = jax.jvp(bind, (self.mode,), (shift,))
+        transition, tangent = jax.jvp(lambda z: self.model.bind(self._sites(z)), (self.mode,), (shift,))
         return LinearisedTransition(transition.sites, transition.noise, self.model, tangent.sites)
 
     def _basis(self, states, actions, times):
-        """Derivatives along the factor's rows at once: half the time of a Jacobian and its product with the factor."""
-        along = self.factor
+        """Derivatives along the factor's rows: half the time of a Jacobian and its product with the factor."""
+        directions = self.factor
         if OFFSETS in self.space.names:
-            along = jnp.concatenate([along, jnp.diag(scatter(self.space, self.model, self.data, self.mode))])
-        if len(self.mode) > MANY * len(self.model.state):  # fewer derivatives back from the outputs
+            directions = jnp.concatenate([directions, jnp.diag(scatter(self.space, self.model, self.data, self.mode))])
+        if len(self.mode) > MANY * len(self.model.state):  # reverse mode is the cheaper
             rows = Transitions(states, actions, times=times)
             means, jacobians = row_jacobians(self.space, self.model, rows, self.mode, self.data)
-            return means, jacobians @ along.T
+            return means, jacobians @ directions.T
         mean, push = jax.linearize(lambda z: self.model.bind(self._sites(z)), self.mode)
-        tangents = jax.vmap(push)(along)
+        tangents = jax.vmap(push)(directions)
 
         def row(time, state, action):
-            step = lambda transition: transition.stepper()(time, state, action)  # noqa: E731
+            def step(transition):
+                return transition.stepper()(time, state, action)
+
             return step(mean), jax.vmap(lambda t: jax.jvp(step, (mean,), (t,))[1], out_axes=-1)(tangents)
 
         return jax.vmap(row)(times, states, actions)

@@ -1,4 +1,4 @@
-"""A network as a program, in the spaces of another: last-layer weights over its features, or over given ones."""
+"""A network as a program, in the spaces of another model: Gaussian last-layer weights over features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class Network:
     """A program in a model's spaces: x' = x + Phi(x, u) w, with a Gaussian prior over w.
 
     Sites: "network", standard normal, of which the weights w = mean + factor e are an affine function, stated as
-    "network.weights". The mean, the factor and the hidden layers are `param` sites: a belief holds their values, so
-    that a new function prior compiles nothing and is the prior of this program.
+    "network.weights". The mean, the factor and the hidden layers are `param` sites, whose values a posterior stores,
+    so that a new function prior compiles nothing and is the prior of this program.
 
     Attributes:
-        model: whose spaces they are.
+        model: the Dynamics whose spaces, step and process noise it takes.
         width, depth: of tanh layers, as of `residual`.
-        features: in the place of a network, (state, action) -> (F,) for every output, or (D, P).
+        features: in place of the hidden layers, (state, action) -> (F,) for every output, or (D, P).
     """
 
     model: Dynamics
@@ -53,32 +53,32 @@ class Network:
         return shape[0] * outputs if len(shape) == 1 else shape[1]
 
     def draw(self, key: PRNGKeyArray) -> Array:
-        """Hidden layers at random."""
+        """Randomly initialised hidden layers."""
         with handlers.block():
             return handlers.trace(handlers.seed(self._residual, key)).get_trace()[f"{NAME}.features"]["value"]
 
     def change(self, weights: Float[Array, " P"], hidden: Array | None) -> Callable[[Array, Array], Array]:
-        """(state, action) -> x' - x, linear in the weights."""
+        """The function (state, action) -> x' - x, linear in the weights."""
         if self.features is None:
             values = {NAME: weights, f"{NAME}.features": hidden, f"{NAME}.scale": jnp.ones(())}
             with handlers.block(), handlers.substitute(data=values):
                 return self._residual()
-        own = self.features
+        features = self.features
 
         def function(x, u):
-            design = own(x, u).astype(weights.dtype)
+            design = features(x, u).astype(weights.dtype)
             return design @ (weights if design.ndim == 2 else weights.reshape(len(design), -1))
 
         return function
 
     def design(self, hidden, states: Float[Array, "N D"], actions: Float[Array, "N A"]) -> Float[Array, "N D P"]:
-        """Features in units of the coordinates' scales."""
+        """Design matrix at each row, in units of the coordinates' scales."""
         zero = jnp.zeros(self.size)
         row = jax.vmap(jax.jacrev(lambda w, x, u: self.change(w, hidden)(x, u)), in_axes=(None, 0, 0))
         return row(zero, states, actions) / self.model.state.scale[:, None]
 
     def units(self, hidden, states, actions) -> Float[Array, "N F"]:
-        """Hidden units, which all outputs share: those of the first output."""
+        """Hidden units at each row, which all outputs share: the gradient of the first output in its weights."""
         zero = jnp.zeros(self.size)
         row = jax.vmap(jax.grad(lambda w, x, u: self.change(w, hidden)(x, u)[0]), in_axes=(None, 0, 0))
         return row(zero, states, actions)[:, :: len(self.model.state)]
@@ -88,7 +88,7 @@ class Network:
         return residual(NAME, state, action, width=self.width, depth=self.depth, learned=True)
 
     def _shape(self) -> tuple[int, ...]:
-        """Of the given features."""
+        """Shape of the user's features."""
         outputs = len(self.model.state)
         assert self.features is not None
         shapes = jax.eval_shape(self.features, jnp.zeros(outputs), jnp.zeros(len(self.model.action)))
@@ -101,12 +101,12 @@ class Network:
         return shape
 
 
-def behind(model) -> Dynamics:
-    """The model that a network stands in for; any other is its own."""
+def original(model) -> Dynamics:
+    """The model that a network replaces; any other model itself."""
     return model.program.model if isinstance(model, Dynamics) and isinstance(model.program, Network) else model
 
 
-def bound(program: Network) -> Dynamics:
-    """The network as dynamics, with its model's spaces, step and process noise."""
+def to_dynamics(program: Network) -> Dynamics:
+    """The network as Dynamics, with its model's spaces, step and process noise."""
     model = program.model
     return Dynamics(program, model.state, model.action, dt=model.dt, process_noise=model.noise.prior)

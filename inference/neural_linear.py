@@ -1,4 +1,4 @@
-"""The neural linear model: Gaussian weights on features that the evidence chooses."""
+"""The neural linear model: Gaussian weights on features that maximise the evidence."""
 
 from collections.abc import Callable
 
@@ -14,20 +14,20 @@ from physppl.posterior.backend import Backend
 
 
 class NeuralLinear(Backend[LaplacePosterior]):
-    """Last-layer Gaussian weights, and physics where there is some, jointly; features and noises by type-II likelihood.
+    """Last-layer Gaussian weights and physics, if any, jointly; features and noises by type-II maximum likelihood.
 
     The program's `param` sites (`residual(..., learned=True)`: hidden layers and prior sd) and its noises maximise the
-    evidence; virtual parameters and weights have the Gaussian belief that `Laplace` would give there, exact for the
-    weights of a step residual. With `step_residual(physics, ...)` this is NLM-SIM2GP-RES (Eq. 3 of J. Watson et al.,
-    "Tractable Bayesian Dynamics Priors from Differentiable Physics"): the physics are refreshed together with the
-    weights, and the covariance between them shows what data cannot tell apart.
+    evidence; parameters and weights have the Gaussian posterior of `Laplace` given these, exact for the weights of a
+    step residual. With `step_residual(physics, ...)` this is NLM-SIM2GP-RES (Eq. 3 of J. Watson et al.,
+    "Tractable Bayesian Dynamics Priors from Differentiable Physics"): the physics are updated together with the
+    weights, and the covariance between them shows which directions the data do not separate.
 
     Away from data such features may vanish together with their uncertainty (S. Thakur et al., "Uncertainty-Aware
     (UNA) Bases for Deep Bayesian Regression", 2021): `FunctionSpaceVI` is the remedy.
 
     Attributes:
-        steps: of the climb.
-        rate: of Adam.
+        steps: of the maximisation.
+        rate: step size of Adam.
         linearised: draws of the linearised function, as in `Laplace`.
     """
 
@@ -40,7 +40,7 @@ class NeuralLinear(Backend[LaplacePosterior]):
             raise ValueError(f"NeuralLinear needs steps >= 0 and rate > 0; got {self.steps} and {self.rate}.")
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> LaplacePosterior:
-        """The belief.
+        """Fit.
 
         Raises:
             TypeError: for models that are not a Dynamics, and data that are not Transitions of one machine.
@@ -48,7 +48,5 @@ class NeuralLinear(Backend[LaplacePosterior]):
         if not isinstance(model, Dynamics) or not isinstance(data, Transitions) or data.batch_shape:
             got = f"{type(model).__name__} and {type(data).__name__}"
             raise TypeError(f"NeuralLinear takes Transitions of one machine and a Dynamics; got {got}.")
-        chosen = maximise(key, model, data, self.steps, self.rate)
-        return LaplacePosterior(
-            model, data, chosen.space, chosen.mode, self.linearised, "NeuralLinear", by_evidence=True
-        )
+        space, mode = maximise(key, model, data, self.steps, self.rate)
+        return LaplacePosterior(model, data, space, mode, self.linearised, "NeuralLinear", by_evidence=True)

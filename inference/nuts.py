@@ -1,7 +1,7 @@
 """One chain of the no-U-turn sampler, warm-up and draws in one scan: BlackJAX's engine, or NumPyro's.
 
-Both start in coordinates in which Laplace's belief is a standard normal, so the identity is already a good metric and a
-short warm-up refines it. One copy of the kernel is compiled, which halves the time to the first draw.
+Both start in coordinates in which the Laplace posterior is standard normal, so the identity is already a good metric
+and a short warm-up refines it. One copy of the kernel is compiled, which halves the time to the first draw.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 from numpyro.infer.hmc import hmc
 
-BELIEVED = 25  # draws of warm-up that the metric at the start is worth, when a window's covariance is blended into it
-DEEPEST = 10  # doublings of a trajectory
+METRIC_WEIGHT = 25  # warm-up draws that the metric counts as when a window's covariance is blended into it
+MAX_TREE_DEPTH = 10  # doublings of a trajectory
 
 
 class Plan(NamedTuple):
-    """What an engine is asked for; the fields of `HMC` of the same names."""
+    """Settings of an engine: the fields of `HMC` with the same names."""
 
     draws: int
     warmup: int
@@ -37,26 +37,32 @@ Engine = Callable[[PRNGKeyArray, Callable, Array, Plan], tuple[Array, dict[str, 
 def blackjax_nuts(
     key: PRNGKeyArray, density: Callable, start: Float[Array, " P"], plan: Plan
 ) -> tuple[Float[Array, "S P"], dict[str, Array]]:
-    """M. Hoffman, A. Gelman, JMLR 15, 2014, with Stan's windows; each window's covariance is blended into the metric
-    before it."""
-    metric_of, collect, refine = mass_matrix_adaptation(not plan.dense, imm_shrinkage_to_previous=BELIEVED)
+    """BlackJAX's NUTS (M. Hoffman, A. Gelman, JMLR 15, 2014), with Stan's windows of warm-up.
+
+    Each window's covariance is blended into the previous metric.
+    """
+    metric_of, collect, refine = mass_matrix_adaptation(not plan.dense, imm_shrinkage_to_previous=METRIC_WEIGHT)
     averaging_of, average, averaged = dual_averaging_adaptation(plan.target_acceptance)
-    kernel: Any = nuts.build_kernel()  # typed for step sizes that are known
+    kernel: Any = nuts.build_kernel()  # its types demand a concrete step size
 
     def adapt(averaging, metric, collecting, last, position, acceptance):
         averaging = average(averaging, acceptance)
         metric = jax.lax.cond(collecting, lambda m: collect(m, position), lambda m: m, metric)
-        restart = lambda averaging, metric: (averaging_of(averaged(averaging)), refine(metric))  # noqa: E731
+
+        def restart(averaging, metric):
+            return averaging_of(averaged(averaging)), refine(metric)
+
         return jax.lax.cond(last, restart, lambda *same: same, averaging, metric)
 
     def body(carry, step):
         state, averaging, metric = carry
         key, warming, collecting, last = step
         size = jnp.where(warming, jnp.exp(averaging.log_step_size), averaged(averaging))
-        state, info = kernel(key, state, density, size, metric.inverse_mass_matrix, DEEPEST)
-        adapted = lambda averaging, metric: adapt(  # noqa: E731
-            averaging, metric, collecting, last, state.position, info.acceptance_rate
-        )
+        state, info = kernel(key, state, density, size, metric.inverse_mass_matrix, MAX_TREE_DEPTH)
+
+        def adapted(averaging, metric):
+            return adapt(averaging, metric, collecting, last, state.position, info.acceptance_rate)
+
         averaging, metric = jax.lax.cond(warming, adapted, lambda *same: same, averaging, metric)
         stats = {
             "lp": state.logdensity,
@@ -64,7 +70,7 @@ def blackjax_nuts(
             "acceptance_rate": info.acceptance_rate,
             "n_steps": info.num_integration_steps,
             "tree_depth": info.num_trajectory_expansions,
-            "reached_max_tree_depth": info.num_trajectory_expansions >= DEEPEST,
+            "reached_max_tree_depth": info.num_trajectory_expansions >= MAX_TREE_DEPTH,
             "energy": info.energy,
             "step_size": size,
         }
@@ -86,20 +92,20 @@ def numpyro_nuts(
     """NumPyro's iterative NUTS (D. Phan, N. Pradhan, M. Jankowiak, arXiv 1912.11554) with its own warm-up."""
     initial, kernel = hmc(lambda x: -density(x), algo="NUTS")
     state = initial(
-        start, plan.warmup, dense_mass=plan.dense, target_accept_prob=plan.target_acceptance, max_tree_depth=DEEPEST,
-        rng_key=key,
+        start, plan.warmup, rng_key=key, dense_mass=plan.dense, target_accept_prob=plan.target_acceptance,
+        max_tree_depth=MAX_TREE_DEPTH,
     )  # fmt: skip
 
     def body(state: Any, _):
         state = kernel(state)
-        depth = jnp.ceil(jnp.log2(state.num_steps + 1.0)).astype(int)  # doublings that hold so many steps
+        depth = jnp.ceil(jnp.log2(state.num_steps + 1.0)).astype(int)  # doublings for this number of steps
         stats = {
             "lp": -state.potential_energy,
             "diverging": state.diverging,
             "acceptance_rate": state.accept_prob,
             "n_steps": state.num_steps,
             "tree_depth": depth,
-            "reached_max_tree_depth": depth >= DEEPEST,
+            "reached_max_tree_depth": depth >= MAX_TREE_DEPTH,
             "energy": state.energy,
             "step_size": state.adapt_state.step_size,
         }

@@ -1,4 +1,4 @@
-"""A matrix by its products: its leading directions, and traces of its functions, through matfree."""
+"""Matrix-free linear algebra on a Jacobian: leading eigenpairs, and traces of matrix functions, through matfree."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float, PRNGKeyArray
 from matfree import decomp, eig
 
-PROBES, DEPTH = 8, 40  # vectors of a stochastic trace, and the products that each may cost
-BATCH = 4  # vectors that pass a model at once
+PROBES, DEPTH = 8, 40  # probe vectors of a stochastic trace, and Lanczos iterations for each
+BATCH = 4  # vectors in one batched product
 
 
 class Whitened(NamedTuple):
-    """The matrix A (n, P) by its products: `push` is v -> A v, `pull` is u -> A' u, one vector each.
+    """A matrix A (n, P) given by its products: `push` is v -> A v, `pull` is u -> A' u, one vector each.
 
-    `dense` is the matrix itself, made when it is called.
+    `dense` computes the matrix itself.
     """
 
     push: Callable[[Array], Array]
@@ -27,20 +27,20 @@ class Whitened(NamedTuple):
 
     @staticmethod
     def of(matrix: Float[Array, "n P"]) -> "Whitened":
-        """Of a matrix that is at hand."""
+        """Wrap an explicit matrix."""
         shape = (matrix.shape[0], matrix.shape[1])
         return Whitened(lambda v: matrix @ v, lambda u: u @ matrix, lambda: matrix, shape)
 
     def pushed(self, vectors: Float[Array, "k P"]) -> Float[Array, "k n"]:
-        """A v of several vectors."""
+        """Products A v with several vectors."""
         return jax.lax.map(self.push, vectors, batch_size=BATCH)
 
     def pulled(self, vectors: Float[Array, "k n"]) -> Float[Array, "k P"]:
-        """A' u of several vectors."""
+        """Products A' u with several vectors."""
         return jax.lax.map(self.pull, vectors, batch_size=BATCH)
 
     def gram(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
-        """A' A v."""
+        """Product A' A v."""
         return self.pull(self.push(vector))
 
 
@@ -52,31 +52,36 @@ class Leading(NamedTuple):
 
     @staticmethod
     def lanczos(key: PRNGKeyArray, whitened: Whitened, rank: int, dtype) -> "Leading":
-        """One product after the other. Ritz vectors are coupled to all others through Lanczos' last vector alone,
-        which is neglected, so that what is left is treated apart although few of the pairs have converged."""
+        """Ritz pairs of Lanczos' method with full reorthogonalisation, one product after the other.
+
+        Their coupling to the complement, through Lanczos' last vector alone, is neglected: the complement can be
+        treated by itself although few of the pairs have converged."""
         start = jax.random.normal(key, whitened.shape[1:], dtype)
         values, directions = eig.eigh_partial(decomp.tridiag_sym(rank, reortho="full"))(whitened.gram, start)
         return Leading(jnp.maximum(values, 0.0), directions)
 
     @staticmethod
     def sketched(key: PRNGKeyArray, whitened: Whitened, rank: int, dtype) -> "Leading":
-        """Products with as many random vectors, all at once: less accurate, but several times faster."""
+        """Randomised Nystrom approximation from one batch of products: less accurate, but several times faster.
+
+        With Y = A' A S' + jitter S' and C = S Y the approximation is Y C^-1 Y' (Z. Frangella, J. Tropp, M. Udell, SIAM
+        J. Matrix Analysis 44, 2023, algorithm 2.1); the jitter keeps C positive definite and is subtracted again."""
         sketch = jax.random.normal(key, (rank, whitened.shape[1]), dtype)
-        seen = whitened.pulled(whitened.pushed(sketch))
-        jitter = jnp.finfo(dtype).eps * (1 + jnp.linalg.norm(seen))
-        seen = seen + jitter * sketch
-        core = seen @ sketch.T
-        part = solve_triangular(jnp.linalg.cholesky((core + core.T) / 2), seen, lower=True)
-        squares, vectors = jnp.linalg.eigh(part @ part.T)
-        squares = jnp.maximum(squares, jitter)
-        return Leading(squares - jitter, (vectors / jnp.sqrt(squares)).T @ part)
+        products = whitened.pulled(whitened.pushed(sketch))
+        jitter = jnp.finfo(dtype).eps * (1 + jnp.linalg.norm(products))
+        products = products + jitter * sketch
+        core = products @ sketch.T
+        factor = solve_triangular(jnp.linalg.cholesky((core + core.T) / 2), products, lower=True)
+        eigenvalues, vectors = jnp.linalg.eigh(factor @ factor.T)
+        eigenvalues = jnp.maximum(eigenvalues, jitter)
+        return Leading(eigenvalues - jitter, (vectors / jnp.sqrt(eigenvalues)).T @ factor)
 
     def without(self, vectors: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
-        """Their part orthogonal to the directions."""
+        """Projection on the complement of the directions."""
         return vectors - (vectors @ self.directions.T) @ self.directions
 
-    def halved(self, vectors: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
-        """Times the inverse square root of I + the approximation of A' A."""
+    def precondition(self, vectors: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
+        """Product with the inverse square root of I + the approximation of A' A."""
         excess = (1 + self.values) ** -0.5 - 1
         return vectors + ((vectors @ self.directions.T) * excess) @ self.directions
 

@@ -1,8 +1,8 @@
-"""Covariances for thousands of parameters: pure algebra on the Jacobian of the data, no model in sight.
+"""Approximate covariances of thousands of parameters, computed from the Jacobian of the data alone.
 
 All of them approximate (I + A' A)^-1, the posterior covariance of a linear Gaussian model in coordinates in which prior
-and noise are standard normal: A (n, P) are the derivatives of the outcomes. `Full` is the oracle; what the others cost
-and how wrong they are is measured in docs/results/large_laplace.md.
+and noise are standard normal: A (n, P) are the derivatives of the outcomes. `Full` is exact; cost and error of
+the others are measured in docs/results/large_laplace.md.
 """
 
 from abc import abstractmethod
@@ -22,17 +22,17 @@ from physppl.internal import gaussians
 
 
 class Root(eqx.Module):
-    """A covariance as R R' with R (P, r) never multiplied out.
+    """A covariance R R' given by products with R (P, r).
 
     Attributes:
-        half_log_det: half the log determinant of I + A' A, by which data made the belief narrower than the prior; nats.
+        half_log_det: half the log determinant of I + A' A, log volume of the prior over the posterior's; nats.
     """
 
     half_log_det: eqx.AbstractVar[Float[Array, ""]]
 
     @abstractmethod
     def along(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B r"]:
-        """Rows times R: a factor of the covariance of what they map to."""
+        """Product of rows with R: a factor of the covariance of the linear functions with these rows."""
 
     @abstractmethod
     def draw(self, key: PRNGKeyArray, count: int) -> Float[Array, "count P"]:
@@ -40,11 +40,11 @@ class Root(eqx.Module):
 
     @abstractmethod
     def spread(self, key: PRNGKeyArray, count: int) -> Float[Array, "k P"]:
-        """Rows whose outer products add up to the covariance, all of them or so many at random."""
+        """Rows whose outer products add up to the covariance: exactly, or on average over `count` random rows."""
 
 
 class Rows(Root):
-    """R by its transpose (r, P)."""
+    """An explicit root, stored as its transpose R' (r, P)."""
 
     rows: Float[Array, "r P"]
     half_log_det: Float[Array, ""]
@@ -60,12 +60,12 @@ class Rows(Root):
 
 
 class Shrunk(Root):
-    """Sds along the axes, changed along a few orthonormal directions: symmetric, r = P.
+    """A diagonal root, corrected along a few orthonormal directions: symmetric, r = P.
 
     Attributes:
-        sds: of the axes.
+        sds: the diagonal.
         directions: orthonormal rows (k, P).
-        excess: sd along each direction minus what `sds` give there.
+        excess: sd along each direction minus that of the diagonal.
     """
 
     sds: Float[Array, " P"]
@@ -84,15 +84,15 @@ class Shrunk(Root):
 
 
 class Structure(eqx.Module):
-    """How the covariance of many parameters is held."""
+    """Base class of the approximate covariances."""
 
     @abstractmethod
     def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Root:
-        """The covariance for a Jacobian, in coordinates in which prior and noise are standard normal."""
+        """Root of the covariance for a Jacobian in coordinates in which prior and noise are standard normal."""
 
 
 class Full(Structure):
-    """The covariance itself, by a Cholesky factor (P, P): P^2 (n + P) operations, and P^2 numbers."""
+    """The exact covariance, by a Cholesky factor (P, P): P^2 (n + P) operations, and P^2 numbers."""
 
     def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Rows:
         matrix = whitened.dense()
@@ -101,13 +101,13 @@ class Full(Structure):
 
 
 class LastLayer(Structure):
-    """The last parameters in full, all others held at the mode.
+    """The exact covariance of the last parameters, all others fixed at the mode.
 
     `residual` lays out its output matrix last, so of a network of `width` and D outputs `LastLayer(width * D)`. Call it
-    after the physics: sites that come later are the last parameters instead, and weights are held.
+    after the physics: otherwise later sites are the last parameters, and the weights are fixed.
 
     Attributes:
-        size: how many.
+        size: number of parameters.
     """
 
     size: int = eqx.field(static=True)
@@ -120,28 +120,28 @@ class LastLayer(Structure):
         size = whitened.shape[1]
         if self.size > size:
             raise ValueError(f"LastLayer: the model has {size} parameters beside its noise; got size={self.size}.")
-        own = min(self.size, size)
-        last = Full().root(key, Whitened.of(whitened.dense()[:, size - own :]), dtype)
-        return Rows(jnp.concatenate([jnp.zeros((own, size - own), dtype), last.rows], axis=1), last.half_log_det)
+        fixed = size - self.size
+        last = Full().root(key, Whitened.of(whitened.dense()[:, fixed:]), dtype)
+        return Rows(jnp.concatenate([jnp.zeros((self.size, fixed), dtype), last.rows], axis=1), last.half_log_det)
 
 
 class Diagonal(Structure):
-    """The inverse of the curvature's diagonal; its determinant is too large (J. Hadamard, 1893)."""
+    """Inverse of the curvature's diagonal, whose determinant is at least that of the curvature (J. Hadamard, 1893)."""
 
     def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Shrunk:
         precision = 1 + jnp.sum(whitened.dense() ** 2, axis=0)
         size = whitened.shape[1]
-        nothing = jnp.zeros((0, size), dtype)
-        return Shrunk(precision**-0.5, nothing, jnp.zeros(0, dtype), 0.5 * jnp.sum(jnp.log(precision)))
+        directions = jnp.zeros((0, size), dtype)
+        return Shrunk(precision**-0.5, directions, jnp.zeros(0, dtype), 0.5 * jnp.sum(jnp.log(precision)))
 
 
 class LowRank(Structure):
     """Leading directions of the curvature by Lanczos' method, through matfree; the prior on all others.
 
-    What the directions left out would have told is missing, so predictions near the data are too wide.
+    The information along the remaining directions is missing, so predictions near the data are too wide.
 
     Attributes:
-        rank: directions.
+        rank: number of directions.
         calibrated: one sd for all other directions, such that the mean variance at the data is right. Away from data,
             where it should be the prior's, predictions are then too narrow.
     """
@@ -158,10 +158,16 @@ class LowRank(Structure):
             return Full().root(key, whitened, dtype)
         lanczos_key, probe_key = jax.random.split(key)
         leading = Leading.lanczos(lanczos_key, whitened, self.rank, dtype)
-        left = lambda v: leading.without(whitened.gram(leading.without(v)))  # noqa: E731
-        functions = lambda x: jnp.stack([x / (1 + x), x, jnp.log1p(x)])  # noqa: E731
-        told, total, log_det = traces(probe_key, left, whitened.shape[1], functions, dtype)
-        sd = jnp.sqrt(told / total) if self.calibrated else jnp.ones((), dtype)
+
+        def remainder(v):
+            return leading.without(whitened.gram(leading.without(v)))
+
+        # With B the remainder of A' A: tr(B (I + B)^-1) / tr(B) is the mean variance at the data along the remaining
+        # directions, relative to the prior's; log det(I + B) completes the determinant.
+        explained, total, log_det = traces(
+            probe_key, remainder, whitened.shape[1], lambda x: jnp.stack([x / (1 + x), x, jnp.log1p(x)]), dtype
+        )
+        sd = jnp.sqrt(explained / total) if self.calibrated else jnp.ones((), dtype)
         excess = (1 + leading.values) ** -0.5 - sd
         half = 0.5 * (jnp.sum(jnp.log1p(leading.values)) + log_det)
         return Shrunk(jnp.full(whitened.shape[1], sd), leading.directions, excess, half)
@@ -171,14 +177,14 @@ class Pathwise(Structure):
     """Draws of the whole covariance, each the solution of a linear system with perturbed outcomes.
 
     "Perturb and optimise" (G. Papandreou, A. Yuille, NeurIPS 2010; J. Antoran et al., ICLR 2023). Conjugate gradients
-    solve all systems together, in coordinates in which a randomised Nystrom approximation (Z. Frangella, J. Tropp,
-    M. Udell, SIAM J. Matrix Analysis 44, 2023) leaves little to do. Sds have a relative error of 1 / sqrt(2 draws),
+    solve all systems together, preconditioned by a randomised Nystrom approximation (Z. Frangella, J. Tropp,
+    M. Udell, SIAM J. Matrix Analysis 44, 2023). Sds have a relative error of 1 / sqrt(2 draws),
     near the data and away, and no bias; nothing larger than (draws + rank, P) is stored.
 
     Attributes:
-        draws: their number.
-        rank: of the approximation; it changes how many iterations are needed, not what they lead to.
-        tolerance: of the linear systems, relative; larger ones make predictions near the data too wide.
+        draws: number of draws.
+        rank: of the preconditioner; it changes the number of iterations, not the result.
+        tolerance: relative residual of the linear systems; larger ones make predictions near the data too wide.
         iterations: at most.
     """
 
@@ -203,21 +209,22 @@ class Pathwise(Structure):
         prior = jax.random.normal(prior_key, (self.draws, size), dtype)
         pulled = whitened.pulled(jax.random.normal(noise_key, (self.draws, rows), dtype))
 
-        def precision(vectors):  # close to the identity
-            vectors = leading.halved(vectors)
-            return leading.halved(vectors + whitened.pulled(whitened.pushed(vectors)))
+        # Draws (I + A' A)^-1 (e + A' n), e and n standard normal, have covariance (I + A' A)^-1.
+        def precision(vectors):  # preconditioned, close to the identity
+            vectors = leading.precondition(vectors)
+            return leading.precondition(vectors + whitened.pulled(whitened.pushed(vectors)))
 
-        white, _ = cg(precision, leading.halved(prior + pulled), tol=self.tolerance, maxiter=self.iterations)
+        white, _ = cg(precision, leading.precondition(prior + pulled), tol=self.tolerance, maxiter=self.iterations)
         (log_det,) = traces(probe_key, lambda v: precision(v[None])[0], size, lambda x: jnp.log(x)[None], dtype)
         half = 0.5 * (jnp.sum(jnp.log1p(leading.values)) + log_det)
-        return Rows(leading.halved(white) / np.sqrt(self.draws), half)
+        return Rows(leading.precondition(white) / np.sqrt(self.draws), half)
 
 
 class DataSpace(Structure):
-    """Draws as of `Pathwise`, by a Cholesky factor (n, n): for many parameters and few data.
+    """Draws as in `Pathwise`, by a Cholesky factor (n, n): for many parameters and few data.
 
     Attributes:
-        draws: their number; sds have a relative error of 1 / sqrt(2 draws).
+        draws: number of draws; sds have a relative error of 1 / sqrt(2 draws).
     """
 
     draws: int = eqx.field(default=256, static=True)
@@ -235,5 +242,6 @@ class DataSpace(Structure):
         lower = jnp.linalg.cholesky(jnp.eye(rows, dtype=dtype) + matrix @ matrix.T)
         prior = jax.random.normal(prior_key, (self.draws, size), dtype)
         noise = jax.random.normal(noise_key, (self.draws, rows), dtype)
-        told = cho_solve((lower, True), (prior @ matrix.T + noise).T).T @ matrix
-        return Rows((prior - told) / np.sqrt(self.draws), jnp.sum(jnp.log(jnp.diagonal(lower))))
+        # Matheron's rule: e - A' (I + A A')^-1 (A e + n) has covariance (I + A' A)^-1, e and n standard normal.
+        correction = cho_solve((lower, True), (prior @ matrix.T + noise).T).T @ matrix
+        return Rows((prior - correction) / np.sqrt(self.draws), jnp.sum(jnp.log(jnp.diagonal(lower))))

@@ -1,4 +1,4 @@
-"""Stochastic variational inference: any of NumPyro's guides as a belief."""
+"""Stochastic variational inference with any of NumPyro's guides."""
 
 import inspect
 from collections.abc import Callable
@@ -22,25 +22,25 @@ from physppl.internal.errors import Status
 from physppl.posterior.backend import Backend
 from physppl.posterior.verdict import status_reasons
 
-CLIP = 100.0  # gradient norm, of an ELBO per outcome: a draw in an impossible place counts as a bad one, not as all
+CLIP = 100.0  # gradient norm, so that one draw of very low density does not determine the step
 
 
 class SVI(Backend["VariationalPosterior"]):
-    """A guide of NumPyro's, fitted by stochastic gradients of the ELBO, held by draws of it.
+    """A NumPyro guide, fitted by stochastic gradients of the ELBO and represented by draws from it.
 
     (R. Ranganath, S. Gerrish, D. Blei, AISTATS 2014; A. Kucukelbir et al., J. Machine Learning Research 18, 2017.)
 
-    A program's `param` sites maximise the ELBO with the guide. A guide of the mean field (`AutoNormal`) is too sure of
-    parameters that data tie together, as the physics of one machine mostly are; `Laplace` and `HMC` are the comparison.
+    A program's `param` sites maximise the ELBO with the guide. A mean-field guide (`AutoNormal`) is too narrow where
+    the posterior is correlated, as for most parameters of one machine; compare with `Laplace` or `HMC`.
 
     Attributes:
         guide: model -> guide, such as a class of `numpyro.infer.autoguide` or `partial(AutoBNAFNormal, num_flows=2)`.
         steps: of Adam, whose rate falls to zero along a cosine.
-        rate: of Adam, in the guide's own parameters.
+        rate: step size of Adam, in the guide's parameters.
         particles: draws of the guide for each gradient.
-        draws: of the guide that make the belief.
-        search: evaluations of the search for the mode where the guide starts, as in `Laplace`, if it takes NumPyro's
-            `init_loc_fn`; 0: where NumPyro starts.
+        draws: draws of the guide that represent the posterior.
+        search: evaluations of the search for the mode, as in `Laplace`, at which a guide with NumPyro's `init_loc_fn`
+            starts; 0: NumPyro's own start.
     """
 
     guide: Callable[..., AutoGuide] = eqx.field(default=AutoMultivariateNormal, static=True)
@@ -62,16 +62,16 @@ class SVI(Backend["VariationalPosterior"]):
             )
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> "VariationalPosterior":
-        """The belief; raises ValueError for a guide that leaves sites out."""
+        """Fit; raises ValueError for a guide that leaves sites out."""
         param_key, search_key, climb_key, draw_key = jax.random.split(key, 4)
         space, _ = free_space(param_key, model, data)
-        start = {}
-        starts = "init_loc_fn" in inspect.signature(self.guide).parameters  # others, as a function of one's own, choose
-        if self.search and starts and not space.params:
+        options = {}
+        takes_start = "init_loc_fn" in inspect.signature(self.guide).parameters
+        if self.search and takes_start and not space.params:
             mode = Laplace(steps=self.search).fit(search_key, model, data).mode
             usable = jnp.all(jnp.isfinite(mode))
-            start["init_loc_fn"] = init_to_value(values=space.sites(model, jnp.where(usable, mode, 0.0), data))
-        guide = self.guide(model, **start)
+            options["init_loc_fn"] = init_to_value(values=space.sites(model, jnp.where(usable, mode, 0.0), data))
+        guide = self.guide(model, **options)
         elbo = Trace_ELBO(num_particles=self.particles)
         optimiser = optax.chain(
             optax.clip_by_global_norm(CLIP), optax.adam(optax.cosine_decay_schedule(self.rate, self.steps))
@@ -82,40 +82,40 @@ class SVI(Backend["VariationalPosterior"]):
             state, loss = svi.stable_update(state, data)
             return state, -loss
 
-        state, climbed = jax.lax.scan(climb, svi.init(climb_key, data), length=self.steps)
+        state, bounds = jax.lax.scan(climb, svi.init(climb_key, data), length=self.steps)
         params = svi.get_params(state)
         samples = guide.sample_posterior(draw_key, params, sample_shape=(1, self.draws))
         if missing := [name for name in space.names if name not in samples]:
             raise ValueError(f"SVI: the guide has no site for {', '.join(map(repr, missing))}.")
         space = space.holding({name: params[name] for name in space.params})
         points = unconstrained(space, model, data, {name: samples[name] for name in space.names})
-        return VariationalPosterior(model, data, space, points, climbed)
+        return VariationalPosterior(model, data, space, points, bounds)
 
 
 class VariationalPosterior(DrawsPosterior):
     """Draws of a fitted guide.
 
     Attributes:
-        elbo: along the climb (S,), nats; noisy.
+        elbo: noisy estimate of the bound at each step (S,), nats.
     """
 
     elbo: Float[Array, " S"]
 
     def __init__(self, model, data, space: UnconstrainedSpace, points: Float[Array, "C K P"], elbo: Float[Array, " S"]):
-        super().__init__(model, data, space, points, {}, _settled(elbo), "SVI")
+        super().__init__(model, data, space, points, {}, _convergence(elbo), "SVI")
         self.elbo = elbo
 
     def findings(self):
         return status_reasons(self.status), {}
 
     def facts(self) -> dict[str, float]:
-        """`elbo`: over the last tenth of the climb, a lower bound of the log evidence but for its noise."""
+        """Scalars of the fit: `elbo`, a noisy lower bound of the log evidence, is the mean of the last steps."""
         last = np.asarray(self.elbo)[-max(len(self.elbo) // 10, 1) :]
         return {"elbo": float(np.mean(last)), "elbo_error": float(np.std(last) / np.sqrt(len(last)))}
 
 
-def _settled(elbo: Float[Array, " S"]) -> Array:
-    """Whether the climb has ended: its last tenth is no more than one nat above the tenth before, but for noise."""
+def _convergence(elbo: Float[Array, " S"]) -> Array:
+    """Status OK if the last tenth of the steps gained no more than one nat over the tenth before, within noise."""
     tenth = max(len(elbo) // 10, 1)
     before, last = elbo[-2 * tenth : -tenth], elbo[-tenth:]
     noise = jnp.sqrt((jnp.var(before) + jnp.var(last)) / tenth)

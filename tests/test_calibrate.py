@@ -217,7 +217,7 @@ def test_a_backend_with_fewer_draws_than_ranks_need_is_refused():
             space = UnconstrainedSpace.of(model, data)
             return DrawsPosterior(model, data, space, jnp.zeros((2, 4, space.size)))
 
-    with pytest.raises(ValueError, match=r"Few gives 8 draws of each belief, and ranks need 99.*draws=8"):
+    with pytest.raises(ValueError, match=r"Few gives 8 draws of each posterior, and ranks need 99.*draws=8"):
         calibrate(jax.random.key(0), linear_dynamics(), linear_data(rows=4), Few(), datasets=1)
 
 

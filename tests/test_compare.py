@@ -107,7 +107,7 @@ def mixture(seed, draws, df=None):
     rng = np.random.default_rng(seed)
     means, sds = rng.normal(size=(draws, 5, 2)), rng.uniform(0.2, 1.5, (draws, 1, 2))
     df = None if df is None else jnp.full((draws, 5, 2), df)
-    return rng.normal(size=(5, 2)) * 2, scoring_rules.Mixture(jnp.asarray(means), jnp.asarray(sds), df)
+    return rng.normal(size=(5, 2)) * 2, scoring_rules.NormalMixture(jnp.asarray(means), jnp.asarray(sds), df)
 
 
 def test_crps_is_the_integral_over_the_distribution_function(x64):
@@ -258,7 +258,9 @@ def test_recordings_are_scored_reading_by_reading():
     crps, inside = gaussian_scores(np.concatenate(errors), np.concatenate(sds))
     np.testing.assert_allclose(one.crps[0] * one.scale, crps, rtol=1e-6)
     np.testing.assert_allclose(one.coverage[0], inside, atol=1e-12)
-    with pytest.raises(ValueError, match=r"no site measurement_noise.*knows nothing of the sensors.*Test it on Trans"):
+    with pytest.raises(
+        ValueError, match=r"no site measurement_noise.*has no parameters of the sensors.*Test it on Trans"
+    ):
         belief = certain(dense.bind(measurement=None), linear_data(0, 2), *values)
         pp.compare({"of transitions": belief}, data)
 
@@ -486,7 +488,7 @@ def test_refusals(laplace, run, train, test_data, as_user):
         (ValueError, r"of steps from 1; got \(0.5,\)", lambda: compare(laplace, test_data, horizons=[0.5])),
         (ValueError, "needs draws of at least 2; got 1", lambda: compare(laplace, test_data, draws=1)),
         (TypeError, "Transitions or Trajectories; got dict", lambda: compare(laplace, {"states": 1})),
-        (ValueError, "must hold what came of the inputs", lambda: compare(laplace, test_data.inputs)),
+        (ValueError, "must have outcomes, not inputs alone", lambda: compare(laplace, test_data.inputs)),
         (ValueError, "one machine at a time", lambda: compare(laplace, pp.Transitions.stack([test_data] * 2))),
         (ValueError, "has no valid outcome", lambda: compare(laplace, unseen)),
         (ValueError, "different machines: dt 0.1 and 0.3", lambda: pp.compare({"a": laplace, "b": slower}, test_data)),

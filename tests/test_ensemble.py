@@ -31,7 +31,7 @@ from physppl.inference import (
     disagreement,
     widest_disagreement,
 )
-from physppl.inference.diversity import Joint, resampled
+from physppl.inference.diversity import Joint
 from physppl.language.transition import LaterTransition
 from physppl.models import pendulum
 from physppl.planning import ICEM
@@ -116,7 +116,7 @@ def test_the_widest_disagreement_is_that_of_two_members(anchored):
     means = np.array([jax.vmap(f)(states, actions) for f in members]) / linear_state.scale
     by_hand = [max(np.linalg.norm(a[i] - b[i]) for a in means for b in means) for i in range(3)]
     assert np.allclose(widest_disagreement(few, states, actions), by_hand, rtol=1e-4)
-    with pytest.raises(TypeError, match="members of an ensemble; got a belief by Laplace"):
+    with pytest.raises(TypeError, match="members of an ensemble; got a posterior by Laplace"):
         widest_disagreement(pp.fit(KEY, linear_dynamics(), linear_data(), Laplace()), states, actions)
 
 
@@ -164,7 +164,7 @@ def test_before_data_an_anchored_member_is_its_anchor(x64):
 def test_the_bootstrap_draws_valid_rows_alone():
     rows = np.arange(40.0)
     data = pp.Transitions(rows[:, None] + [0, 100], rows[:, None], rows[:, None] + [0.5, 200], valid=rows < 25)
-    drawn = jax.vmap(lambda k: resampled(k, data))(jax.random.split(KEY, 400))
+    drawn = jax.vmap(lambda k: data.resampled(k))(jax.random.split(KEY, 400))
     counts = np.bincount(np.asarray(drawn.states[..., 0])[:, data.valid].astype(int).ravel(), minlength=40)
     assert np.all(counts[25:] == 0) and np.all(drawn.valid == data.valid)
     assert np.all(np.abs(counts[:25] - 400) < 4.5 * np.sqrt(400))
@@ -173,7 +173,7 @@ def test_the_bootstrap_draws_valid_rows_alone():
     assert len({tuple(np.asarray(x)) for x in drawn.states[..., 0]}) == 400
 
     fleet = pp.Transitions.stack([data[:25], data[5:15]])
-    drawn = resampled(KEY, fleet)
+    drawn = fleet.resampled(KEY)
     assert np.array_equal(drawn.valid, fleet.valid)
     assert set(np.asarray(drawn.states[1, :, 0])[fleet.valid[1]]) <= set(rows[5:15])
 
@@ -181,7 +181,7 @@ def test_the_bootstrap_draws_valid_rows_alone():
         np.arange(4.0)[:, None, None] + np.zeros((4, 6, 1)), np.zeros((4, 6, 1)), dt=0.1,
         valid=np.array([[True], [True], [False], [True]]) & (np.arange(6) < 5),
     )  # fmt: skip
-    drawn = jax.vmap(lambda k: resampled(k, recordings))(jax.random.split(KEY, 200))
+    drawn = jax.vmap(lambda k: recordings.resampled(k))(jax.random.split(KEY, 200))
     kept = np.asarray(drawn.observations[..., 0, 0])
     assert set(kept[:, [0, 1, 3]].ravel()) == {0.0, 1.0, 3.0} and not np.any(drawn.valid[:, 2])
     assert np.all(drawn.valid[:, [0, 1, 3]] == (np.arange(6) < 5))
@@ -289,7 +289,7 @@ def test_entropy_of_many_members_is_the_covariances_and_of_few_is_finite(x64):
 
 
 def test_errors_teach(as_user):
-    with pytest.raises(ValueError, match="members >= 2 to tell how they differ; got 1"):
+    with pytest.raises(ValueError, match="members >= 2 to have a spread; got 1"):
         Ensemble(members=1)
     with pytest.raises(TypeError, match=r"diversity must be Anchored\(\), .* or RandomStarts\(\); got 'boot"):
         Ensemble(diversity="bootstrap")
@@ -313,13 +313,13 @@ def test_errors_teach(as_user):
     recording = pp.Trajectories(np.zeros((9, 2)), np.zeros((9, 1)), dt=0.1)
     with pytest.raises(ValueError, match=r"Bootstrap resamples recordings, and there is one: use Anchored\(\)"):
         fit(linear_dynamics(), recording, diversity=Bootstrap())
-    with pytest.raises(ValueError, match="takes Transitions of one machine apart"):
+    with pytest.raises(ValueError, match="takes Transitions of one machine; for other data"):
         fit(linear_dynamics(), recording, search=Adam(rows=4))
 
     def counts(data):
         numpyro.sample("count", dist.Poisson(jnp.exp(numpyro.sample("log_rate", dist.Normal()))), obs=data)
 
-    with pytest.raises(ValueError, match="the outcomes 'count' are Poisson; noisy targets are known of Normal"):
+    with pytest.raises(ValueError, match="the outcomes 'count' are Poisson; noisy targets are defined for Normal"):
         fit(counts, jnp.array(3))
     with pytest.raises(TypeError, match="Bootstrap resamples Transitions or Trajectories; got"):
         fit(counts, jnp.array(3), diversity=Bootstrap())

@@ -136,7 +136,9 @@ def test_data_that_are_not_of_these_spaces_are_refused(as_user):
         pp.fit(jax.random.key(0), dynamics, pp.Transitions(states[:, :1], actions, after[:, :1]), quick)
     with pytest.raises(ValueError, match=r"actions must have 1 columns \(torque\); got 2"):
         pp.fit(jax.random.key(0), dynamics, pp.Transitions(states, states, after), quick)
-    with pytest.raises(TypeError, match=r"takes Transitions\(states=, actions=, next_states=\); got dict"):
+    with pytest.raises(
+        TypeError, match=r"takes Transitions\(states=, actions=, next_states=\) or Trajectories\(.*\); got dict"
+    ):
         pp.fit(jax.random.key(0), dynamics, {"states": states}, quick)
     with pytest.raises(ValueError, match="fit needs next_states; got inputs alone"):
         pp.fit(jax.random.key(0), dynamics, clean().inputs, quick)

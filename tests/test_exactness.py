@@ -20,9 +20,10 @@ from numpyro.infer.util import potential_energy
 from scipy.stats import multivariate_normal
 
 import physppl as pp
+from physppl.density import curvature
 from physppl.density.mode import find_mode
 from physppl.density.unconstrained import UnconstrainedSpace
-from physppl.inference import Laplace, curvature
+from physppl.inference import Laplace
 from physppl.inference.laplace import at
 from physppl.models import cartpole, pendulum
 

@@ -13,7 +13,7 @@ import physppl as pp
 from physppl.data.input_measures import Box, JitteredData, Mixture, Visited
 from physppl.inference import FunctionSpaceVI, JointKL, Laplace, Printed, Projected, Slack
 from physppl.inference import function_space as algebra
-from physppl.inference.function_space import Points, Weights
+from physppl.inference.function_space import PriorPoints, Weights
 from physppl.models import pendulum
 
 NOISE = np.array([0.002, 0.02])
@@ -29,7 +29,7 @@ def problem(seed: int = 0, count: int = 30, rows: int = 20):
         return np.array([linear_features(np, x, u) for x, u in inputs])
 
     features, data = design(count), design(rows)
-    points = Points(jnp.asarray(features), jnp.asarray(features @ linear_mean), jnp.asarray(features * linear_sd))
+    points = PriorPoints(jnp.asarray(features), jnp.asarray(features @ linear_mean), jnp.asarray(features * linear_sd))
     theta = linear_mean + linear_sd * rng.normal(size=4)
     return points, jnp.asarray(data), jnp.asarray(data @ theta + linear_noise * rng.normal(size=data.shape[:2]))
 
@@ -42,8 +42,8 @@ def regression(rows, values):
 
 
 def updated(weights: Weights, rows, values):
-    told = algebra.told(weights, rows, values, jnp.ones(len(rows)))
-    mean, precision = algebra.conditioned(told, jnp.asarray(linear_noise))
+    statistics = algebra.sufficient_statistics(weights, rows, values, jnp.ones(len(rows)))
+    mean, precision = algebra.conditioned(statistics, jnp.asarray(linear_noise))
     return weights.mean + weights.factor @ mean, weights.factor @ np.linalg.inv(precision) @ weights.factor.T
 
 
@@ -73,7 +73,9 @@ def test_a_prior_of_deficient_rank_is_updated_without_its_inverse(x64):
 def test_the_evidence_is_that_of_the_joint_gaussian(x64):
     points, rows, values = problem(rows=7)
     weights = Projected().weights(points)
-    found = algebra.log_evidence(algebra.told(weights, rows, values, jnp.ones(7)), jnp.asarray(linear_noise))
+    found = algebra.log_evidence(
+        algebra.sufficient_statistics(weights, rows, values, jnp.ones(7)), jnp.asarray(linear_noise)
+    )
     flat = np.asarray(rows).reshape(14, 4) * linear_sd
     covariance = flat @ flat.T + np.diag(np.tile(linear_noise**2, 7))
     rest = np.asarray(values - rows @ linear_mean).ravel()
@@ -86,11 +88,11 @@ def test_what_features_miss_becomes_variance_of_the_weights(x64):
     rng = np.random.default_rng(0)
     features = np.zeros((200, 2, 10))
     features[:, 0, :5] = features[:, 1, 5:] = rng.normal(size=(200, 5))  # outputs share features, not weights
-    points = Points(*map(jnp.asarray, (features, rng.normal(size=(200, 2)) * 0.1, rng.normal(size=(200, 2, 3)))))
-    weights, alone = Projected().weights(points), algebra.regressed(points, 1e-8)
+    points = PriorPoints(*map(jnp.asarray, (features, rng.normal(size=(200, 2)) * 0.1, rng.normal(size=(200, 2, 3)))))
+    weights, alone = Projected().weights(points), algebra.regress_prior(points, 1e-8)
     variance = lambda factor: np.mean(np.sum((points.features @ factor) ** 2, axis=-1), axis=0)  # noqa: E731
     gained = variance(weights.factor) - variance(alone.factor)
-    assert np.allclose(gained, algebra.missing_variance(points, alone), rtol=1e-8)
+    assert np.allclose(gained, algebra.residual_variance(points, alone), rtol=1e-8)
     wanted = np.mean(np.sum(points.factor**2, axis=-1) + (points.mean - points.features @ weights.mean) ** 2, axis=0)
     assert np.allclose(variance(weights.factor), wanted, rtol=1e-6)
 
@@ -102,7 +104,7 @@ def test_the_joint_divergence_is_minimal_where_its_closed_form_says(x64):
     """
     rng = np.random.default_rng(1)
     flat, mu, prior = rng.normal(size=(12, 3)), rng.normal(size=12), rng.normal(size=(12, 2))
-    points = Points(*map(jnp.asarray, (flat[:, None], mu[:, None], prior[:, None])))
+    points = PriorPoints(*map(jnp.asarray, (flat[:, None], mu[:, None], prior[:, None])))
     objective = JointKL(nugget=0.3, ridge=1e-14)
     found = objective.weights(points)
     nugget = 0.3 * np.sqrt(np.sum(prior**2, axis=1))
@@ -129,15 +131,17 @@ def test_the_printed_objective_is_climbed_the_same_by_coordinates_and_by_gradien
     points, data, values = problem(rows=max(rows, 1))
     objective, noise = Printed(), jnp.asarray(linear_noise)
     identity = Weights(jnp.zeros(4), jnp.eye(4))
-    told = algebra.told(identity, data, values, jnp.full(len(data), float(rows > 0)))
-    best = objective.solve(points, told, noise)
-    value = jax.jit(lambda w: objective.value(points, told, noise, w))
+    statistics = algebra.sufficient_statistics(identity, data, values, jnp.full(len(data), float(rows > 0)))
+    best = objective.solve(points, statistics, noise)
+    value = jax.jit(lambda w: objective.value(points, statistics, noise, w))
     optimiser = optax.adam(optax.cosine_decay_schedule(0.05, 3000))
     start = Weights(jnp.asarray(linear_mean), jnp.diag(jnp.asarray(linear_sd)))
 
     def climb(carry, _):
         weights, state = carry
-        change, state = optimiser.update(jax.grad(lambda w: -objective.value(points, told, noise, w))(weights), state)
+        change, state = optimiser.update(
+            jax.grad(lambda w: -objective.value(points, statistics, noise, w))(weights), state
+        )
         return (optax.apply_updates(weights, change), state), None
 
     (plain, _), _ = jax.lax.scan(climb, (start, optimiser.init(start)), length=3000)
@@ -154,8 +158,8 @@ def test_the_printed_objective_collapses_where_the_conjugate_answer_does_not(x64
     sds = {}
     for rows in (1, 60):
         points, data, values = problem(rows=rows)
-        told = algebra.told(Weights(jnp.zeros(4), jnp.eye(4)), data, values, jnp.ones(rows))
-        printed = Printed(iterations=2000).solve(points, told, jnp.asarray(linear_noise))
+        statistics = algebra.sufficient_statistics(Weights(jnp.zeros(4), jnp.eye(4)), data, values, jnp.ones(rows))
+        printed = Printed(iterations=2000).solve(points, statistics, jnp.asarray(linear_noise))
         sds[rows] = np.sqrt(np.diag(printed.factor @ printed.factor.T)), np.sqrt(np.diag(regression(data, values)[1]))
     assert np.all(sds[60][0] < 0.02 * sds[60][1])
     assert np.any(sds[1][0] > 0.3 * sds[1][1])
@@ -265,7 +269,7 @@ def test_errors_name_what_came_and_what_to_do():
     fit = lambda backend: pp.fit(jax.random.key(0), dynamics, data, backend)  # noqa: E731
     with pytest.raises(ValueError, match="the function prior has state .* the model .* Fit the prior with"):
         fit(FunctionSpaceVI(function_prior=function_prior()))
-    with pytest.raises(ValueError, match="20 points of 2 coordinates cannot settle 256 weights: raise `points`"):
+    with pytest.raises(ValueError, match="20 points of 2 coordinates cannot determine 256 weights: raise `points`"):
         fit(FunctionSpaceVI(points=20))
     with pytest.raises(ValueError, match=r"must be \(F,\), or \(D, P\) with D = 2 \(level, flow\); got shape \(3, 4\)"):
         fit(FunctionSpaceVI(features=lambda x, u: jnp.ones((3, 4))))

@@ -25,8 +25,8 @@ from helpers import (
 
 import physppl as pp
 from physppl.inference import HMC
-from physppl.inference.draws import ended
-from physppl.inference.nuts import DEEPEST, numpyro_nuts
+from physppl.inference.draws import chain_status
+from physppl.inference.nuts import MAX_TREE_DEPTH, numpyro_nuts
 from physppl.models import pendulum
 
 STATS = {
@@ -70,7 +70,7 @@ def test_chains_tell_of_themselves_under_arvizs_names(sampled):
     assert dict(stats.sizes) == {"chain": 2, "draw": 500}
     steps, depth = (np.asarray(stats[name]) for name in ("n_steps", "tree_depth"))
     assert np.all((steps >= 1) & (steps < 2.0**depth))
-    assert np.array_equal(np.asarray(stats["reached_max_tree_depth"]), depth >= DEEPEST)
+    assert np.array_equal(np.asarray(stats["reached_max_tree_depth"]), depth >= MAX_TREE_DEPTH)
     assert np.all(np.asarray(stats["energy"]) >= -np.asarray(stats["lp"]) - 1e-6)  # kinetic energy is positive
     assert np.ptp(np.asarray(stats["step_size"]), axis=1).max() == 0  # no adaptation after warm-up
 
@@ -80,7 +80,7 @@ def test_chains_that_do_not_mix_or_do_not_move_are_told():
     mixed = np.random.default_rng(0).normal(size=(2, 100, 2))
     stuck, apart = mixed.copy(), mixed + [[[0.0, 0.0]], [[0.0, 3.0]]]
     stuck[:, :, 1] = 0.3
-    status = lambda points, **stats: int(ended(jnp.asarray(points), stats))  # noqa: E731
+    status = lambda points, **stats: int(chain_status(jnp.asarray(points), stats))  # noqa: E731
     assert [status(points) for points in (mixed, stuck, apart)] == [0, pp.Status.NOT_MIXED, pp.Status.NOT_MIXED]
     assert status(mixed, diverging=jnp.arange(200).reshape(2, 100) < 3) == pp.Status.DIVERGENCES
 

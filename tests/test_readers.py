@@ -169,7 +169,12 @@ wrong = [
         r"column 'u' \(voltage\) is empty.*row",
     ),
     (ValueError, {"t": times[::-1]}, {"columns": columns}, "times .'t'. must increase; from row 0 to 1"),
-    (ValueError, {}, {"columns": columns, "units": {"arm": "m"}}, "log.npz, arm: cannot convert 'm' to 'rad'"),
+    (
+        ValueError,
+        {},
+        {"columns": columns, "units": {"arm": "m"}},
+        "log.npz, sensor or input 'arm': cannot convert 'm' to 'rad'",
+    ),
     (TypeError, {"u": volts.astype(str)}, {"columns": columns}, "column 'u' must be numeric; got '"),
 ]
 

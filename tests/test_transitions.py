@@ -223,7 +223,7 @@ def test_a_csv_that_does_not_fit_says_what_is_missing(tmp_path):
         pp.Transitions.from_csv(path, state, action, columns={"angle": "phi"}, units={"tork": "N m"})
     with pytest.raises(KeyError, match="no column 'ruin'. Did you mean 'run'"):
         pp.Transitions.from_csv(path, state, action, columns={"angle": "phi"}, recording="ruin")
-    with pytest.raises(TypeError, match="`column 'note'` must be numeric; got 'x'"):
+    with pytest.raises(TypeError, match="column 'note' must be numeric; got 'x' in row 0"):
         pp.Transitions.from_csv(path, state, action, columns={"angle": "note"})
     with pytest.raises(ValueError, match="coordinate 'torque': cannot convert 'kg' to 'N m'"):
         pp.Transitions.from_csv(path, state, action, columns={"angle": "phi"}, units={"torque": "kg"})

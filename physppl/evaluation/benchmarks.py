@@ -1,4 +1,4 @@
-"""Recordings of real machines: reading, smoothing, windows, and the score of open-loop predictions.
+"""Recordings of real machines: readers, smoothing, windows, and scores of open-loop predictions.
 
 The protocol: a window starts every `stride` samples; its initial state is the smoothed position and its derivative;
 the recorded input is held over each sample, `delay` samples late; a model is rolled out open loop and scored by the
@@ -19,9 +19,9 @@ from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.evaluation.forecasts import forecast as forecast
 
-LONGEST = 0.5  # s; a window starts only where this much follows, so that all horizons are scored on the same starts
+LONGEST = 0.5  # s; windows start only where this much follows, so that all horizons share their starts
 POLYNOMIAL = 3  # order of the Savitzky-Golay filter
-START_POSITION, START_VELOCITY = 0.003, 0.3  # rad, rad/s: how well the smoothed first state is taken to be known
+START_POSITION, START_VELOCITY = 0.003, 0.3  # rad, rad/s: sds of the smoothed first state
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Recording:
     """One run of a machine, sampled every `dt` seconds.
 
     Attributes:
-        name: of the run.
+        name: name of the run.
         dt: s.
         position: (N, d) measured, rad.
         state: (N, 2 d) smoothed positions, rad, then velocities, rad/s.
@@ -65,10 +65,10 @@ class Recording:
         position, inputs = np.asarray(position, float)[:length], np.asarray(inputs, float)[:length]
         if length < window:
             raise ValueError(f"recording {name!r}: {length} samples are fewer than the smoothing window of {window}.")
-        for what, values in (("position", position), ("inputs", inputs)):
+        for argument, values in (("position", position), ("inputs", inputs)):
             if not np.all(np.isfinite(values)):
                 row = int(np.argwhere(~np.isfinite(values))[0, 0])
-                raise ValueError(f"recording {name!r}: {what} is not finite, first at sample {row}.")
+                raise ValueError(f"recording {name!r}: {argument} is not finite, first at sample {row}.")
         smooth = savgol_filter(position, window, POLYNOMIAL, axis=0)
         velocity = savgol_filter(position, window, POLYNOMIAL, deriv=1, delta=dt, axis=0)
         state = np.concatenate([np.asarray(smooth), np.asarray(velocity)], axis=1)
@@ -80,9 +80,9 @@ class Recording:
         return self.dt * np.arange(len(self.position))
 
     def between(self, start: float, stop: float) -> "Recording":
-        """The samples of start <= time < stop, s."""
-        keep = slice(round(start / self.dt), round(stop / self.dt))
-        return replace(self, position=self.position[keep], state=self.state[keep], inputs=self.inputs[keep])
+        """Samples with start <= time < stop, s."""
+        samples = slice(round(start / self.dt), round(stop / self.dt))
+        return replace(self, position=self.position[samples], state=self.state[samples], inputs=self.inputs[samples])
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ def coverage(windows: Windows, lower, upper) -> Float[np.ndarray, " d"]:
 
 
 def constant_velocity(windows: Windows) -> Float[np.ndarray, "B d"]:
-    """The prediction that any model has to beat: positions (B, d) at the end, at the initial velocity."""
+    """Baseline prediction: positions (B, d) at the end, at the initial velocity."""
     position, velocity = np.split(windows.initial_state, 2, axis=1)
     return position + windows.inputs.shape[1] * windows.dt * velocity
 
@@ -170,7 +170,7 @@ def transitions(recordings: Sequence[Recording]) -> Transitions:
 
 
 def trajectories(recordings: Sequence[Recording], segment: int = 1) -> Trajectories:
-    """The measured positions as Trajectories, margins left out; first states as smoothed, roughly.
+    """Measured positions as Trajectories, margins left out; the smoothed first states are their `start`.
 
     Inputs are as recorded: give their delay to the Dynamics.
     """
@@ -189,7 +189,7 @@ def trajectories(recordings: Sequence[Recording], segment: int = 1) -> Trajector
 
 
 def smoothing_sd(recording: Recording, measurement_sd, window: int) -> Float[np.ndarray, " S"]:
-    """Sd of the smoothed states (S,) that comes of sensors with `measurement_sd`: the norms of the filter's weights."""
+    """Sd of the smoothed states (S,) due to sensors with `measurement_sd`: the norms of the filter's weights."""
     weights = [savgol_coeffs(window, POLYNOMIAL, deriv=order, delta=recording.dt) for order in (0, 1)]
     sd = np.broadcast_to(measurement_sd, recording.position.shape[1:])
     return np.concatenate([sd * np.linalg.norm(w) for w in weights])
@@ -213,7 +213,7 @@ def simple_pendulum(folder) -> tuple[list[Recording], dict[str, list[Recording]]
         with np.load(path) as file:
             times, position, torque = file["t"], file["pos"], file["torque"]
         grid = np.arange(0, until or times[-1], dt)
-        # The impulse since the start, by the trapezoidal rule; its differences are the means over the samples.
+        # Impulse since the start, by the trapezoidal rule; its differences are means over the samples.
         impulse = np.concatenate([[0.0], np.cumsum((torque[1:] + torque[:-1]) / 2 * np.diff(times))])
         mean_torque = np.diff(np.interp(np.append(grid, grid[-1] + dt), times, impulse)) / dt
         angle = np.interp(grid, times, position)
@@ -238,7 +238,7 @@ def furuta(folder) -> tuple[list[Recording], dict[str, list[Recording]]]:
 
     def group(pattern: str) -> list[Recording]:
         paths = sorted(_existing(folder, "furuta_qube").glob(pattern))
-        if len(paths) != 5:  # another number would shift recordings between training and test
+        if len(paths) != 5:  # another number would change the split into training and test
             raise FileNotFoundError(f"recordings: furuta_qube holds {len(paths)} files {pattern!r} instead of 5.")
         return [load(path) for path in paths]
 
@@ -282,9 +282,9 @@ def _existing(folder, *parts: str) -> Path:
         raise FileNotFoundError(f"recordings: there is no folder {path}. Pass the folder that holds {parts[0]!r}.")
     path = path.joinpath(*parts)
     if not path.exists():
-        held = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
-        what = f"{path.parent} holds {', '.join(held)}" if held else f"there is no folder {path.parent}"
-        raise FileNotFoundError(f"recordings: {path.name!r} is missing; {what}.")
+        files = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
+        found = f"{path.parent} holds {', '.join(files)}" if files else f"there is no folder {path.parent}"
+        raise FileNotFoundError(f"recordings: {path.name!r} is missing; {found}.")
     return path
 
 
@@ -296,7 +296,7 @@ def _common_dt(recordings: Sequence[Recording]) -> float:
 
 
 def _ends(windows: Windows, values) -> np.ndarray:
-    """Values at the ends of the windows, refused where broadcasting would compare the wrong ones."""
+    """Values at the ends of the windows; refuses shapes that would broadcast against the wrong ones."""
     values, shape = np.asarray(values), windows.position[:, -1].shape
     if values.shape != shape:
         raise ValueError(f"predictions at the ends of the windows must have shape {shape}; got {values.shape}.")

@@ -1,4 +1,4 @@
-"""What `calibrate` refuses."""
+"""Checks of the arguments of `calibrate`."""
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ from physppl.posterior.backend import Backend
 
 
 def check_arguments(key: PRNGKeyArray, model, design, backend, at, level, **counts) -> None:
-    """Refuse what cannot be calibrated.
+    """Refuse arguments that cannot be calibrated.
 
     Raises:
         TypeError: for arguments of another kind, naming what came.
         ValueError: for counts or a level out of range, data that do not fit the spaces, fleets, recordings without a
-            start, and programs that observe something themselves.
+            start, and programs with observed sites.
     """
     check_key(key)
     if not isinstance(model, Dynamics) or not isinstance(backend, Backend):
@@ -34,17 +34,17 @@ def check_arguments(key: PRNGKeyArray, model, design, backend, at, level, **coun
         )
     if not isinstance(at, Transitions | None):
         raise TypeError(f"calibrate: at must be Transitions(states, actions) or None; got {type(at).__name__}.")
-    for name, given in (("design", design), ("at", at)):
-        if given is not None and given.machines:
-            raise ValueError(f"calibrate: {name} is of a fleet {given.machines}; calibrate one machine at a time.")
+    for name, data in (("design", design), ("at", at)):
+        if data is not None and data.machines:
+            raise ValueError(f"calibrate: {name} is of a fleet {data.machines}; calibrate one machine at a time.")
     if not 0 < level < 1:
         raise ValueError(f"calibrate: level is a probability, 0 < level < 1; got {level}.")
     check_counts("calibrate", **counts)
     model.check(design.inputs)
     if isinstance(design, Trajectories) and design.start is None:
         raise ValueError(
-            "calibrate: recordings need start=(mean, sd), from which first states are drawn. Without it a fit would "
-            "centre what it expects of the first state on the first reading, and a simulation starts elsewhere."
+            "calibrate: recordings need start=(mean, sd), from which first states are drawn. Without it a fit "
+            "centres its prior of the first state on the first reading, which a simulation cannot reproduce."
         )
     if at is not None:
         model.check(at.inputs)
@@ -64,6 +64,6 @@ def _check_program(model: Dynamics, design) -> None:
     if observed:
         raise ValueError(
             f"calibrate: the program observes {', '.join(map(repr, observed))}. Truths are drawn from the prior, which "
-            "takes no account of it, and every fit conditions on it, so that a right backend would be rejected. Leave "
-            "it out of the program, or make it an argument that calibration leaves out."
+            "ignores this observation, and every fit conditions on it, so that a correct backend would be rejected. "
+            "Leave it out of the program, or make it an argument that calibration omits."
         )

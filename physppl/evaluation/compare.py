@@ -1,4 +1,4 @@
-"""Beliefs side by side: what each predicts of data it has not seen, what it costs, how far it is from a reference."""
+"""Comparison of posteriors: predictions on unseen data, cost, and distance to a reference."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,19 +22,19 @@ from physppl.internal.units import pretty
 from physppl.posterior.arviz import site_units
 from physppl.posterior.summary import DRAWS, EXPANDED, aligned, amount, labels
 
-DASH = "–"  # of a figure that there is none of
+DASH = "–"  # printed for a missing figure
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Figures of several beliefs; print it, or `plot` it.
+    """Figures of several posteriors; print it, or `plot` it.
 
     Attributes:
-        dataset: an xarray Dataset with dims posterior, horizon (steps), level, coordinate, site; NaN is a figure that
-            there is none of. `rmse` and `crps` are in units of the coordinates' scales; multiply by `scale` for those
-            of the coordinate.
-        header: what was compared.
-        notes: what to know before believing it.
+        dataset: an xarray Dataset with dims posterior, horizon (steps), level, coordinate, site; NaN is a missing
+            figure. `rmse` and `crps` are in units of the coordinates' scales; multiply by `scale` for the coordinates'
+            own units.
+        header: model and test data.
+        notes: caveats.
     """
 
     dataset: Any
@@ -42,11 +42,11 @@ class Comparison:
     notes: tuple[str, ...] = field(default=())
 
     def plot(self):
-        """Error over the horizon, calibration, and the distance to the reference: a matplotlib Figure."""
+        """Matplotlib Figure of error over the horizon, calibration, and distance to the reference."""
         return compare_plots.comparison(self)
 
     def __str__(self) -> str:
-        blocks = [[self.header], self._beliefs()]
+        blocks = [[self.header], self._posteriors()]
         if "rmse" in self.dataset and (self.dataset.outcomes[1:] > 0).any():
             blocks.append(self._horizons())
         if "shift" in self.dataset:
@@ -55,16 +55,16 @@ class Comparison:
             blocks.append([f"note: {note}" for note in self.notes])
         return "\n\n".join("\n".join(block) for block in blocks)
 
-    def _beliefs(self) -> list[str]:
-        """One line a belief."""
+    def _posteriors(self) -> list[str]:
+        """One line per posterior."""
         data = self.dataset
         head, columns = ["posterior"], []
         if "rmse" in data:
-            one = data.isel(horizon=0)
-            rmse = np.sqrt((one.rmse**2).mean("coordinate", skipna=False))
+            first = data.isel(horizon=0)
+            rmse = np.sqrt((first.rmse**2).mean("coordinate", skipna=False))
             columns += [("RMSE", rmse, ".4g"), ("log density", data.log_density, ".4g")]
-            columns += [("CRPS", one.crps.mean("coordinate", skipna=False), ".4g")]
-            inside = 100 * one.coverage.mean("coordinate", skipna=False)
+            columns += [("CRPS", first.crps.mean("coordinate", skipna=False), ".4g")]
+            inside = 100 * first.coverage.mean("coordinate", skipna=False)
             columns += [(f"in {100 * p:g} %", inside.sel(level=p), ".1f") for p in LEVELS]
         columns += [("ELPD-LOO", data.elpd_loo, ".1f"), ("se", data.elpd_loo_se, ".1f")]
         columns += [(f"k > {HEAVY}", data.pareto_k_heavy, ".0f")]
@@ -77,32 +77,32 @@ class Comparison:
         return aligned([head, *body], {0})
 
     def _horizons(self) -> list[str]:
-        """RMSE and coverage after so many steps."""
+        """RMSE and coverage at each horizon."""
         data = self.dataset.isel(horizon=self.dataset.outcomes.values > 0)
         times = zip(data.horizon.values, data.time.values, strict=True)
         head = ["steps ahead", *(f"{steps} ({time:.3g} s)" for steps, time in times)]
         body = []
         for name in data.posterior.values:
-            one = data.sel(posterior=name)
-            rmse = np.sqrt((one.rmse**2).mean("coordinate", skipna=False))
-            inside = 100 * one.coverage.sel(level=0.9).mean("coordinate", skipna=False)
+            row = data.sel(posterior=name)
+            rmse = np.sqrt((row.rmse**2).mean("coordinate", skipna=False))
+            inside = 100 * row.coverage.sel(level=0.9).mean("coordinate", skipna=False)
             body.append([f"{name}: RMSE", *(_cell(v, ".4g") for v in rmse)])
             body.append([f"{name}: in 90 %", *(_cell(v, ".1f") for v in inside)])
         return aligned([head, *body], {0})
 
     def _distances(self) -> list[str]:
-        """Shift of the mean in the reference's sds, and ratio of sds, per scalar."""
+        """Shift of the mean in the reference's sds, and ratio of sds, of each scalar."""
         data = self.dataset
         others = [m for m in data.posterior.values if m != data.attrs["reference"]]
         head = [f"{data.attrs['reference']}", "mean", "sd", "unit", *(f"{m}: shift, sd ratio" for m in others)]
         body = []
         for site in data.site.values:
-            one = data.sel(site=site)
-            pairs = [(one["shift"].sel(posterior=m), one.sd_ratio.sel(posterior=m)) for m in others]
+            row = data.sel(site=site)
+            pairs = [(row["shift"].sel(posterior=m), row.sd_ratio.sel(posterior=m)) for m in others]
             cells = [f"{_cell(shift, '+.2f')}, {_cell(ratio, '.2f')}" for shift, ratio in pairs]
             body.append([
-                str(site), _cell(one.reference_mean, ".4g"), _cell(one.reference_sd, ".2g"),
-                pretty(str(one.site_unit.values)), *cells,
+                str(site), _cell(row.reference_mean, ".4g"), _cell(row.reference_sd, ".2g"),
+                pretty(str(row.site_unit.values)), *cells,
             ])  # fmt: skip
         return aligned([head, *body], {0, 3})
 
@@ -121,35 +121,35 @@ def compare(
     draws: int = 256,
     key: PRNGKeyArray | None = None,
 ) -> Comparison:
-    """Beliefs about one machine side by side.
+    """Compare posteriors of one machine.
 
     On `test_data`: root mean squared error, CRPS and coverage of central intervals, per coordinate and horizon, and
-    the log density of one step, joint over coordinates. Predictive distributions are mixtures over draws of the
-    belief, process noise included; only those of readings several steps ahead are Gaussians with two moments
+    the log density of one step, joint over coordinates. Predictive distributions are mixtures over posterior
+    draws, process noise included; only those of readings several steps ahead are Gaussians with two moments
     (`physppl.evaluation.recording_forecasts.predict_ahead`). From each fit itself: leave-one-out, time, and the
-    distance to a reference. A figure that a belief cannot give is a dash.
+    distance to a reference. A figure that a posterior cannot give is a dash.
 
     Args:
         posteriors: {name: Posterior}, of any backend; a NumPyro run by `physppl.inference.from_numpyro`. Those of
             models that are not a Dynamics have no predictions.
-        test_data: that no fit saw. Transitions: rows that follow each other are forecast open loop. Trajectories: one
-            step is each reading given all before it, under each draw; more are forecasts from the state of a filter at
-            the belief's mean parameters, of the readings at which no sensor is missing.
-        reference: name of the belief to which the others' sites are compared, e.g. a long run of HMC.
+        test_data: data that no fit used. Transitions: consecutive rows are forecast open loop. Trajectories: one step
+            is each reading given all before it, under each draw; more are forecasts from the state of a filter at the
+            posterior's mean parameters, of the readings at which no sensor is missing.
+        reference: name of the posterior to which the others' sites are compared, e.g. a long run of HMC.
         horizons: steps ahead; 1 is always among them.
-        draws: of each belief's functions, the same keys for all.
-        key: of all draws; `jax.random.key(0)` by default.
+        draws: number of functions drawn from each posterior, with the same keys for all.
+        key: random key of all draws; `jax.random.key(0)` by default.
 
     Raises:
-        TypeError: for what is not a Posterior, or test data of another kind.
+        TypeError: for values that are not a Posterior, or test data of another kind.
         ValueError: for no posterior; for posteriors of different spaces or steps; for test data without outcomes.
-        KeyError: for an unknown reference, or sites that only one of the reference and another belief has.
+        KeyError: for an unknown reference, or sites that only the reference or only another posterior has.
     """
     key = jax.random.key(0) if key is None else key
     check_key(key)
     horizons = check_arguments(posteriors, test_data, reference, horizons, draws)
     data = {} if test_data is None else _predictions(key, posteriors, test_data, horizons, draws)
-    data |= _own(key, posteriors)
+    data |= _fit_figures(key, posteriors)
     units: dict[str, str] = {}
     if reference is not None:
         distances, units = _distances(key, posteriors, reference)
@@ -169,11 +169,14 @@ Columns = dict[str, tuple[tuple[str, ...], Any, str]]  # {name: (dims, values, u
 def _predictions(key, posteriors, data, horizons, draws) -> Columns:
     model = next(p.model for p in posteriors.values() if isinstance(p.model, Dynamics))
     scale = model.likelihood(data).space(model).scale
-    found = [[_evaluate(key, p, data, h, draws) for h in horizons] for p in posteriors.values()]
+    scores = [[_evaluate(key, p, data, h, draws) for h in horizons] for p in posteriors.values()]
     missing = np.full(len(scale), np.nan)
-    each = lambda value, empty: [[empty if s is None else value(s) for s in row] for row in found]  # noqa: E731
+
+    def each(value, empty):
+        return [[empty if s is None else value(s) for s in row] for row in scores]
+
     counts = np.array(each(lambda s: s.size, 0)).max(axis=0)
-    first = [row[0] for row in found]
+    first = [row[0] for row in scores]
     return {
         "rmse": (("posterior", "horizon", "coordinate"), each(lambda s: s.rmse / scale, missing), "scale"),
         "crps": (("posterior", "horizon", "coordinate"), each(lambda s: s.crps / scale, missing), "scale"),
@@ -193,22 +196,24 @@ def _evaluate(key, posterior, data, steps: int, draws: int) -> Scores | None:
         return None
     try:
         return evaluate(key, posterior, data, steps, draws)
-    except NotImplementedError:  # a belief without functions
+    except NotImplementedError:  # a posterior without functions
         return None
 
 
-def _own(key, posteriors) -> Columns:
-    """What each fit says of itself."""
-    left, times = [], []
+def _fit_figures(key, posteriors) -> Columns:
+    """Leave-one-out estimates and times of each fit."""
+    estimates, times = [], []
     for posterior in posteriors.values():
         try:
-            found = leave_one_out(key, posterior)
-        except NotImplementedError:  # a belief without samples
-            found = None
-        left.append(found)
+            estimates.append(leave_one_out(key, posterior))
+        except NotImplementedError:  # a posterior without samples
+            estimates.append(None)
         times.append(posterior.timing or (np.nan, np.nan))
     seconds, compiling = np.array(times).T
-    figure = lambda of: [np.nan if x is None else of(x) for x in left]  # noqa: E731
+
+    def figure(value):
+        return [np.nan if x is None else value(x) for x in estimates]
+
     return {
         "elpd_loo": (("posterior",), figure(lambda x: x.elpd), "nats"),
         "elpd_loo_se": (("posterior",), figure(lambda x: x.se), "nats"),
@@ -220,35 +225,35 @@ def _own(key, posteriors) -> Columns:
 
 
 def _distances(key, posteriors, reference: str) -> tuple[Columns, dict[str, str]]:
-    """Means and sds of every scalar site against those of the reference, and {name: unit}."""
-    found = {method: _scalars(key, p, method) for method, p in posteriors.items()}
-    scalars, units = {method: draws for method, (draws, _) in found.items()}, found[reference][1]
+    """Means and sds of every scalar site relative to those of the reference, and {name: unit}."""
+    scalars, units = {}, {}
+    for method, posterior in posteriors.items():
+        scalars[method], units[method] = _scalars(key, posterior, method)
     names = scalars[reference]
-    for method, found in scalars.items():
-        lacking, extra = [n for n in names if n not in found], [n for n in found if n not in names]
+    for method, draws in scalars.items():
+        lacking, extra = [n for n in names if n not in draws], [n for n in draws if n not in names]
         if lacking or extra:
             which = [f"lacks {', '.join(lacking)}"] * bool(lacking) + [f"has {', '.join(extra)} besides"] * bool(extra)
             raise KeyError(
                 f"compare: against the reference {reference!r}, {method!r} {' and '.join(which)}. Distances need the "
                 "same sites; leave `reference` out to compare predictions alone."
             )
-    moments = np.array([[(found[n].mean(), found[n].std()) for n in names] for found in scalars.values()])
+    moments = np.array([[(draws[n].mean(), draws[n].std()) for n in names] for draws in scalars.values()])
     mean, sd = np.moveaxis(moments, -1, 0)
     at = list(scalars).index(reference)
-    own = sd[at]
-    varies = np.where(own > 0, own, np.nan)  # a constant has no distance
+    positive_sd = np.where(sd[at] > 0, sd[at], np.nan)  # no distances of constants
     columns: Columns = {
-        "shift": (("posterior", "site"), (mean - mean[at]) / varies, "reference sd"),
-        "sd_ratio": (("posterior", "site"), sd / varies, "1"),
+        "shift": (("posterior", "site"), (mean - mean[at]) / positive_sd, "reference sd"),
+        "sd_ratio": (("posterior", "site"), sd / positive_sd, "1"),
         "reference_mean": (("site",), mean[at], "site_unit"),
-        "reference_sd": (("site",), own, "site_unit"),
+        "reference_sd": (("site",), sd[at], "site_unit"),
     }
-    return columns, units
+    return columns, units[reference]
 
 
 def _scalars(key, posterior, method: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """{name: draws} and {name: unit} of every scalar; long vectors (weights) are left out."""
-    units, draws, named = site_units(posterior), {}, {}
+    """Draws {name: array} and units {name: unit} of every scalar; long vectors (weights) are left out."""
+    units, draws, scalar_units = site_units(posterior), {}, {}
     for site, values in posterior.samples(key, DRAWS).items():
         values = np.asarray(values, float)
         if not np.isfinite(values).all():
@@ -256,8 +261,8 @@ def _scalars(key, posterior, method: str) -> tuple[dict[str, np.ndarray], dict[s
         if math.prod(values.shape[1:]) <= EXPANDED:
             names = labels(posterior.model, site, units.get(site.replace("/", "."), ""), values.shape[1:])
             draws |= dict(zip((name for name, _ in names), values.reshape(len(values), -1).T, strict=True))
-            named |= dict(names)
-    return draws, named
+            scalar_units |= dict(names)
+    return draws, scalar_units
 
 
 def _dataset(columns: Columns, posteriors, test_data, horizons):

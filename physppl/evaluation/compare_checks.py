@@ -1,4 +1,4 @@
-"""What `compare` refuses, and what it warns of."""
+"""Checks of the arguments of `compare`, and caveats of its result."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from physppl.posterior.posterior import Posterior
 
 
 def check_arguments(posteriors, test_data, reference, horizons, draws) -> tuple[int, ...]:
-    """Refuse what cannot be compared; the horizons, from 1, in order."""
+    """Refuse arguments that cannot be compared; return the horizons, including 1, sorted."""
     if not isinstance(posteriors, Mapping):
         raise TypeError(f"compare takes {{name: posterior}}; got {type(posteriors).__name__}.")
     if not posteriors:
@@ -24,7 +24,7 @@ def check_arguments(posteriors, test_data, reference, horizons, draws) -> tuple[
     for name, posterior in posteriors.items():
         if hasattr(posterior, "get_samples"):
             raise TypeError(
-                f"compare: {name!r} is a NumPyro {type(posterior).__name__}. Make it a belief first: "
+                f"compare: {name!r} is a NumPyro {type(posterior).__name__}. Convert it first: "
                 "physppl.inference.from_numpyro(mcmc)."
             )
         if not isinstance(posterior, Posterior):
@@ -37,7 +37,7 @@ def check_arguments(posteriors, test_data, reference, horizons, draws) -> tuple[
     if any(not isinstance(h, Integral) or isinstance(h, bool) or h < 1 for h in horizons):
         raise ValueError(f"compare: horizons are whole numbers of steps from 1; got {horizons}.")
     if draws < 2:
-        raise ValueError(f"compare: a belief's spread needs draws of at least 2; got {draws}.")
+        raise ValueError(f"compare: the spread of a posterior needs draws of at least 2; got {draws}.")
     models = {name: p.model for name, p in posteriors.items() if isinstance(p.model, Dynamics)}
     _same_machine(models)
     if test_data is not None:
@@ -46,18 +46,18 @@ def check_arguments(posteriors, test_data, reference, horizons, draws) -> tuple[
 
 
 def _same_machine(models: dict[str, Dynamics]) -> None:
-    """Programs may differ; what is predicted may not."""
-    described = {
+    """Refuse posteriors that predict different quantities; their programs may differ."""
+    quantities = {
         name: {"state": m.state, "action": m.action, "sensors": m.sensing.space, "dt": m.dt}
         for name, m in models.items()
     }
-    for name, own in list(described.items())[1:]:
-        first = next(iter(described))
-        for what, value in own.items():
-            if value != described[first][what]:
+    for name, described in list(quantities.items())[1:]:
+        first = next(iter(quantities))
+        for what, value in described.items():
+            if value != quantities[first][what]:
                 raise ValueError(
-                    f"compare: {first!r} and {name!r} are about different machines: {what} {described[first][what]} "
-                    f"and {value}. Compare beliefs that predict the same."
+                    f"compare: {first!r} and {name!r} are about different machines: {what} {quantities[first][what]} "
+                    f"and {value}. Compare posteriors of one machine."
                 )
 
 
@@ -70,7 +70,7 @@ def _check_test_data(models: dict[str, Dynamics], data) -> None:
             "pass the Dynamics inside the model: physppl.inference.from_numpyro(mcmc, dynamics, data)."
         )
     if data.outcomes is None:
-        raise ValueError(f"compare: test_data must hold what came of the inputs; got {data}.")
+        raise ValueError(f"compare: test_data must have outcomes, not inputs alone; got {data}.")
     if data.machines:
         raise ValueError(f"compare: test_data of a fleet {data.machines}; compare one machine at a time.")
     if not np.any(data.valid):
@@ -79,29 +79,29 @@ def _check_test_data(models: dict[str, Dynamics], data) -> None:
 
 
 def notes(posteriors, test_data, dataset) -> tuple[str, ...]:
-    """What to know before believing a comparison; of test data that a fit saw also a warning."""
-    found = []
+    """Caveats of a comparison; warns also where a fit used some of the test data."""
+    lines = []
     seen = {name: repeats(p.data, test_data) for name, p in posteriors.items()}
     if names := [name for name, count in seen.items() if count]:
-        found.append(
+        lines.append(
             f"{max(seen.values())} of the test data were among those that {', '.join(names)} was fitted to: these "
             "figures are in-sample. Hold some data out."
         )
-        warnings.warn(f"compare: {found[-1]}", PhyspplWarning, stacklevel=3)
+        warnings.warn(f"compare: {lines[-1]}", PhyspplWarning, stacklevel=3)
     if len({_content(p.data) for p in posteriors.values()}) > 1:
-        found.append("the fits are of different data: their ELPD-LOO do not compare.")
+        lines.append("the fits are of different data: their ELPD-LOO do not compare.")
     if test_data is not None:
-        found += _windowless(posteriors, test_data, dataset)
+        lines += _missing_windows(posteriors, test_data, dataset)
         lost = (~np.isfinite(dataset.rmse)).any("coordinate") & (dataset.outcomes > 0)
         for name in dataset.posterior.values[lost.any("horizon").values]:
             predicts = isinstance(posteriors[name].model, Dynamics)
             why = "some are not finite" if predicts else "its model is not a Dynamics"
-            found.append(f"{name} lacks predictions: {why}.")
-    return tuple(found)
+            lines.append(f"{name} lacks predictions: {why}.")
+    return tuple(lines)
 
 
-def _windowless(posteriors, test_data, dataset) -> list[str]:
-    """Over which horizons some of the test data, or all, cannot be forecast."""
+def _missing_windows(posteriors, test_data, dataset) -> list[str]:
+    """Note of the horizons over which some of the test data, or all, cannot be forecast."""
     model = next(p.model for p in posteriors.values() if isinstance(p.model, Dynamics))
     if model.likelihood(test_data).structure is not Structure.RECORDINGS:
         empty = ", ".join(str(h) for h in dataset.horizon.values[dataset.outcomes.values == 0])

@@ -1,4 +1,4 @@
-"""Picture of a comparison of beliefs."""
+"""Figure of a comparison of posteriors."""
 
 from itertools import cycle
 
@@ -11,21 +11,20 @@ MARKERS = "osD^v"
 
 
 @styled
-def comparison(found):
-    """Error over the horizon, coverage of one-step intervals, and each scalar's mean and sd about the reference's.
+def comparison(result):
+    """Figure of error over the horizon, coverage of one-step intervals, and parameters relative to the reference.
 
     Args:
-        found: as of `physppl.evaluation.compare`.
+        result: a `physppl.evaluation.compare.Comparison`.
 
     Raises:
         ValueError: where it holds neither predictions nor distances.
     """
-    data = found.dataset
+    data = result.dataset
     looks = dict(zip(data.posterior.values, zip(cycle(COLOURS), cycle(MARKERS), strict=False), strict=False))
-    predicted = "rmse" in data
-    panels = [_error, _coverage] * predicted + [_distance] * ("shift" in data)
+    panels = [_error, _coverage] * ("rmse" in data) + [_distance] * ("shift" in data)
     if not panels:
-        raise ValueError("a comparison without test_data and without reference has no figure: it is its table.")
+        raise ValueError("a comparison without test_data and without reference has no figure; print its table.")
     sites = data.sizes.get("site", 0)
     figure = new_figure(3.1 * len(panels) + 0.3, max(2.9, 0.6 + 0.24 * sites * max(len(looks) - 1, 1)))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -49,7 +48,7 @@ def _error(axis, data, looks) -> None:
 
 
 def _coverage(axis, data, looks) -> None:
-    """The band is of one interval, and counts coordinates as independent outcomes: where they are not, it is wider."""
+    """Plot coverage minus nominal; the band is pointwise, and too narrow where coordinates are dependent."""
     inside = data.coverage.isel(horizon=0).mean("coordinate", skipna=False)
     levels = data.level.values
     count = float(data.outcomes[0]) * data.sizes["coordinate"]
@@ -64,16 +63,16 @@ def _coverage(axis, data, looks) -> None:
 
 
 def _distance(axis, data, looks) -> None:
-    """A bar is the mean and sd of a belief, in the reference's sds about its mean."""
+    """Plot mean and sd of each posterior, in the reference's sds about its mean."""
     names, others = data.site.values, [n for n in looks if n != data.attrs["reference"]]
     axis.axvspan(-1, 1, color=GREY, alpha=0.25, lw=0, label=f"{data.attrs['reference']} ± sd")
     axis.axvline(0, color=GREY, lw=0.8)
     for i, name in enumerate(others):
         colour, marker = looks[name]
-        one = data.sel(posterior=name)
+        row = data.sel(posterior=name)
         rows = np.arange(len(names)) + 0.6 * ((i + 0.5) / len(others) - 0.5)
         axis.errorbar(
-            one["shift"], rows, xerr=one.sd_ratio, fmt=marker, ms=4, color=colour, lw=1.3, capsize=2, label=name
+            row["shift"], rows, xerr=row.sd_ratio, fmt=marker, ms=4, color=colour, lw=1.3, capsize=2, label=name
         )
     axis.set_yticks(np.arange(len(names)), [words(str(n)) for n in names])
     axis.set(xlabel=f"mean ± sd, in sds of {data.attrs['reference']}", title="parameters")

@@ -1,5 +1,4 @@
-"""How well a belief predicts each part of its own data from the others: from one fit by importance sampling, or exactly
-by refits."""
+"""Leave-one-out cross-validation: from one fit by importance sampling, or exactly by refits."""
 
 import importlib
 from typing import Any, NamedTuple
@@ -24,12 +23,12 @@ HEAVY = 0.7  # Pareto k beyond which an estimate cannot be trusted
 
 
 class LeftOut(NamedTuple):
-    """Expected log predictive densities of n parts, each given all others, nats.
+    """Log predictive densities of n parts of the data, each given all others, nats.
 
     Attributes:
         each: (n,).
-        pareto_k: (n,) of the importance weights (A. Vehtari et al., JMLR 25, 2024); infinite where they rest on one
-            draw, zero of exact refits.
+        pareto_k: (n,) of the importance weights (A. Vehtari et al., JMLR 25, 2024); infinite where one
+            draw dominates, zero for exact refits.
     """
 
     each: Float[np.ndarray, " n"]
@@ -37,26 +36,26 @@ class LeftOut(NamedTuple):
 
     @property
     def elpd(self) -> float:
-        """Their sum: larger is better. Beliefs compare by it where they were fitted to the same data."""
+        """Expected log predictive density, their sum: larger is better, among posteriors of the same data."""
         return float(self.each.sum())
 
     @property
     def se(self) -> float:
-        """Of the sum, by the scatter between parts."""
+        """Standard error of the sum, from the scatter between parts."""
         return float(np.sqrt(len(self.each)) * self.each.std(ddof=1)) if len(self.each) > 1 else np.nan
 
     @property
     def heavy(self) -> int:
-        """Parts whose Pareto k is above 0.7: their estimates may be far off."""
+        """Number of parts whose Pareto k is above 0.7, so that their estimates may be far off."""
         return int(np.sum(self.pareto_k > HEAVY))
 
 
 def leave_one_out(key: PRNGKeyArray, posterior: Posterior, draws: int = DRAWS) -> LeftOut | None:
     """Leave-one-out by Pareto-smoothed importance sampling, from one fit.
 
-    What is left out is a transition; of Trajectories a whole recording, since one reading is not independent of those
-    after it; of another model each entry of its observed sites. It says nothing of parts that the belief was not fitted
-    to. A Laplace belief's draws are taken for the posterior's own.
+    A part is a transition; of Trajectories a whole recording, since a reading is not independent of those after it; of
+    another model each entry of its observed sites. Draws of an approximate posterior, such as Laplace's, are taken for
+    draws of the exact one.
 
     Returns:
         None where there are no pointwise log likelihoods, or fewer than two parts.
@@ -70,22 +69,22 @@ def leave_one_out(key: PRNGKeyArray, posterior: Posterior, draws: int = DRAWS) -
     if groups is not None and isinstance(posterior.model, Dynamics):
         terms = sites[posterior.model.likelihood(posterior.data).site]
         terms = np.stack([terms[..., groups == g].sum(axis=-1) for g in np.unique(groups)], axis=-1)
-    return _smoothed(terms, samples) if terms.shape[-1] > 1 else None
+    return _psis(terms, samples) if terms.shape[-1] > 1 else None
 
 
-def _smoothed(terms: Float[np.ndarray, "C S n"], samples) -> LeftOut:
+def _psis(terms: Float[np.ndarray, "C S n"], samples) -> LeftOut:
     stats: Any = importlib.import_module("arviz_stats.base").array_stats  # ArviZ takes a second to import
     chains, draws = terms.shape[:2]
     points = np.concatenate([np.reshape(v, (chains, draws, -1)) for v in samples.values()], axis=-1)
     points = points[..., np.ptp(points, axis=(0, 1)) > 0]
-    share = 1.0  # of the draws that are effective
+    share = 1.0  # effective share of the draws
     if chains > 1 and points.shape[-1]:
         share = np.mean(stats.ess(points, chain_axis=0, draw_axis=1, method="mean")) / (chains * draws)
     each, pareto_k = [], []
     for term in np.moveaxis(terms, -1, 0):
         try:
             value, k, _ = stats.loo(term, chain_axis=0, draw_axis=1, r_eff=min(share, 1.0))
-        except (ValueError, IndexError):  # the largest weights are of one and the same draw: no tail to fit
+        except (ValueError, IndexError):  # one draw dominates: no tail to fit
             value, k = np.log(term.size) - logsumexp(-term), np.inf
         each.append(float(value))
         pareto_k.append(float(k))
@@ -95,10 +94,10 @@ def _smoothed(terms: Float[np.ndarray, "C S n"], samples) -> LeftOut:
 def leave_one_recording_out(
     key: PRNGKeyArray, model: Dynamics, data: Trajectories, backend: Backend, draws: int = DRAWS
 ) -> LeftOut:
-    """The log density of each recording under a fit to all others: exact, at one refit per recording.
+    """Exact log density of each recording under a fit to all others, at one refit per recording.
 
     Args:
-        draws: of each refit's belief, over which the recording's density is averaged.
+        draws: posterior draws of each refit, over which the recording's density is averaged.
 
     Raises:
         TypeError: for other data than Trajectories.
@@ -112,11 +111,11 @@ def leave_one_recording_out(
     if count < 2 or not np.asarray(rows.valid).any(axis=-1).all():
         raise ValueError(
             f"leave_one_recording_out needs at least two recordings with readings in each; got {data}. Stack them: "
-            "Trajectories.stack([one, other])."
+            "Trajectories.stack([first, second])."
         )
 
-    def part(chosen) -> Trajectories:
-        return jax.tree.map(lambda x: np.asarray(x)[chosen], rows)
+    def part(indices) -> Trajectories:
+        return jax.tree.map(lambda x: np.asarray(x)[indices], rows)
 
     each = []
     for r, (fit_key, score_key) in enumerate(zip(*jax.random.split(key, (2, count)), strict=True)):

@@ -1,4 +1,4 @@
-"""Open-loop predictive distributions: where a machine will be, and how sure one can be of it."""
+"""Open-loop predictive distributions of states and sensor readings."""
 
 import functools
 from typing import NamedTuple
@@ -40,19 +40,19 @@ def forecast_readings(
     start_covariance: Float[Array | np.ndarray, "B D D"] | None = None,
     times: Float[Array | np.ndarray, " B"] | float = 0.0,
 ) -> Forecast:
-    """The first two moments of what the sensors will read T steps ahead of known states.
+    """Mean and covariance of the sensor readings T steps ahead of known states.
 
-    The mean is that of rollouts under draws of the belief. The covariance adds what the draws disagree about to what
-    stays noise under each: that of the start, of the inputs, of the process and of the sensors, carried along the
-    rollout at the belief's mean parameters by the filter's differences.
+    The mean is that of rollouts under posterior draws. The covariance is the sum of that between draws and that of the
+    noise: of the start, the inputs, the process and the sensors, propagated along the rollout at the posterior's mean
+    parameters as in the filter.
 
     Args:
         states: at the windows' starts.
         inputs: as they arrive (an input delay already applied), held over each step.
-        start_sd: of the error of `states`, per coordinate.
-        draws: of the belief.
-        start_covariance: of the error of each of `states`, e.g. as a filter states it; in place of `start_sd`.
-        times: s, at which the windows start; of no account unless the program reads the time.
+        start_sd: sd of the error of `states`, per coordinate.
+        draws: posterior draws.
+        start_covariance: covariance of the error of each of `states`, e.g. a filter's; in place of `start_sd`.
+        times: s, at which the windows start; used only by programs that depend on time.
     """
     with jax.enable_x64(True):
         mean_key, key = jax.random.split(key)
@@ -69,7 +69,7 @@ def forecast_readings(
 
 
 def mean_sites(key: PRNGKeyArray, posterior: Posterior) -> dict[str, Array]:
-    """The belief's mean of each latent site that one recording has."""
+    """Posterior mean of each latent site of a single recording."""
     samples = posterior.samples(key, 256)
     latent = UnconstrainedSpace.of(posterior.model, posterior.data, params=posterior.params).names
     means = {n: jnp.mean(jnp.asarray(samples[n], float), axis=0) for n in latent if n not in (VARIATION, OFFSETS)}
@@ -82,39 +82,39 @@ def _moments(sites, transitions, states, inputs, start, times, *, dynamics):
     process = jnp.diag(dynamics.noise.value(sites) ** 2)
     errors = input_sd(sensing, sites, inputs)
 
-    def spread(state, covariance, inputs, errors, began):
+    def noise_covariance(state, covariance, inputs, errors, start_time):
         def body(carry, at):
             x, covariance, t = carry
             x, covariance, _ = propagate(lambda x, u: step(t, x, u), x, covariance, *at)
             return (x, covariance + process, t + dynamics.dt), None
 
-        (x, covariance, _), _ = jax.lax.scan(body, (state, covariance, began), (inputs, errors))
+        (x, covariance, _), _ = jax.lax.scan(body, (state, covariance, start_time), (inputs, errors))
         rows = jax.jacfwd(sensing.read)(x)
         return rows @ covariance @ rows.T
 
-    def end(transition, state, inputs, began):
+    def end(transition, state, inputs, start_time):
         advance = transition.stepper()
-        passed = began + dynamics.dt * jnp.arange(len(inputs))
-        x, _ = jax.lax.scan(lambda x, at: (advance(at[0], x, at[1]), None), state, (passed, inputs))
+        times = start_time + dynamics.dt * jnp.arange(len(inputs))
+        x, _ = jax.lax.scan(lambda x, at: (advance(at[0], x, at[1]), None), state, (times, inputs))
         return sensing.read(x)
 
-    noise = jax.vmap(spread)(states, start, inputs, errors, times)
+    noise = jax.vmap(noise_covariance)(states, start, inputs, errors, times)
     ends = jax.vmap(lambda f: jax.vmap(lambda *window: end(f, *window))(states, inputs, times))(transitions)
     mean = jnp.mean(ends, axis=0)
-    apart = jnp.einsum("kbi,kbj->bij", ends - mean, ends - mean) / (len(ends) - 1)
-    return mean, noise + apart + jnp.diag(sensing.variance(sites))
+    between_draws = jnp.einsum("kbi,kbj->bij", ends - mean, ends - mean) / (len(ends) - 1)
+    return mean, noise + between_draws + jnp.diag(sensing.variance(sites))
 
 
 def forecast(
     key: PRNGKeyArray, posterior: Posterior, states, inputs, draws: int = 100, *, noise: bool = True
 ) -> Float[np.ndarray, "K B N D"]:
-    """Open-loop trajectories (K, B, N = T + 1, D) under K draws of the belief; each draw rolls all windows out.
+    """Open-loop trajectories (K, B, N = T + 1, D) under K posterior draws, each for all windows.
 
     Args:
         states: initial states (B, D), e.g. `windows.initial_state`.
         inputs: (B, T, A), e.g. `windows.inputs`.
         draws: K. The mean over draws is the predictive mean, their quantiles are its intervals.
-        noise: whether process noise enters at every step, as intervals need it; the mean has no use for it.
+        noise: add process noise at every step, as intervals need; leave it out for the mean.
     """
     draw_key, noise_key = jax.random.split(key)
     transitions = jax.vmap(posterior.draw)(jax.random.split(draw_key, draws))

@@ -1,4 +1,4 @@
-"""What a belief predicts of data it has not seen, one step and several steps ahead, beside what came."""
+"""Scores of predictions of unseen data, one step and several steps ahead."""
 
 from typing import Any, NamedTuple
 
@@ -22,8 +22,8 @@ from physppl.evaluation.scoring_rules import NormalMixture
 from physppl.internal.precision import doubles
 from physppl.posterior.posterior import Posterior
 
-MOST = 200  # windows of several steps, evenly spread
-SAME = 1e-6  # of its scale: how far a state may be from the last one's outcome and still be the same
+MAX_WINDOWS = 200  # of several steps, evenly spread
+SAME = 1e-6  # in scales: difference up to which a state counts as the previous row's outcome
 
 
 class Predicted(NamedTuple):
@@ -31,8 +31,8 @@ class Predicted(NamedTuple):
 
     Attributes:
         outcomes: (N, d), on the branch of the predictions where they are angles.
-        mixture: of S draws of the belief.
-        counted: (N, d), or what broadcasts to it: which of the outcomes were seen.
+        mixture: predictive distribution, over S posterior draws.
+        counted: (N, d), or broadcastable to it: True for outcomes that were measured.
     """
 
     outcomes: Float[Array, "N d"]
@@ -41,12 +41,12 @@ class Predicted(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of one belief at one horizon.
+    """Scores of one posterior at one horizon.
 
     Attributes:
-        size: outcomes that were predicted.
-        rmse, crps: (d,) in the coordinates' units; `crps` is NaN of Student-t sensors.
-        coverage: (L, d), the share inside the central intervals of `physppl.evaluation.scoring_rules.LEVELS`.
+        size: number of predicted outcomes.
+        rmse, crps: (d,) in the coordinates' units; `crps` is NaN for Student-t sensors.
+        coverage: (L, d), share inside the central intervals of `physppl.evaluation.scoring_rules.LEVELS`.
         log_density: mean over outcomes, joint over coordinates, nats; with its standard error.
     """
 
@@ -59,7 +59,7 @@ class Scores(NamedTuple):
 
 
 def evaluate(key: PRNGKeyArray, posterior: Posterior, data: Any, steps: int, draws: int) -> Scores | None:
-    """Scores of predictions so many steps ahead; None where the data hold none."""
+    """Scores of predictions `steps` ahead; None where the data have no window of this length."""
     with jax.enable_x64(True):
         structure = posterior.model.likelihood(data).structure
         if structure is Structure.ROWS:
@@ -71,16 +71,18 @@ def evaluate(key: PRNGKeyArray, posterior: Posterior, data: Any, steps: int, dra
         if predicted is None:
             return None
         rows, rmse, crps, inside = jax.tree.map(np.asarray, _scores(*predicted))
-    seen = np.asarray(predicted.counted)
-    rows = rows[np.broadcast_to(seen, predicted.outcomes.shape).any(axis=-1)]
+    measured = np.asarray(predicted.counted)
+    rows = rows[np.broadcast_to(measured, predicted.outcomes.shape).any(axis=-1)]
     error = rows.std(ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else np.nan
-    inside = np.where(np.isfinite(rmse), inside, np.nan)  # what is not finite lies in no interval
+    inside = np.where(np.isfinite(rmse), inside, np.nan)  # no coverage of predictions that are not finite
     return Scores(len(rows), rmse, crps, inside, float(rows.mean()), float(error))
 
 
 @eqx.filter_jit
 def _scores(outcomes, mixture: NormalMixture, counted):
-    average = lambda x: jnp.mean(x, axis=-2, where=jnp.broadcast_to(counted, outcomes.shape))  # noqa: E731
+    def average(x):
+        return jnp.mean(x, axis=-2, where=jnp.broadcast_to(counted, outcomes.shape))
+
     return (
         scoring_rules.log_density(outcomes, mixture, counted),
         jnp.sqrt(average((outcomes - mixture.mean) ** 2)),
@@ -90,9 +92,9 @@ def _scores(outcomes, mixture: NormalMixture, counted):
 
 
 def _transitions(key, posterior: Posterior, data: Transitions, steps: int, draws: int) -> Predicted | None:
-    """Open loop from a known state; each draw of the belief, with its process noise, rolls out all windows.
+    """Open-loop predictions from known states; each posterior draw, with process noise, rolls out all windows.
 
-    Before the last step there is a draw's path, of the last step its whole distribution: one step is exact.
+    The last step contributes its whole Gaussian, the steps before it one path per draw, so that one step is exact.
     """
     model: Dynamics = posterior.model
     states, actions, times = (np.asarray(x, float) for x in (data.states, data.actions, data.times))
@@ -100,7 +102,7 @@ def _transitions(key, posterior: Posterior, data: Transitions, steps: int, draws
     if not len(starts):
         return None
     if steps > 1:
-        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(MOST, len(starts))).round().astype(int))]
+        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(MAX_WINDOWS, len(starts))).round().astype(int))]
     rows = starts[:, None] + np.arange(steps)
     draw_key, noise_key = jax.random.split(key)
     transitions = jax.vmap(posterior.draw)(jax.random.split(draw_key, draws))
@@ -112,7 +114,7 @@ def _transitions(key, posterior: Posterior, data: Transitions, steps: int, draws
 
 @eqx.filter_jit
 def _ends(keys, transitions, states, inputs, times):
-    """Last states before their noise (S, B, D)."""
+    """Means of the last states (S, B, D), before the noise of the last step."""
 
     def roll(key, transition, state, inputs, times):
         advance = transition.stepper()
@@ -133,28 +135,27 @@ def _ends(keys, transitions, states, inputs, times):
 
 
 def unbroken_windows(data: Transitions, model: Dynamics, steps: int) -> np.ndarray:
-    """First rows of all windows of so many steps: each row's outcome is the next row's state."""
+    """First rows of all windows of `steps` rows in which each row's outcome is the next row's state."""
     valid = np.asarray(data.valid)
     states, after = np.asarray(data.states, float), np.asarray(data.next_states, float)
-    apart = np.abs(model.state.difference(after[:-1], states[1:]))
-    joined = valid[:-1] & valid[1:] & np.all(apart <= SAME * model.state.scale, axis=-1)
+    gap = np.abs(model.state.difference(after[:-1], states[1:]))
+    joined = valid[:-1] & valid[1:] & np.all(gap <= SAME * model.state.scale, axis=-1)
     broken = np.concatenate([[0], np.cumsum(~joined)])  # breaks before each row
     first = np.arange(max(len(data) - steps + 1, 0))
     return first[valid[first] & (broken[first + steps - 1] == broken[first])]
 
 
 def _recordings(key, posterior: Posterior, data: Trajectories, steps: int, draws: int) -> Predicted | None:
-    """One step: each reading given all before it, by a filter under each draw. More: `predict_ahead`'s two moments."""
+    """Predictions of readings: one step by a filter under each draw, several by `predict_ahead`'s two moments."""
     if steps == 1:
         return _one_step(key, posterior, stepwise(data), draws)
     model = posterior.model
     recordings = forecastable(data, steps, model.dt)
     if not recordings:
         return None
-    ahead = lambda one: recording_forecasts.predict_ahead(key, posterior, one, steps * model.dt, most=most, draws=draws)  # noqa: E731
-    most = max(MOST // len(recordings), 1)
-    found = [ahead(one) for one in recordings]
-    outcomes, mean, sd = (np.concatenate([getattr(a, x) for a in found]) for x in ("readings", "mean", "sd"))
+    most, horizon = max(MAX_WINDOWS // len(recordings), 1), steps * model.dt
+    ahead = [recording_forecasts.predict_ahead(key, posterior, r, horizon, most=most, draws=draws) for r in recordings]
+    outcomes, mean, sd = (np.concatenate([getattr(a, x) for a in ahead]) for x in ("readings", "mean", "sd"))
     mean = outcomes - model.sensing.space.difference(outcomes, mean)
     outcomes, mean, sd = map(jnp.asarray, (outcomes, mean, sd))
     return Predicted(outcomes, NormalMixture(mean[None], sd[None]), jnp.ones((1, 1), bool))
@@ -181,15 +182,13 @@ def stepwise(data: Trajectories) -> Trajectories:
 
 
 def forecastable(data: Trajectories, steps: int, dt: float) -> list[Trajectories]:
-    """The recordings, each until its last reading, in which all sensors are read so many steps after some sample."""
+    """Recordings with a window of `steps` at whose end all sensors were read, each cut after its last reading."""
     rows = data.rows()
-    found = []
+    recordings = []
     for i, valid in enumerate(np.asarray(rows.valid)):
-        one = jax.tree.map(lambda x: np.asarray(x)[i], rows)  # noqa: B023
-        one = one[: max(np.flatnonzero(valid), default=0) + 1]
-        if len(recording_forecasts.reading_windows(one, steps, dt)[0]):
-            found.append(one)
-    return found
+        recording = jax.tree.map(lambda x: np.asarray(x)[i], rows)  # noqa: B023
+        recordings.append(recording[: max(np.flatnonzero(valid), default=0) + 1])
+    return [r for r in recordings if len(recording_forecasts.reading_windows(r, steps, dt)[0])]
 
 
 def outcome_terms(key: PRNGKeyArray, posterior: Posterior, data: Data, draws: int) -> Predicted:
@@ -208,12 +207,12 @@ def outcome_terms(key: PRNGKeyArray, posterior: Posterior, data: Data, draws: in
         kind = type(posterior.data).__name__
         raise ValueError(
             f"the {posterior.method} posterior has no site {', '.join(lacking)}, without which {data.row}s cannot be "
-            f"predicted: fitted to {kind}, it knows nothing of the {model.likelihood(data).axis}s. Test it on {kind}, "
-            f"or fit {type(data).__name__}."
+            f"predicted: fitted to {kind}, it has no parameters of the {model.likelihood(data).axis}s. "
+            f"Test it on {kind}, or fit {type(data).__name__}."
         )
     count = len(samples[needed[0]])
     pick = np.linspace(0, count - 1, min(draws, count)).round().astype(int)
-    pick = np.asarray(jax.random.permutation(order_key, pick))  # CRPS takes a chain's next draws for independent
+    pick = np.asarray(jax.random.permutation(order_key, pick))  # CRPS takes consecutive draws for independent
     return _terms(new_key, {name: samples[name][pick] for name in needed}, posterior.params, model, data)
 
 
@@ -221,17 +220,14 @@ def outcome_terms(key: PRNGKeyArray, posterior: Posterior, data: Data, draws: in
 def _terms(key, samples, params, model: Dynamics, data: Data) -> Predicted:
     data = doubles(data)
 
-    def one(at):
-        key, sites = at
+    def predict(key_and_sites):
+        key, sites = key_and_sites
         seeded = handlers.seed(handlers.substitute(model, data=sites | params), key)
         site = gaussians(handlers.trace(seeded).get_trace(data))[model.likelihood(data).site]
-
-        def full(x):
-            return jnp.broadcast_to(x, site.value.shape)
-
-        df = None if site.df is None else full(site.df)
-        return site.value, NormalMixture(full(site.mean), full(jnp.exp(site.log_scale)), df), full(site.root_weight > 0)
+        components = NormalMixture(site.mean, jnp.exp(site.log_scale), site.df)
+        full = jax.tree.map(lambda x: jnp.broadcast_to(x, site.value.shape), (components, site.root_weight > 0))
+        return site.value, *full
 
     keys = jax.random.split(key, len(jax.tree.leaves(samples)[0]))
-    outcomes, mixture, counted = jax.lax.map(one, (keys, samples), batch_size=32)
+    outcomes, mixture, counted = jax.lax.map(predict, (keys, samples), batch_size=32)
     return Predicted(outcomes[0], mixture, counted[0])

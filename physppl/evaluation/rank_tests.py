@@ -1,4 +1,4 @@
-"""Are values uniform on [0, 1]? What simulation-based calibration asks of ranks: tests, acceptance bands, power."""
+"""Tests that values are uniform on [0, 1], for the ranks of simulation-based calibration; their bands and power."""
 
 from numbers import Integral
 
@@ -7,49 +7,49 @@ from jaxtyping import Bool, Float
 from numpy.random import Generator
 from scipy import stats
 
-COVERED = 0.9  # the central interval whose coverage is tested: it sees a wrong sd, which a rank statistic hardly does
+COVERED = 0.9  # central interval whose coverage is tested, sensitive to a wrong sd, as the KS statistic hardly is
 
 
 def ks(values: Float[np.ndarray, " N"]) -> float:
-    """p of the Kolmogorov-Smirnov test, exact: it sees a bias."""
+    """Exact p value of the Kolmogorov-Smirnov test, which is sensitive to bias."""
     return float(stats.kstest(values, "uniform").pvalue)
 
 
 def inside(values: Float[np.ndarray, " N"], level: float) -> int:
-    """How many lie in the central interval of this probability."""
+    """Number of values in the central interval of this probability."""
     return int(np.sum(np.abs(values - 0.5) < level / 2))
 
 
 def coverage(values: Float[np.ndarray, " N"], level: float = COVERED) -> float:
-    """p of the exact two-sided binomial test of a central interval's coverage."""
+    """P value of the exact two-sided binomial test of a central interval's coverage."""
     return float(stats.binomtest(inside(values, level), len(values), level).pvalue)
 
 
 def coverage_band(count: int, level: float, error: float) -> tuple[float, float]:
-    """The coverages that `count` data sets may show: those whose binomial test has p of at least `error`."""
+    """Range of accepted coverages over `count` data sets: those whose binomial test has p of at least `error`."""
     covered = np.arange(count + 1)
     mass = stats.binom.pmf(covered, count, level)
-    # As in the exact test: p is the mass of all outcomes that are no likelier.
+    # As in the exact test, p is the mass of all outcomes that are at most as likely.
     order = np.argsort(mass)
     p = np.empty(count + 1)
     p[order] = np.cumsum(mass[order])
-    kept = covered[p >= error] / count
-    return float(kept.min()), float(kept.max())
+    accepted = covered[p >= error] / count
+    return float(accepted.min()), float(accepted.max())
 
 
 def ecdf_band(count: int, error: float) -> float:
-    """How far the empirical distribution of `count` uniform values may stray anywhere (two-sided KS statistic)."""
+    """Accepted deviation of the empirical distribution of `count` uniform values (two-sided KS statistic)."""
     return float(stats.kstwo.isf(error, count))
 
 
 def rejected(values: Float[np.ndarray, "R N"], error: float) -> Bool[np.ndarray, " R"]:
-    """Whether either test, both at level `error`, rejects each row."""
+    """True for each row that either test rejects, both at level `error`."""
     count = values.shape[1]
-    ordered, at = np.sort(values, axis=1), np.arange(1, count + 1) / count
-    stray = np.maximum((at - ordered).max(axis=1), (ordered - at + 1 / count).max(axis=1))
+    ordered, steps = np.sort(values, axis=1), np.arange(1, count + 1) / count
+    deviation = np.maximum((steps - ordered).max(axis=1), (ordered - steps + 1 / count).max(axis=1))
     low, high = coverage_band(count, COVERED, error)
     covered = np.mean(np.abs(values - 0.5) < COVERED / 2, axis=1)
-    return (stray > ecdf_band(count, error)) | (covered < low - 1e-9) | (covered > high + 1e-9)
+    return (deviation > ecdf_band(count, error)) | (covered < low - 1e-9) | (covered > high + 1e-9)
 
 
 def power(
@@ -63,14 +63,14 @@ def power(
     runs: int = 2000,
     seed: int = 0,
 ) -> float:
-    """How often calibration over so many data sets rejects a Gaussian belief with a known defect.
+    """Probability that calibration over this number of data sets rejects a Gaussian posterior with a known defect.
 
     Args:
-        scale: the belief's sd over the right one.
-        bias: its error in mean, in right sds.
-        quantities: that share the family-wise `level`, two tests each; all have the defect, and their ranks are taken
-            as independent.
-        draws: of each belief, from which ranks are made.
+        scale: the posterior's sd over the exact one.
+        bias: error of its mean, in exact sds.
+        quantities: number of quantities that share the family-wise `level`, two tests each; all have the defect, and
+            their ranks are taken as independent.
+        draws: draws of each posterior, among which truths are ranked.
         runs: simulated calibrations; the answer's standard error is at most 0.5 / sqrt(runs).
 
     Raises:
@@ -82,18 +82,18 @@ def power(
         raise ValueError(f"power needs a finite scale > 0, a finite bias and 0 < level < 1; got {got}.")
     check_counts("power", datasets=datasets, quantities=quantities, draws=draws, runs=runs)
     rng, each = np.random.default_rng(seed), level / (2 * quantities)
-    found = np.zeros(runs, bool)
+    rejections = np.zeros(runs, bool)
     for _ in range(quantities):
         below = stats.norm.cdf((rng.normal(size=(runs, datasets)) - bias) / scale)
-        found |= rejected(spread_ranks(rng, rng.binomial(draws, below), draws), each)
-    return float(np.mean(found))
+        rejections |= rejected(spread_ranks(rng, rng.binomial(draws, below), draws), each)
+    return float(np.mean(rejections))
 
 
 def check_counts(where: str, **counts) -> None:
-    """Refuse what counts nothing.
+    """Refuse counts that are not whole numbers of at least 1.
 
     Raises:
-        ValueError: naming the argument, and who asks.
+        ValueError: naming the argument and the function.
     """
     for name, value in counts.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
@@ -101,5 +101,5 @@ def check_counts(where: str, **counts) -> None:
 
 
 def spread_ranks(rng: Generator, ranks, draws: int) -> Float[np.ndarray, "..."]:
-    """Ranks 0 to `draws` as values that are exactly uniform where the ranks are: each spread over its own bin."""
+    """Map ranks 0 to `draws` to [0, 1], each at random within its bin: uniform exactly where the ranks are."""
     return (np.asarray(ranks) + rng.uniform(size=np.shape(ranks))) / (draws + 1)

@@ -1,4 +1,4 @@
-"""Forecasts of recordings that a fit has not seen, each begun from what the sensors had read until then, and scored."""
+"""Forecasts of unseen recordings, each from the state that a filter estimates from the readings before."""
 
 from dataclasses import dataclass
 
@@ -14,21 +14,21 @@ from physppl.dynamics.sensors import DELAY
 from physppl.evaluation.forecasts import forecast_readings, mean_sites
 from physppl.posterior.posterior import Posterior
 
-WIDTH = 1.6448536269514722  # sds either side of the mean that hold 90 % of a Gaussian
+WIDTH = 1.6448536269514722  # half the width of a Gaussian's central 90 % interval, in sds
 
 
 @dataclass(frozen=True, eq=False)
 class Ahead:
-    """Open-loop predictions of B readings, each made `horizon` seconds before.
+    """Open-loop predictions of B readings, each `horizon` seconds ahead.
 
     Attributes:
         horizon: s.
         times: (B,) s, of the readings.
         readings: (B, d) in the sensors' units.
         mean: (B, d) predicted.
-        sd: (B, d) of the prediction; the belief's, the noise's and the start's together.
-        constant: (B, d) the reading expected at the start.
-        straight: (B, d) that reading and its rate of change, held.
+        sd: (B, d) of the prediction: posterior, noise and start together.
+        constant: (B, d) baseline: the reading expected at the start.
+        straight: (B, d) baseline: that reading extrapolated at its rate of change.
     """
 
     horizon: float
@@ -41,7 +41,7 @@ class Ahead:
 
     @property
     def inside(self) -> Bool[np.ndarray, "B d"]:
-        """Whether each reading lies in its 90 % interval."""
+        """True where a reading lies in its 90 % interval."""
         return np.abs(self.readings - self.mean) <= WIDTH * self.sd
 
     def rmse(self, of: str = "mean") -> Float[np.ndarray, " d"]:
@@ -59,16 +59,16 @@ def predict_ahead(
     most: int = 200,
     draws: int = 64,
 ) -> Ahead:
-    """Predict the readings of one recording, each from those until `horizon` seconds before it and the inputs.
+    """Predict the readings of one recording, each from the inputs and the readings until `horizon` seconds before.
 
-    Where a prediction begins, the state is what a filter at the belief's mean parameters makes of the readings so far.
+    Each prediction starts at the state that a filter at the posterior's mean parameters estimates from these readings.
 
     Args:
-        recording: with readings; those before `since` serve the filter, and are not predicted.
+        recording: one with readings; those before `since` are filtered, but not predicted.
         horizon: s, rounded to whole steps.
-        since: s, of the recording's clock; a fit that saw the readings before it has not seen the others.
-        most: predictions, evenly spread.
-        draws: of the belief.
+        since: s, on the recording's clock; the end of the part that the fit used.
+        most: number of predictions, evenly spread.
+        draws: posterior draws.
 
     Raises:
         ValueError: for several recordings at once; for one without a reading of all sensors a horizon after its start.
@@ -84,7 +84,7 @@ def predict_ahead(
     if not len(starts):
         left = times[-1] - max(float(since), times[0])
         raise ValueError(
-            f"nothing to predict: {left:.3g} s of readings do not hold one prediction of {horizon:.3g} s, at whose end "
+            f"nothing to predict: {left:.3g} s of readings do not contain a window of {horizon:.3g} s at whose end "
             "all sensors were read. Choose a shorter horizon."
         )
     pick = np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int))
@@ -92,22 +92,22 @@ def predict_ahead(
     mean_key, key = jax.random.split(key)
     with jax.enable_x64(True):
         sites, data, course = _filter(mean_key, posterior, recording)
-        late = np.asarray(lagged(data.actions, sites.get(DELAY, model.sensing.delay)))
-        inputs = _held(times, late, times[starts, None] + model.dt * np.arange(steps + 1))
+        delayed = np.asarray(lagged(data.actions, sites.get(DELAY, model.sensing.delay)))
+        inputs = _held(times, delayed, times[starts, None] + model.dt * np.arange(steps + 1))
         states = np.asarray(course.mean)[starts]
         constant, rate = map(np.asarray, _straight(model, sites, states, inputs[:, 0], times[starts]))
-    spread = np.asarray(course.covariance)[starts]
+    covariance = np.asarray(course.covariance)[starts]
     forecast = forecast_readings(
-        key, posterior, states, inputs, draws=draws, start_covariance=spread, times=times[starts]
+        key, posterior, states, inputs, draws=draws, start_covariance=covariance, times=times[starts]
     )
     straight = constant + horizon * rate
     return Ahead(horizon, ends, readings, np.asarray(forecast.mean), forecast.sd, constant, straight)
 
 
 def reading_windows(recording: Trajectories, steps: int, dt: float, since: float = -np.inf):
-    """First samples (B,) of all windows of so many steps, when they end (B,), and what was read then (B, d).
+    """First samples (B,), end times (B,) and final readings (B, d) of all windows of `steps`.
 
-    A reading counts where all sensors were read.
+    Windows count only where all sensors were read at the end.
     """
     times, valid = np.asarray(recording.times, float), np.asarray(recording.seen).all(-1)
     horizon = steps * dt
@@ -118,7 +118,7 @@ def reading_windows(recording: Trajectories, steps: int, dt: float, since: float
 
 
 def _at(times, readings, valid, when, dt: float):
-    """Readings (B, d) at any times, between neighbours, and which have two within a step and a half (B,)."""
+    """Interpolated readings (B, d) at given times, and True (B,) where the neighbours are within 1.5 steps."""
     after = np.clip(np.searchsorted(times, when - 1e-6 * dt), 1, len(times) - 1)
     before = np.where(np.abs(times[after] - when) < 1e-6 * dt, after, after - 1)
     gap = np.where(after > before, times[after] - times[before], 1.0)
@@ -130,12 +130,12 @@ def _at(times, readings, valid, when, dt: float):
 def standardised_residuals(
     key: PRNGKeyArray, posterior: Posterior, recording: Trajectories
 ) -> Float[np.ndarray, "N d"]:
-    """Each reading minus its expectation given all before it, in sds of that expectation; NaN where none was taken.
+    """Innovations: each reading minus its prediction from all before it, in predictive sds; NaN where none was taken.
 
-    Of a model that is right they are independent with mean 0 and sd 1; normal, unless the sensors are Student-t.
+    Under a correct model they are independent with mean 0 and sd 1; normal, unless the sensors are Student-t.
 
     Args:
-        recording: one, whether the fit saw it or not.
+        recording: a single one, used by the fit or not.
     """
     with jax.enable_x64(True):
         _, data, course = _filter(key, posterior, recording)
@@ -144,9 +144,9 @@ def standardised_residuals(
 
 
 def _filter(key, posterior, recording: Trajectories):
-    """The belief's mean site values, the data in double precision, and the filter's course (N, ...) over them.
+    """Posterior mean of the sites, the data in double precision, and the filter's estimates (N, ...).
 
-    Noise enters at every sample, whatever the fit's segments: within one the filter would take its state for exact.
+    Noise enters at every sample, whatever the segments of the fit: within a segment the state would count as exact.
     """
     model, r = posterior.model.without_variation(), recording
     recording = Trajectories(r.observations, r.actions, r.times, valid=r.valid, start=r.start)
@@ -159,7 +159,7 @@ _filtered = eqx.filter_jit(filtered)
 
 
 def _held(times, inputs, edges):
-    """Means (B, T, A) between edges (B, T + 1) of inputs that are held from sample to sample."""
+    """Means (B, T, A) between edges (B, T + 1) of inputs that are constant from sample to sample."""
     impulse = np.concatenate([np.zeros((1, inputs.shape[1])), np.cumsum(inputs[:-1] * np.diff(times)[:, None], axis=0)])
     until = np.stack([np.interp(edges, times, column) for column in impulse.T], axis=-1)
     return np.diff(until, axis=1) / np.diff(edges, axis=1)[..., None]
@@ -170,8 +170,8 @@ def _straight(model, sites, states, inputs, times):
     """Expected readings (B, d) and their rates of change over one step."""
     step, read = model.bind(sites).stepper(), model.sensing.read
 
-    def one(x, u, t):
-        now = read(x)
-        return now, (read(step(t, x, u)) - now) / model.dt
+    def expected(x, u, t):
+        reading = read(x)
+        return reading, (read(step(t, x, u)) - reading) / model.dt
 
-    return jax.vmap(one)(states, inputs, times)
+    return jax.vmap(expected)(states, inputs, times)

@@ -1,4 +1,4 @@
-"""Proper scores and calibration of predictive distributions that are mixtures, one component per draw of a belief.
+"""Proper scores and calibration of predictive distributions that are mixtures, one component per posterior draw.
 
 Components are independent between coordinates: Gaussian, or with `df` Student-t. S draws, N outcomes, d coordinates.
 """
@@ -14,14 +14,14 @@ from jax.scipy.stats import norm
 from jaxtyping import Bool, Float
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of central intervals
-PAIRS = 16  # of other draws that each is compared with
+PAIRS = 16  # other draws with which each draw is paired
 
 
 class NormalMixture(NamedTuple):
     """The predictive distribution of N outcomes: S components of equal weight.
 
     Attributes:
-        means, sds: (S, N, d), or what broadcasts to it; with `df`, of the components' location and scale.
+        means, sds: (S, N, d), or broadcastable to it; with `df`, location and scale of the components.
         df: degrees of freedom, of the same shape; None is Gaussian.
     """
 
@@ -43,32 +43,31 @@ class NormalMixture(NamedTuple):
 def log_density(
     outcomes: Float[Array, "N d"], mixture: NormalMixture, counted: Bool[Array, " #N #d"] | bool = True
 ) -> Float[Array, " N"]:
-    """Log density of each outcome, jointly over its coordinates, or over those that are counted."""
+    """Log density of each outcome, jointly over its coordinates, or over those where `counted`."""
     logs = jnp.where(counted, mixture.components.log_prob(outcomes), 0.0).sum(axis=-1)
     return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(logs))
 
 
 def cdf(outcomes: Float[Array, "N d"], mixture: NormalMixture) -> Float[Array, "N d"]:
-    """The predictive distribution function at the outcomes: uniform where the belief is calibrated."""
+    """Predictive distribution function at the outcomes: uniform where the posterior is calibrated."""
     return jnp.mean(mixture.components.cdf(outcomes), axis=0)
 
 
 def inside(outcomes: Float[Array, "N d"], mixture: NormalMixture, levels=LEVELS) -> Bool[Array, "L N d"]:
-    """Whether the outcomes lie in the central intervals of these levels."""
-    off = jnp.abs(cdf(outcomes, mixture) - 0.5)
-    return jnp.stack([off <= level / 2 for level in levels])
+    """True where the outcomes lie in the central intervals of these levels."""
+    distance = jnp.abs(cdf(outcomes, mixture) - 0.5)
+    return jnp.stack([distance <= level / 2 for level in levels])
 
 
 def crps(outcomes: Float[Array, "N d"], mixture: NormalMixture, shifts: int = PAIRS) -> Float[Array, "N d"]:
     """Continuous ranked probability score E|X - y| - E|X - X'| / 2, in the coordinates' units; smaller is better.
 
-    In closed form of Gaussian components (E. Grimit et al., Quarterly J. Royal Meteorological Society 132, 2006), with
-    X and X' from different draws: unbiased, however few they are (C. Ferro, same journal 140, 2014). One component is
-    taken for the whole distribution. A Student-t belief has no such form: NaN.
+    Closed form for Gaussian components (E. Grimit et al., Quarterly J. Royal Meteorological Society 132, 2006), with
+    X and X' from different draws: unbiased, however few they are (C. Ferro, same journal 140, 2014). A single component
+    is taken for the whole distribution. NaN for Student-t components, which have no closed form.
 
     Args:
-        shifts: pairs that each draw is part of, at most; draws stand in no order, so that its next ones are as good as
-            all.
+        shifts: other draws with which each is paired, at most: the next ones, as the order of draws is random.
     """
     if mixture.df is not None:
         return jnp.full(outcomes.shape, jnp.nan)
@@ -79,15 +78,15 @@ def crps(outcomes: Float[Array, "N d"], mixture: NormalMixture, shifts: int = PA
         return error - sds[0] / jnp.sqrt(jnp.pi)
 
     def pairs(total, shift):
-        apart = means - jnp.roll(means, shift, axis=0)
-        return total + jnp.mean(_absolute(apart, jnp.hypot(sds, jnp.roll(sds, shift, axis=0))), axis=0), None
+        difference = means - jnp.roll(means, shift, axis=0)
+        return total + jnp.mean(_absolute(difference, jnp.hypot(sds, jnp.roll(sds, shift, axis=0))), axis=0), None
 
     count = min(shifts, len(means) - 1)
-    apart, _ = jax.lax.scan(pairs, jnp.zeros(outcomes.shape), 1 + jnp.arange(count))
-    return error - apart / (2 * count)
+    total, _ = jax.lax.scan(pairs, jnp.zeros(outcomes.shape), 1 + jnp.arange(count))
+    return error - total / (2 * count)
 
 
 def _absolute(mean, sd):
-    """E|X| of a Gaussian X."""
+    """Mean absolute value E|X| of a Gaussian X."""
     z = mean / sd
     return 2 * sd * norm.pdf(z) + mean * (2 * ndtr(z) - 1)

@@ -15,7 +15,7 @@ from physppl.internal.precision import ExactPickle
 
 
 class AbstractTransition(ExactPickle, eqx.Module):
-    """state, action -> next state, deterministic; `sample` adds the process noise.
+    """Deterministic function (state, action) -> next state; `sample` adds the process noise.
 
     Subclasses implement `stepper`, which computes everything that does not depend on the state once per rollout.
 

@@ -13,7 +13,7 @@ from helpers import example
 
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import DataSpace, Diagonal, Full, LastLayer, LowRank, Pathwise, structured
-from physppl.inference.structured import start
+from physppl.inference.structured import starting_point
 from physppl.internal.precision import doubles
 
 large = example("large_laplace")
@@ -35,7 +35,7 @@ def belief():
     params = {"net.scale": np.array([1.0, 1.0, 1.0, 1.0, 0.3])}
     with jax.enable_x64(True):
         data, params = doubles(data), doubles(params)
-        z = start(jax.random.key(0), UnconstrainedSpace.of(model, data, params=params), model, data)
+        z = starting_point(jax.random.key(0), UnconstrainedSpace.of(model, data, params=params), model, data)
         return jax.jit(lambda z: structured.at(jax.random.key(0), model, data, z, Diagonal(), params))(z)
 
 
