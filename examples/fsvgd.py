@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import optax
 
 import physppl as pp
+from physppl.data.data import drawn_rows
 from physppl.data.input_measures import Box, Measure
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import DrawsPosterior, Slack
-from physppl.data.data import drawn_rows
 
 SIMULATED = 256  # functions of the prior from which its moments are taken
 

@@ -24,7 +24,6 @@ from physppl.inference.laplace import LaplacePosterior
 from physppl.internal import figures
 from physppl.internal.units import label
 from physppl.models import two_link
-from physppl.posterior.identifiability import belief as gaussian
 
 DT, STEPS = 0.02, 128  # s; 2.56 s a data set
 DAMPING = 0.01  # N m s/rad, of both joints, known
@@ -262,7 +261,7 @@ def _ellipses(axis, pair, posteriors, title: str) -> None:
     angle = np.linspace(0, 2 * np.pi, 200)
     for _, posterior, colour in posteriors:
         index = [posterior.space.names.index(name) for name in pair]
-        mean, covariance = map(np.asarray, gaussian(posterior))
+        mean, covariance = map(np.asarray, posterior.unconstrained().moments())
         lower = np.linalg.cholesky(covariance[np.ix_(index, index)])
         x, y = mean[index][:, None] + 2 * lower @ np.stack([np.cos(angle), np.sin(angle)])
         axis.fill(x, y, color=colour, alpha=0.25, lw=0)
@@ -274,7 +273,7 @@ def _ellipses(axis, pair, posteriors, title: str) -> None:
 def _whiskers(axis, posteriors) -> None:
     names = posteriors[0][1].space.names
     for shift, (_, posterior, colour) in zip((-0.3, -0.1, 0.1), posteriors, strict=True):
-        mean, covariance = map(np.asarray, gaussian(posterior))
+        mean, covariance = map(np.asarray, posterior.unconstrained().moments())
         sd = np.sqrt(np.diagonal(covariance))
         axis.errorbar(np.arange(len(names)) + shift, mean, 2 * sd, color=colour, fmt=".", ms=5, lw=1.6)
     axis.plot(np.arange(len(names)) + 0.3, _true_point(names), "D", color=figures.INK, ms=4)

@@ -4,44 +4,11 @@ import ast
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+from modules import modules, root
 
-root = Path(__file__).parent.parent
 settings = tomllib.loads((root / "pyproject.toml").read_text())
-layers = {"physppl.models": root / "models", "physppl.inference": root / "inference"}
-
-
-def modules():
-    """{module name: file} of the whole library, each file once (the links under physppl/ are the two layers)."""
-    files = {}
-    for path in (root / "physppl").rglob("*.py"):
-        relative = path.relative_to(root)
-        if not any((root / part).is_symlink() for part in relative.parents):
-            files[".".join(relative.with_suffix("").parts)] = path
-    for name, folder in layers.items():
-        for path in folder.rglob("*.py"):
-            files[".".join((name, *path.relative_to(folder).with_suffix("").parts))] = path
-    return {name.removesuffix(".__init__"): path for name, path in files.items()}
-
-
-def imports(path: Path, *, top_level: bool = False) -> set[str]:
-    """Every module that a file imports; also inside functions, unless `top_level`."""
-    found, known = set(), modules()
-    tree = ast.parse(path.read_text())
-    for node in tree.body if top_level else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import; two of the folders are seen through links"
-            names = (f"{node.module}.{alias.name}" for alias in node.names)
-            found |= {name if name in known else node.module for name in names}
-    return found
-
-
-def under(name: str, package: str) -> bool:
-    return name == package or name.startswith(package + ".")
 
 
 def test_every_folder_of_modules_is_a_package_that_is_shipped():
@@ -102,36 +69,6 @@ def test_the_layers_import_from_any_folder_under_one_name(tmp_path):
         tmp_path,
     )
     assert out.split() == ["physppl.models.pendulum", "physppl.inference.laplace", "False"]
-
-
-def test_imports_point_one_way():
-    for name, path in modules().items():
-        for other in imports(path):
-            assert other.split(".")[0] not in ("models", "inference"), f"{name}: write physppl.{other}"
-            if under(name, "physppl.models"):
-                assert not under(other, "physppl.inference"), f"{name} imports {other}"
-            elif under(name, "physppl.inference"):
-                assert not under(other, "physppl.models"), f"{name} imports {other}"
-            elif not (under(name, "physppl.cli") or name == "physppl.__main__"):
-                assert not any(under(other, layer) for layer in layers), f"{name} imports {other}"
-                assert not under(other, "physppl.cli"), f"{name} imports {other}"
-
-
-def test_the_modules_form_no_cycle():
-    files = modules()
-    graph = {n: {other for other in imports(p, top_level=True) if other in files} - {n} for n, p in files.items()}
-    finished, open_ = set(), []
-
-    def visit(name):
-        assert name not in open_, " -> ".join([*open_[open_.index(name) :], name])
-        if name not in finished:
-            open_.append(name)
-            for other in sorted(graph[name]):
-                visit(other)
-            finished.add(open_.pop())
-
-    for name in graph:
-        visit(name)
 
 
 @pytest.mark.parametrize(

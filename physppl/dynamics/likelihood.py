@@ -9,7 +9,7 @@ from physppl.data.spaces import StateSpace
 from physppl.language.program import Record
 
 
-class Structure(enum.Enum):
+class Dependence(enum.Enum):
     """Dependence between outcomes at given parameters, which decides how a density is differentiated."""
 
     ROWS = "each outcome depends on its own inputs alone"
@@ -29,12 +29,12 @@ class Likelihood(ABC, Generic[D]):
     Attributes:
         site: name of the observed site.
         axis: name of the outcomes' coordinate axis in ArviZ.
-        structure: dependence between outcomes; JOINT is always right, and the slowest.
+        dependence: between outcomes; JOINT is always right, and the slowest.
     """
 
     site: ClassVar[str]
     axis: ClassVar[str]
-    structure: ClassVar[Structure] = Structure.JOINT
+    dependence: ClassVar[Dependence] = Dependence.JOINT
 
     @abstractmethod
     def space(self, dynamics) -> StateSpace:

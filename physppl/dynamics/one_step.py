@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from physppl.data.checks import check_transitions
 from physppl.data.spaces import StateSpace
 from physppl.data.transitions import Transitions
-from physppl.dynamics.likelihood import Likelihood, Structure
+from physppl.dynamics.likelihood import Dependence, Likelihood
 from physppl.language.noise import PROCESS
 from physppl.language.plates import PlateLayout
 from physppl.language.program import Record, refuse_unknown
@@ -21,7 +21,7 @@ class OneStep(Likelihood[Transitions]):
 
     site = "next_state"
     axis = "state"
-    structure = Structure.ROWS
+    dependence = Dependence.ROWS
 
     def space(self, dynamics) -> StateSpace:
         return dynamics.state

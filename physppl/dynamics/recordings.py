@@ -20,7 +20,7 @@ from physppl.data.checks import check_trajectories
 from physppl.data.spaces import StateSpace
 from physppl.data.trajectories import Trajectories, lagged
 from physppl.dynamics.kalman import Filtered, Samples, SampleStep, kalman_filter
-from physppl.dynamics.likelihood import Likelihood, Structure
+from physppl.dynamics.likelihood import Dependence, Likelihood
 from physppl.dynamics.sensors import DELAY, OFFSETS, Sensing, of_program
 from physppl.language.integrate import Step, StepResidual, stepper
 from physppl.language.program import Record, rebuild, refuse_unknown
@@ -44,7 +44,7 @@ class FilteredReadings(Likelihood[Trajectories]):
 
     site = "observation"
     axis = "sensor"
-    structure = Structure.RECORDINGS
+    dependence = Dependence.RECORDINGS
 
     def space(self, dynamics) -> StateSpace:
         return dynamics.sensing.space

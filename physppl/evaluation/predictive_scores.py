@@ -15,7 +15,7 @@ from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.density.unconstrained import UnconstrainedSpace, gaussians
 from physppl.dynamics import Dynamics
-from physppl.dynamics.likelihood import Structure
+from physppl.dynamics.likelihood import Dependence
 from physppl.dynamics.sensors import OFFSETS
 from physppl.evaluation import recording_forecasts, scoring_rules
 from physppl.evaluation.scoring_rules import NormalMixture
@@ -61,10 +61,10 @@ class Scores(NamedTuple):
 def evaluate(key: PRNGKeyArray, posterior: Posterior, data: Any, steps: int, draws: int) -> Scores | None:
     """Scores of predictions `steps` ahead; None where the data have no window of this length."""
     with jax.enable_x64(True):
-        structure = posterior.model.likelihood(data).structure
-        if structure is Structure.ROWS:
+        dependence = posterior.model.likelihood(data).dependence
+        if dependence is Dependence.ROWS:
             predicted = _transitions(key, posterior, data, steps, draws)
-        elif structure is Structure.RECORDINGS:
+        elif dependence is Dependence.RECORDINGS:
             predicted = _recordings(key, posterior, data, steps, draws)
         else:
             predicted = _one_step(key, posterior, data, draws) if steps == 1 else None

@@ -22,9 +22,9 @@ def _locked_enter(self):
         raise
 
 
-def _locked_exit(self, *raised):
+def _locked_exit(self, exc_type, exc_value, traceback) -> None:
     try:
-        return _exit(self, *raised)
+        _exit(self, exc_type, exc_value, traceback)
     finally:
         _lock.release()
 
