@@ -119,7 +119,7 @@ of_both = refused(ValueError, [
     (lambda: pp.fit(jax.random.key(0), encoder, data().inputs, Laplace()), "fit needs observations; got inputs alone"),
     (lambda: pp.fit(jax.random.key(0), scattered, data(), Laplace()), "Laplace: `variation` has a prior.*or use HMC"),
     (lambda: run(pp.Dynamics(step, encoder.state, torque, dt=0.05), data(np.zeros((6, 2)), times=times**1.01)),
-     "times are irregular.*a Step, which knows one step alone.*Resample"),
+     "times are irregular.*a Step, which is defined for steps of dt alone.*Resample"),
 ]) + refused(NotImplementedError, [
     (lambda: handlers.seed(in_a_plate, 0)(), "cannot stand in a plate, here 'machine'.*`variation`"),
 ])  # fmt: skip
@@ -138,7 +138,7 @@ def test_no_readings_give_the_prior_with_a_notice(notices):
     assert "no readings: the prior" in notices.text
     np.testing.assert_allclose(posterior.mode, 0.0, atol=0.01)
     np.testing.assert_allclose(posterior.factor, np.eye(3), atol=1e-9)
-    with pytest.raises(TypeError, match="update: the belief is about Trajectories; got Transitions"):
+    with pytest.raises(TypeError, match="update: the posterior is of Trajectories; got Transitions"):
         Laplace().update(jax.random.key(0), posterior, pp.Transitions(np.zeros((3, 2)), u[:3], np.zeros((3, 2))))
     single = pp.fit(jax.random.key(0), dynamics, data(y[:1], u[:1]), Laplace(starts=2))  # one sample says as little
     np.testing.assert_allclose(single.factor, np.eye(3), atol=1e-9)

@@ -20,7 +20,7 @@ from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.density.unconstrained import Gaussian, UnconstrainedSpace, gaussians, latent_part
 from physppl.dynamics import Dynamics
-from physppl.dynamics.likelihood import Structure
+from physppl.dynamics.likelihood import Dependence
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, OFFSETS, TIMING, of_program
 from physppl.internal.gaussians import lower_inverse
 from physppl.language.noise import FLOOR, PROCESS
@@ -60,9 +60,9 @@ def likelihood(
 ) -> Local:
     """Density of the outcomes that a Dynamics observes alone, differentiated as their dependence allows."""
     structure = model.likelihood(data).structure
-    if structure is Structure.ROWS:
+    if structure is Dependence.ROWS:
         return _rows(space, model, data, z, noises_held or model.knows_noise)
-    return _recordings(space, model, data, z) if structure is Structure.RECORDINGS else _joint(space, model, data, z)
+    return _recordings(space, model, data, z) if structure is Dependence.RECORDINGS else _joint(space, model, data, z)
 
 
 def gaussian_prior(mode: Float[Array, " P"], factor: Float[Array, "P P"], z: Float[Array, " P"]) -> Local:

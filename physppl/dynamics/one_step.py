@@ -1,4 +1,4 @@
-"""The one-step likelihood of transitions: next state = F(state, action) + process noise, one term a row."""
+"""The one-step likelihood of transitions: next state = F(state, action) + process noise, one term per row."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ import numpyro.distributions as dist
 from physppl.data.checks import check_transitions
 from physppl.data.spaces import StateSpace
 from physppl.data.transitions import Transitions
-from physppl.dynamics.likelihood import Likelihood, Structure
+from physppl.dynamics.likelihood import Dependence, Likelihood
 from physppl.language.noise import PROCESS
 from physppl.language.plates import PlateLayout
 from physppl.language.program import Record, refuse_unknown
 
 
 class OneStep(Likelihood[Transitions]):
-    """Transitions: the site `next_state`, in plates as many as the data have leading axes."""
+    """Likelihood of Transitions: the site `next_state`, in one plate per leading axis of the data."""
 
     site = "next_state"
     axis = "state"
-    structure = Structure.ROWS
+    structure = Dependence.ROWS
 
     def space(self, dynamics) -> StateSpace:
         return dynamics.state

@@ -9,7 +9,7 @@ import numpy as np
 
 from physppl.data.data import Data, repeats
 from physppl.dynamics import Dynamics
-from physppl.dynamics.likelihood import Structure
+from physppl.dynamics.likelihood import Dependence
 from physppl.evaluation.predictive_scores import forecastable
 from physppl.internal.errors import PhyspplWarning, unknown
 from physppl.posterior.posterior import Posterior
@@ -103,7 +103,7 @@ def notes(posteriors, test_data, dataset) -> tuple[str, ...]:
 def _windowless(posteriors, test_data, dataset) -> list[str]:
     """Over which horizons some of the test data, or all, cannot be forecast."""
     model = next(p.model for p in posteriors.values() if isinstance(p.model, Dynamics))
-    if model.likelihood(test_data).structure is not Structure.RECORDINGS:
+    if model.likelihood(test_data).structure is not Dependence.RECORDINGS:
         empty = ", ".join(str(h) for h in dataset.horizon.values[dataset.outcomes.values == 0])
         why = "rows follow each other where each row's next state is the next row's state."
         return [f"the test data hold no window of {empty} steps: {why}"] if empty else []

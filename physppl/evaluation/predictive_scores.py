@@ -15,7 +15,7 @@ from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.density.unconstrained import UnconstrainedSpace, gaussians
 from physppl.dynamics import Dynamics
-from physppl.dynamics.likelihood import Structure
+from physppl.dynamics.likelihood import Dependence
 from physppl.dynamics.sensors import OFFSETS
 from physppl.evaluation import recording_forecasts, scoring_rules
 from physppl.evaluation.scoring_rules import NormalMixture
@@ -62,9 +62,9 @@ def evaluate(key: PRNGKeyArray, posterior: Posterior, data: Any, steps: int, dra
     """Scores of predictions so many steps ahead; None where the data hold none."""
     with jax.enable_x64(True):
         structure = posterior.model.likelihood(data).structure
-        if structure is Structure.ROWS:
+        if structure is Dependence.ROWS:
             predicted = _transitions(key, posterior, data, steps, draws)
-        elif structure is Structure.RECORDINGS:
+        elif structure is Dependence.RECORDINGS:
             predicted = _recordings(key, posterior, data, steps, draws)
         else:
             predicted = _one_step(key, posterior, data, draws) if steps == 1 else None
