@@ -191,10 +191,9 @@ def _machine(dynamics, recorded: SiteValues, regular: bool) -> tuple[SampleStep,
     def step(t, length, x, u):
         return fixed(t, x, u) if regular else over(length)(t, x, u)
 
-    last = jnp.full(1, dynamics.dt)
     lengths = jnp.full(len(recorded.times), dynamics.dt)
     if not regular:
-        lengths = jnp.concatenate([jnp.diff(recorded.times), last])
+        lengths = jnp.concatenate([jnp.diff(recorded.times), jnp.full(1, dynamics.dt)])
     inputs = lagged(recorded.actions, recorded.sensing[DELAY] if DELAY in recorded.sensing else sensing.delay)
     process = jnp.sqrt(recorded.segments)[:, None] * dynamics.noise.value(recorded.sensing)
     alive = jnp.cumsum(jnp.any(recorded.seen, axis=-1)[::-1])[::-1] > 0
