@@ -71,8 +71,8 @@ def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Chec
         parts.append(_data(posterior, form, jax.random.key(0) if key is None else key))
         if isinstance(form, GaussianForm) and len(form.mode) > DIMENSIONS:
             not_checked.append(f"the shape of the posterior around its mode: {len(form.mode)} dimensions are too many")
-    sampled = bool(posterior.sample_stats())
-    fit_checked = bool(reasons) or isinstance(form, GaussianForm) or sampled or of_backend is not None
+    fit_checked = bool(reasons) or of_backend is not None or isinstance(form, GaussianForm)
+    fit_checked = fit_checked or bool(posterior.sample_stats())
     if not fit_checked and form is not None:
         not_checked.append("the fit: its draws come without a sampler's diagnostics")
     for new_reasons, new_figures in parts:
