@@ -184,7 +184,7 @@ def test_a_sum_that_nothing_splits_is_named():
 def test_a_bent_ridge_is_no_gaussian():
     rate = lambda: pp.physical("a", dist.LogNormal(0, 1)) + pp.physical("b", dist.LogNormal(0, 1))  # noqa: E731
     check = pp.check(fitted(rate, gain=3.0, noise=0.01))
-    assert "no Gaussian in virtual space" in str(check) and check.figures["draws_that_count"] < 0.1
+    assert "no Gaussian in unconstrained space" in str(check) and check.figures["draws_that_count"] < 0.1
     straight = pp.check(fitted(rate, gain=3.0, noise=0.01, linearised=True))
     assert "draws_that_count" not in straight.figures  # its draws are of the linearised function, which is one
 

@@ -264,15 +264,15 @@ def test_what_is_asked_wrongly_is_told(gaussian_fit, tmp_path):
     machine = fleet.machine(1)
     with pytest.raises(TypeError, match=re.escape("load(path, model).machine(1)")):
         machine.save(tmp_path / "machine")
-    with pytest.raises(TypeError, match="this belief is about one machine"):
+    with pytest.raises(TypeError, match="this posterior is about one machine"):
         machine.machine(0)
     for act in (
         lambda: BACKEND.update(jax.random.key(0), machine, PARTS[0]),
         lambda: pp.fit(jax.random.key(0), machine.model, PARTS[0], BACKEND),
     ):
-        with pytest.raises(NotImplementedError, match="a belief about one machine is not fitted, updated or judged"):
+        with pytest.raises(NotImplementedError, match="the posterior of one machine is not fitted, updated or scored"):
             act()
-    with pytest.raises(TypeError, match="needs a belief in virtual space"):
+    with pytest.raises(TypeError, match="needs a Gaussian or draws in unconstrained space"):
         pp.identifiability(machine)
 
 
@@ -295,7 +295,7 @@ def test_models_that_are_no_fleet_are_told():
         at_random(none, data).machine(0)
     with pytest.raises(TypeError, match="has no plate around its Dynamics"):
         at_random(bare, PARTS[1]).machine(0)
-    with pytest.raises(TypeError, match="this belief is about one machine"):
+    with pytest.raises(TypeError, match="this posterior is about one machine"):
         at_random(one, PARTS[1]).machine(0)
     noisy = handlers.condition(bent, data={"process_noise": np.full((3, 2), 0.1)})
     with pytest.raises(ValueError, match="'process_noise' of program is conditioned"):

@@ -97,7 +97,7 @@ def test_a_fleet_is_updated_machine_by_machine(as_user):
     one = recording(5)
     machines = pp.Transitions.stack([one, one[:2]])
     posterior = pp.fit(jax.random.key(0), fleet, machines, Laplace(starts=2))
-    with pytest.warns(pp.PhyspplWarning, match="update: 7 of the new transitions are already in the belief"):
+    with pytest.warns(pp.PhyspplWarning, match="update: 7 of the new transitions are already in the posterior"):
         later = Laplace(starts=2).update(jax.random.key(1), posterior, machines)
     assert int(np.sum(later.data.valid)) == 2 * 7
     with pytest.raises(TypeError, match="prior needs a Dynamics"):

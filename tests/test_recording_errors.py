@@ -119,7 +119,7 @@ of_both = refused(ValueError, [
     (lambda: pp.fit(jax.random.key(0), encoder, data().inputs, Laplace()), "fit needs observations; got inputs alone"),
     (lambda: pp.fit(jax.random.key(0), scattered, data(), Laplace()), "Laplace: `variation` has a prior.*or use HMC"),
     (lambda: run(pp.Dynamics(step, encoder.state, torque, dt=0.05), data(np.zeros((6, 2)), times=times**1.01)),
-     "times are irregular.*a Step, which knows one step alone.*Resample"),
+     "times are irregular.*a Step, which is defined for steps of dt alone.*Resample"),
 ]) + refused(NotImplementedError, [
     (lambda: handlers.seed(in_a_plate, 0)(), "cannot stand in a plate, here 'machine'.*`variation`"),
 ])  # fmt: skip

@@ -197,7 +197,7 @@ def test_a_field_with_a_default_may_be_newer_than_the_file(tmp_path, monkeypatch
     (tmp_path / "before").write_bytes(edited(lambda fields: fields.pop("later")))
     assert pp.load(tmp_path / "before", swinging()).later == 7
     (tmp_path / "before").write_bytes(edited(lambda fields: fields.pop("things")))
-    with pytest.raises(ValueError, match="saved with another Own: it knows no things"):
+    with pytest.raises(ValueError, match="saved with another Own: it has no things"):
         pp.load(tmp_path / "before", swinging())
     (tmp_path / "after").write_bytes(edited(lambda fields: fields.update(newer=1)))
     with pytest.raises(ValueError, match="saved with another Own: this one has no newer"):
@@ -259,7 +259,7 @@ class Bare(Own):
 @pytest.mark.parametrize(
     "make, said",
     [
-        (drawn, "width at a point of virtual space was 0.367879"),
+        (drawn, "width at a point of unconstrained space was 0.367879"),
         (lambda model, data: Bare(model, data, jnp.asarray(0), "Bare", {}), "width was"),
     ],
     ids=["draws", "bare"],
@@ -292,9 +292,9 @@ def test_another_numpyro_model_is_refused(tmp_path):
 def test_files_that_are_none_are_refused(file, tmp_path, as_user):
     load = lambda content: pp.load(tmp_path / "other", bound()) if (tmp_path / "other").write_bytes(content) else None  # noqa: E731
     whole = file.read_bytes()
-    with pytest.raises(ValueError, match=r"other is no belief saved by physppl \(it begins with b'PK"):
+    with pytest.raises(ValueError, match=r"other is no posterior saved by physppl \(it begins with b'PK"):
         load(b"PK\x03\x04 an npz")
-    with pytest.raises(ValueError, match="no belief saved by physppl"):
+    with pytest.raises(ValueError, match="no posterior saved by physppl"):
         load(whole.replace(b"\r\n", b"\n"))
     (tmp_path / "empty").touch()
     with pytest.raises(ValueError, match="damaged or cut short: its checksum does not fit its 0 bytes"):
@@ -416,7 +416,7 @@ def test_a_damaged_file_never_loads_as_another_belief(tmp_path_factory, content)
     try:
         again = pp.load(path, FILES["belief"].model)
     except ValueError as error:
-        assert "damaged or cut short" in str(error) or "no belief saved by physppl" in str(error)
+        assert "damaged or cut short" in str(error) or "no posterior saved by physppl" in str(error)
         assert content != FILES["one"]
     else:
         assert same(again, FILES["belief"])

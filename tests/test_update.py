@@ -70,7 +70,8 @@ def test_nothing_new_changes_nothing(backend):
 
 @both
 def test_what_is_not_new_gives_a_warning(backend):
-    with pytest.warns(pp.PhyspplWarning, match="update: 4 of the new transitions are already in the belief.*only what"):
+    said = "update: 4 of the new transitions are already in the posterior.*only what"
+    with pytest.warns(pp.PhyspplWarning, match=said):
         backend.update(KEY, fit(40), linear_data(rows=60)[36:44])
 
 
@@ -102,9 +103,9 @@ def test_beliefs_without_a_mode_of_data_are_refitted(x64):
 def test_data_of_another_kind_are_refused(backend, as_user):
     times, new = 0.1 * np.arange(5.0), linear_data(rows=3)
     recorded = pp.Trajectories(np.zeros((5, 2)), np.zeros((5, 1)), times)
-    with pytest.raises(TypeError, match="update: the belief is about Transitions; got Trajectories"):
+    with pytest.raises(TypeError, match="update: the posterior is of Transitions; got Trajectories"):
         backend.update(KEY, fit(40), recorded)
-    with pytest.raises(TypeError, match="update: the belief is about Transitions; got dict"):
+    with pytest.raises(TypeError, match="update: the posterior is of Transitions; got dict"):
         backend.update(KEY, fit(40), {"states": 0})
     with pytest.raises(ValueError, match="actions are out of bounds, first 'valve' = 2 +at transition 0"):
         backend.update(KEY, fit(40), pp.Transitions(new.states, 2 + 0 * new.actions, new.states))
@@ -113,7 +114,7 @@ def test_data_of_another_kind_are_refused(backend, as_user):
     with pytest.raises(TypeError, match="`key` must be a JAX random key; got int 0"):
         backend.update(0, fit(40), new)
     plain = DrawsPosterior(lambda data: None, {"x": 0}, fit(40).space, fit(40).mode[None, None])
-    with pytest.raises(TypeError, match="joins Transitions or Trajectories; the belief is about dict. Fit all data"):
+    with pytest.raises(TypeError, match="joins Transitions or Trajectories; the posterior is of dict. Fit all data"):
         backend.update(KEY, plain, new)
 
 

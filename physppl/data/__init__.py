@@ -1,1 +1,1 @@
-"""What was recorded: spaces, transitions, trajectories, and the readers and checks of them."""
+"""Recorded data: spaces, transitions, trajectories, and their readers and checks."""

@@ -1,4 +1,4 @@
-"""Data against spaces: shapes, finite values, bounds, each named where it does not fit."""
+"""Checks of data against spaces: shapes, finite values and bounds; errors name row and coordinate."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from physppl.internal.errors import is_concrete
 
 
 def check_transitions(data: Transitions, state: StateSpace, action: ActionSpace, where: str) -> None:
-    """Refuse data that do not fit the spaces; `where` says who asks.
+    """Refuse data that do not fit the spaces; messages begin with `where`.
 
     Raises:
         ValueError: naming the row and coordinate of what is missing, not finite or out of bounds.
@@ -53,8 +53,8 @@ def check_trajectories(data: Trajectories, sensors: StateSpace, dynamics, where:
         for name, value in zip(("mean", "sd"), data.start, strict=True):
             if value.shape != shape:
                 raise ValueError(f"{where}: the {name} of `start` must have shape {shape}; got {value.shape}.")
-            known = np.asarray(value) if is_concrete(value) else np.zeros(0)
-            if not (np.all(np.isfinite(known)) and (name == "mean" or np.all(known >= 0))):
+            numbers = np.asarray(value) if is_concrete(value) else np.zeros(0)
+            if not (np.all(np.isfinite(numbers)) and (name == "mean" or np.all(numbers >= 0))):
                 raise ValueError(f"{where}: the {name} of `start` must be finite, and an sd not negative; got {value}.")
     if not is_concrete(data.observations, data.actions, data.valid, data.times):
         return
@@ -77,7 +77,7 @@ def check_trajectories(data: Trajectories, sensors: StateSpace, dynamics, where:
     _check_bounds(np.asarray(data.actions), everywhere, dynamics.action, where, "sample")
     if data.observations is not None and sensors.is_angle.any():
         jumps = np.abs(np.diff(np.asarray(data.observations), axis=-2)) > np.pi
-        jumps &= (valid[..., 1:] & valid[..., :-1])[..., None] & sensors.is_angle  # NaN, nothing read, is no jump
+        jumps &= (valid[..., 1:] & valid[..., :-1])[..., None] & sensors.is_angle  # a missing reading is no jump
         if jumps.any():
             *at, i = np.argwhere(jumps)[0]
             raise ValueError(
@@ -87,7 +87,7 @@ def check_trajectories(data: Trajectories, sensors: StateSpace, dynamics, where:
 
 
 def check_widths(states, actions, state: StateSpace, action: ActionSpace, where: str) -> None:
-    """Refuse states (..., D) and actions (..., A) that are not of the spaces, by their shapes alone.
+    """Refuse states (..., D) and actions (..., A) whose last axis does not fit the spaces.
 
     Raises:
         ValueError: naming the argument and the coordinates.

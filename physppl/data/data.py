@@ -1,4 +1,4 @@
-"""The contract of recorded data: what fits, updates, summaries, files and comparisons ask of every kind."""
+"""The contract of recorded data, on which fits, updates, summaries, files and comparisons rely."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -14,18 +14,18 @@ from physppl.internal.precision import ExactPickle
 
 
 class Data(ExactPickle, eqx.Module):
-    """Inputs of a machine, what was recorded of them, and which of these outcomes count.
+    """Inputs of a machine, the outcomes recorded for them, and a mask of the outcomes that count.
 
-    A kind of data is a subclass, beside the `physppl.dynamics.likelihood.Likelihood` that observes it. Implementers
-    give what is abstract here; the rest has defaults.
+    A kind of data is a subclass, with a `physppl.dynamics.likelihood.Likelihood` that observes it. Implementers define
+    the abstract members; the rest has defaults.
 
     Attributes:
-        valid: (..., N) bool; False marks padding and what does not count.
-        likelihood: of a kind of data outside this library, the Likelihood object that observes it.
+        valid: (..., N) bool; False marks padding and outcomes to be ignored.
+        likelihood: the Likelihood object that observes a kind of data from outside this library; else None.
         row: name of one outcome, for messages and as a dimension in ArviZ.
         part: name of one independent part, for messages.
         outcome_field: name of the argument that holds the outcomes, for messages.
-        sequential: a density runs along time through all outcomes, and costs far more than arithmetic on each alone.
+        sequential: True where the density is a recursion along time, far costlier than arithmetic on each outcome.
     """
 
     likelihood: ClassVar[Any] = None
@@ -48,7 +48,7 @@ class Data(ExactPickle, eqx.Module):
     @property
     @abstractmethod
     def outcomes(self) -> Any:
-        """What was recorded, (..., N, d), or None: inputs alone."""
+        """Recorded outcomes (..., N, d); None for inputs alone."""
 
     @abstractmethod
     def with_outcomes(self, outcomes) -> "Data":
@@ -56,19 +56,19 @@ class Data(ExactPickle, eqx.Module):
 
     @abstractmethod
     def bucketed(self, step: float) -> "Data":
-        """Padded to one of a few lengths, so that growing data rarely compile anew; padding is not valid.
+        """A copy padded to one of a few lengths, so that growing data rarely recompile; padding is not valid.
 
         Args:
-            step: s, of a Dynamics: how time goes on where the data do not say.
+            step: of the Dynamics, s; spacing of the padding's times where the data have none.
         """
 
     @abstractmethod
     def join(self, other: Any) -> "Data":
-        """These data, padding dropped where it can be, and others of the same kind, as one."""
+        """These data and others of the same kind as one object, without padding where possible."""
 
     @abstractmethod
     def parts(self) -> list[bytes]:
-        """The content of each independent part that counts, by which repeated data are recognised."""
+        """Content of each independent part that counts, by which repeated data are recognised."""
 
     @property
     def machines(self) -> tuple[int, ...]:
@@ -81,15 +81,15 @@ class Data(ExactPickle, eqx.Module):
         return int(np.sum(self.valid))
 
     def describe(self) -> str:
-        """How much there is, e.g. '40 transitions'."""
+        """The amount of data in words, e.g. '40 transitions'."""
         return f"{self.count} {self.row}{'' if self.count == 1 else 's'}"
 
     def notice(self) -> str | None:
-        """Remark that a fit logs where the data are nearly nothing."""
+        """Remark that a fit logs where there are hardly any data, else None."""
         return None if self.count else f"no {self.row}s: the prior"
 
     def groups(self) -> Int[np.ndarray, " n"] | None:
-        """Independent part to which each outcome that counts belongs; None: each outcome is one."""
+        """Index of the independent part of each outcome that counts; None where every outcome is independent."""
         return None
 
     def coordinates(self) -> dict[str, np.ndarray]:
@@ -97,17 +97,17 @@ class Data(ExactPickle, eqx.Module):
         return {}
 
     def resampled(self, key: PRNGKeyArray) -> "Data":
-        """As many parts, drawn with replacement from those that count (the bootstrap of B. Efron, 1979)."""
+        """A bootstrap sample: as many parts, drawn with replacement from those that count (B. Efron, 1979)."""
         raise TypeError(f"{type(self).__name__} cannot be resampled: use Anchored() or RandomStarts().")
 
 
 def is_sequential(data) -> bool:
-    """True for data whose density runs along time, and costs far more than arithmetic on each outcome."""
+    """True for data whose density is a recursion along time, far costlier than arithmetic on each outcome."""
     return isinstance(data, Data) and data.sequential
 
 
 def repeats(known, data) -> int:
-    """Number of parts of `data` that `known` holds too."""
+    """Number of parts of `data` that `known` contains already."""
     if data is None or type(known) is not type(data) or not isinstance(data, Data):
         return 0
     seen = set(known.parts())
@@ -115,6 +115,6 @@ def repeats(known, data) -> int:
 
 
 def drawn_rows(key: PRNGKeyArray, valid, count: int) -> Int[Array, " count"]:
-    """Indices of valid rows, drawn with replacement; where there is none, of any."""
+    """Indices of valid rows drawn with replacement; of any row where none is valid."""
     first = jnp.argsort(~valid, stable=True)
     return first[jax.random.randint(key, (count,), 0, jnp.maximum(jnp.sum(valid), 1))]

@@ -1,4 +1,4 @@
-"""Measures over states and actions: where two beliefs about functions are compared."""
+"""Measures over states and actions, at which two posteriors over functions are compared."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,17 @@ Points = tuple[Float[Array, "N D"], Float[Array, "N A"]]
 
 
 class Measure(eqx.Module):
-    """A distribution over inputs (the rho of function-space inference). Implementers give `sample`."""
+    """A distribution over inputs (the rho of function-space inference). Implementers define `sample`."""
 
     @abstractmethod
     def sample(self, key: PRNGKeyArray, count: int, model: HasSpaces, data: Transitions) -> Points:
         """States (count, D) and actions (count, A) of a model's spaces; pure.
 
         Args:
-            data: Transitions whose rows count where they are valid; a measure may look at their inputs.
+            data: Transitions, whose valid inputs a measure may use.
 
         Raises:
-            ValueError, KeyError: where the measure is of other spaces than the model's.
+            ValueError, KeyError: where the measure does not fit the model's spaces.
         """
 
 
@@ -38,12 +38,12 @@ class Box(Measure):
 
     Attributes:
         extent: half the width of a coordinate, in units of its scale.
-        bounds: {coordinate of state or action: (low, high)} where it should be another range, in its unit.
+        bounds: {coordinate of state or action: (low, high)} in its unit, in place of these ranges.
     """
 
     extent: float = eqx.field(default=2.0, static=True)
     bounds: Mapping[str, tuple[float, float]] | tuple[tuple[str, float, float], ...] = eqx.field(
-        default=(), static=True, converter=lambda given: _ranges(given)
+        default=(), static=True, converter=lambda bounds: _ranges(bounds)
     )
 
     def __check_init__(self):
@@ -63,26 +63,26 @@ class Box(Measure):
         half = np.where(state.is_angle, np.pi, self.extent * state.scale)
         low, high = np.concatenate([-half, action.low]), np.concatenate([half, action.high])
         names = [*state.names, *action.names]
-        for name, *own in self._ranges:
+        for name, *bounds in self._ranges:
             if name not in names:
                 raise unknown("coordinate", name, names, f"Box: {model}")
             i = names.index(name)
-            if i >= len(state) and not low[i] <= own[0] < own[1] <= high[i]:
-                raise ValueError(f"Box: action {name!r} lies in [{low[i]:g}, {high[i]:g}]; got bounds {tuple(own)}.")
-            low[i], high[i] = own
+            if i >= len(state) and not low[i] <= bounds[0] < bounds[1] <= high[i]:
+                raise ValueError(f"Box: action {name!r} lies in [{low[i]:g}, {high[i]:g}]; got bounds {tuple(bounds)}.")
+            low[i], high[i] = bounds
         return low, high
 
     def sample(self, key: PRNGKeyArray, count: int, model: HasSpaces, data: Transitions) -> Points:
         low, high = self.limits(model)
-        both = jax.random.uniform(key, (count, len(low)), minval=low, maxval=high)
-        return both[:, : len(model.state)], both[:, len(model.state) :]
+        inputs = jax.random.uniform(key, (count, len(low)), minval=low, maxval=high)
+        return inputs[:, : len(model.state)], inputs[:, len(model.state) :]
 
 
 class JitteredData(Measure):
     """Inputs of the data with Gaussian noise; actions stay within their limits. Without data, a `Box()`.
 
     Attributes:
-        sd: of the noise, in units of the scales, and of half an action's range.
+        sd: noise in units of the scales of states, and of half the range of actions.
     """
 
     sd: float = eqx.field(default=0.3, static=True)
@@ -105,10 +105,10 @@ class JitteredData(Measure):
 
 
 class Visited(Measure):
-    """States that a machine or a planner went through, with the actions there: rows, each as likely as another.
+    """States that a machine or a planner visited, with their actions; each row is equally likely.
 
-    `Visited(episode.states, episode.actions)` of an episode, a run or rollouts of a belief's draws; where there is one
-    state more than actions in a row, the last is left out.
+    `Visited(episode.states, episode.actions)` of an episode, a run or rollouts of posterior draws; a trajectory
+    with one state more than actions loses its last state.
 
     Attributes:
         states: (..., D).
@@ -136,7 +136,7 @@ class Visited(Measure):
 
 
 class Mixture(Measure):
-    """Several measures, each with its share of the points: `Mixture(Box(), Visited(...), JitteredData())`.
+    """A mixture of measures, each with its share of the points: `Mixture(Box(), Visited(...), JitteredData())`.
 
     Attributes:
         parts: the measures.
@@ -160,10 +160,10 @@ class Mixture(Measure):
         return jnp.concatenate([states for states, _ in drawn]), jnp.concatenate([actions for _, actions in drawn])
 
 
-def _ranges(given) -> tuple[tuple[str, float, float], ...]:
-    if not isinstance(given, Mapping):
-        return tuple(given)
-    for name, limits in given.items():
+def _ranges(bounds) -> tuple[tuple[str, float, float], ...]:
+    if not isinstance(bounds, Mapping):
+        return tuple(bounds)
+    for name, limits in bounds.items():
         if np.shape(limits) != (2,):
             raise ValueError(f"Box: bounds of {name!r} must be (low, high); got {limits!r}.")
-    return tuple((name, float(low), float(high)) for name, (low, high) in given.items())
+    return tuple((name, float(low), float(high)) for name, (low, high) in bounds.items())

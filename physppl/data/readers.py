@@ -11,14 +11,14 @@ import numpy as np
 from physppl.internal.errors import closest, unknown
 from physppl.internal.units import factor
 
-TIME = "time"  # what `columns` and `units` call the clock
-CLOCKS = ("t", "time")  # columns that are taken for it
-LISTED = 8  # columns of one array that a message spells out
-SMALL_ROUNDING = 0.1  # of a step: times printed to coarser digits than this are taken as they are
+TIME = "time"  # name of the clock in `columns` and `units`
+CLOCKS = ("t", "time")  # its columns by default
+LISTED = 8  # columns of one array, at most, that a message lists
+SMALL_ROUNDING = 0.1  # of a step: times rounded more coarsely are not moved onto an even grid
 
 
 class Table(NamedTuple):
-    """What a file holds: arrays by name, whose first axis is time, and the units that the file itself states."""
+    """Contents of a file: arrays by name, whose first axis is time, and the units that the file states."""
 
     where: str
     arrays: Mapping[str, np.ndarray]
@@ -26,7 +26,7 @@ class Table(NamedTuple):
 
 
 def read_csv(path) -> Table:
-    """A CSV file whose first line names the columns; empty cells are missing readings.
+    """Read a CSV file whose first line names the columns; empty cells are missing readings.
 
     Raises:
         FileNotFoundError: naming what the folder holds.
@@ -45,7 +45,7 @@ def read_csv(path) -> Table:
 
 
 def read_npz(path) -> Table:
-    """Arrays that `numpy.savez` wrote.
+    """Read the arrays that `numpy.savez` wrote.
 
     Raises:
         FileNotFoundError: naming what the folder holds.
@@ -55,12 +55,12 @@ def read_npz(path) -> Table:
     try:
         with np.load(path) as file:
             return Table(where, {name: file[name] for name in file.files}, {})
-    except (ValueError, OSError, EOFError, BadZipFile, AttributeError, TypeError) as error:  # or of one array, unnamed
+    except (ValueError, OSError, EOFError, BadZipFile, AttributeError, TypeError) as error:  # or of one unnamed array
         raise ValueError(f"{where} cannot be read ({error}). Write it with numpy.savez(path, t=..., u=...).") from None
 
 
 def read_xarray(dataset) -> Table:
-    """An xarray Dataset, or a netCDF file by its path; units are those of `attrs["units"]`.
+    """Read an xarray Dataset, or a netCDF file by its path; units are those of `attrs["units"]`.
 
     Raises:
         FileNotFoundError: naming what the folder holds.
@@ -91,7 +91,7 @@ READERS = {".csv": read_csv, ".npz": read_npz, ".nc": read_xarray}
 
 
 def read(path) -> Table:
-    """A file of any of the three kinds, by the end of its name.
+    """Read a file of one of the three kinds, by its suffix.
 
     Raises:
         FileNotFoundError: naming what the folder holds.
@@ -114,12 +114,11 @@ def recording(
 ) -> dict[str, Any]:
     """Readings, inputs and times of one recording, as `Trajectories` takes them.
 
-    Where a file holds one reading more than inputs, the outcome of the last input, that reading is left out; of
-    columns that differ by one in length all are cut to the shorter. Times that an even grid explains, but for the
-    digits that they were printed to, become that grid.
+    A last reading without an input, the outcome of the last input, is left out: columns whose lengths differ by one
+    are cut to the shortest. Times that differ from an even grid by the rounding of their digits alone become that grid.
 
     Args:
-        dynamics: whose sensors and inputs name the columns.
+        dynamics: the Dynamics whose sensors and inputs name the columns.
         columns: {sensor, input or "time": column} where the names differ; "state:0" is the first column of an array.
         units: {sensor, input or "time": unit in the file} where it is not the dynamics'; converted.
         dt: s, in place of a time column, which is then not read.
@@ -140,28 +139,28 @@ def recording(
     columns = dict(columns or {})
     if dt is None and TIME not in columns:
         columns[TIME] = _clock(table)
-    read = [name for name in targets if dt is None or name != TIME]
-    found = converted(table, targets, columns, units, "sensor or input", f"Dynamics({dynamics.name})", read)
-    keys = {name: columns.get(name, name) for name in read}
-    lengths = {keys[name]: len(values) for name, values in found.items()}
+    names = [name for name in targets if dt is None or name != TIME]
+    values = converted(table, targets, columns, units, "sensor or input", f"Dynamics({dynamics.name})", names)
+    keys = {name: columns.get(name, name) for name in names}
+    lengths = {keys[name]: len(column) for name, column in values.items()}
     length = min(lengths.values())
     if max(lengths.values()) > length + 1 or length == 0:
         listed = ", ".join(f"{key} {n}" for key, n in lengths.items())
         raise ValueError(f"{table.where}: columns must be equally long, or differ by one sample; got {listed}.")
-    found = {name: values[:length] for name, values in found.items()}
+    values = {name: column[:length] for name, column in values.items()}
     for name in (*action.names, TIME):
-        missing = ~np.isfinite(found.get(name, np.zeros(1)))
+        missing = ~np.isfinite(values.get(name, np.zeros(1)))
         if missing.any():
             row = int(np.argmax(missing))
             raise ValueError(
                 f"{table.where}: column {keys[name]!r} ({name}) is empty or not finite in row {row}. Only readings may "
-                "be missing: say what the machine was told at every sample, and when."
+                "be missing: inputs and times are needed at every sample."
             )
-    readings = np.stack([found[name] for name in sensors.names], axis=-1)
+    readings = np.stack([values[name] for name in sensors.names], axis=-1)
     for i in np.flatnonzero(sensors.is_angle & unwrap):
         readings[:, i] = _unwrapped(readings[:, i])
-    out = {"observations": readings, "actions": np.stack([found[name] for name in action.names], axis=-1)}
-    return out | ({"dt": dt} if dt is not None else {"times": _times(found[TIME], keys[TIME], table.where)})
+    arrays = {"observations": readings, "actions": np.stack([values[name] for name in action.names], axis=-1)}
+    return arrays | ({"dt": dt} if dt is not None else {"times": _times(values[TIME], keys[TIME], table.where)})
 
 
 def converted(
@@ -176,10 +175,10 @@ def converted(
     """{name: column (N,) in its target unit}, double precision.
 
     Args:
-        targets: {name: unit} of everything that may be named.
+        targets: {name: unit} of all names that are allowed.
         columns: {name: column} where they differ.
         units: {name: unit in the file}, in place of what the file states.
-        kind, owner: of the names, for errors.
+        kind, owner: kind and owner of the names, for errors.
         names: those to read; all by default.
 
     Raises:
@@ -211,7 +210,7 @@ def labels(table: Table, column: str) -> np.ndarray:
 
 
 def has_column(table: Table, key: str) -> bool:
-    """Whether a file holds the column "name" or "name:index"."""
+    """True if a file holds the column "name" or "name:index"."""
     return key in table.arrays or _split(table, key)[0] in table.arrays
 
 
@@ -253,7 +252,7 @@ def _is_number(x) -> bool:
 
 
 def _keys(table: Table) -> list[str]:
-    """Every column that a file offers, as one writes it."""
+    """Keys of all columns of a file, "name" or "name:index"."""
     return [
         key
         for name, values in table.arrays.items()
@@ -277,7 +276,7 @@ def _clock(table: Table) -> str:
 
 
 def _times(times: np.ndarray, key: str, where: str) -> np.ndarray:
-    """Times, s; on an even grid where rounding explains all that keeps them from it."""
+    """Times, s, moved onto an even grid if they differ from it by rounding alone."""
     steps = np.diff(times)
     if np.any(steps <= 0):
         row = int(np.argmax(steps <= 0))
@@ -290,14 +289,14 @@ def _times(times: np.ndarray, key: str, where: str) -> np.ndarray:
     grid = np.linspace(times[0], times[-1], len(times))
     for digits in range(10):
         if np.all(np.abs(times - np.round(times, digits)) <= 8 * np.spacing(np.abs(times).max())):
-            # Each time is off by half of the last digit, and so are the two ends on which the grid hangs.
+            # Rounding moves each time, and the two ends of the grid, by up to half of the last digit.
             even = 10.0**-digits < SMALL_ROUNDING * np.median(steps) and np.ptp(times - grid) <= 2 * 10.0**-digits
             return grid if even else times
     return times
 
 
 def _unwrapped(angle: np.ndarray) -> np.ndarray:
-    """Angles that count turns; missing readings stay missing."""
+    """Unwrapped angles; missing readings stay missing."""
     angle, seen = angle.copy(), np.isfinite(angle)
     angle[seen] = np.unwrap(angle[seen])
     return angle
@@ -310,7 +309,7 @@ def _existing(path) -> Path:
     folder = path.parent
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no file {path}: there is no folder {folder}.")
-    held = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in READERS)
-    near = difflib.get_close_matches(path.name, held, n=2)
-    hint = f" Did you mean {' or '.join(near)}?" if near else f" The folder holds {', '.join(held[:LISTED]) or 'none'}."
+    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in READERS)
+    near = " or ".join(difflib.get_close_matches(path.name, names, n=2))
+    hint = f" Did you mean {near}?" if near else f" The folder holds {', '.join(names[:LISTED]) or 'none'}."
     raise FileNotFoundError(f"there is no file {path}.{hint}")

@@ -1,4 +1,4 @@
-"""Named, typed coordinates: what a state and an action are, in which units, at which scale."""
+"""Named, typed coordinates of states and actions, with units and scales."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -16,7 +16,7 @@ class Real:
     """A coordinate on the real line.
 
     Attributes:
-        unit: as in "rad/s"; "" for a pure number.
+        unit: e.g. "rad/s"; "" for a pure number.
         scale: a typical magnitude, in `unit`; priors of noise and network inputs are stated in it.
     """
 
@@ -43,7 +43,7 @@ class Angle:
 
 @dataclass(frozen=True)
 class Bounded:
-    """An action held between two limits, in `unit`."""
+    """An action between two limits, in `unit`."""
 
     low: float
     high: float
@@ -142,7 +142,7 @@ class StateSpace(_Space):
         return xp.where(self.is_angle, (delta + np.pi) % (2 * np.pi) - np.pi, delta)
 
     def features(self, state: Float[Array, " D"]) -> Float[Array, " F"]:
-        """What a network sees: sine and cosine of angles, the others in units of their scale."""
+        """Network inputs: sine and cosine of angles, other coordinates in units of their scale."""
         parts = []
         for i, c in enumerate(self.coordinates.values()):
             parts += [jnp.sin(state[i]), jnp.cos(state[i])] if isinstance(c, Angle) else [state[i] / c.scale]

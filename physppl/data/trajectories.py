@@ -1,4 +1,4 @@
-"""Data of the trajectory likelihood: what sensors recorded over time, with padding and several recordings."""
+"""Data of the trajectory likelihood: sensor readings over time, with padding and several recordings."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -22,14 +22,14 @@ class Trajectories(Data):
     the likelihood filters them out.
 
     Attributes:
-        observations: (..., N, d) in the sensors' order and units, NaN where one saw nothing; None: inputs alone, for
+        observations: (..., N, d) in the sensors' order and units, NaN for a missing reading; None: inputs alone, for
             predictive use.
-        actions: (..., N, A) as recorded; an input delay belongs to the Dynamics. The last row is held by nobody.
-        valid: (..., N) bool; False marks samples without a reading (dropped, or padding). Time goes on over a gap.
+        actions: (..., N, A) as recorded; an input delay belongs to the Dynamics. The last row is not used.
+        valid: (..., N) bool; False marks samples without a reading (dropped, or padding). Time continues over a gap.
         times: (..., N) s, increasing.
-        start: (mean, sd), (..., D) each: what is known of the first state; None leaves it to the Dynamics.
-        segment: samples over which the motion is taken as deterministic: process noise enters every so many steps, with
-            the sd of as many. 1 is a state-space model, a length beyond N single shooting.
+        start: (mean, sd), (..., D) each, of the prior of the first state; None leaves it to the Dynamics.
+        segment: samples over which the motion is deterministic: process noise enters once per segment, with the
+            variance of all its steps. 1 is a state-space model, a length beyond N single shooting.
 
     Raises:
         TypeError: for strings and other non-numbers, naming the argument.
@@ -92,7 +92,7 @@ class Trajectories(Data):
             rounding = 4 * np.finfo(times.dtype).eps * np.abs(times).max()
             regular = steps.size == 0 or bool(np.ptp(steps) <= 1e-5 * np.median(steps) + rounding)
         if observations is not None and is_concrete(observations, valid):
-            # A sensor writes NaN where it saw nothing; those of the others count.
+            # NaN is the missing reading of one sensor; readings of the others in that sample count.
             valid = np.asarray(valid) & np.isfinite(observations).any(-1)
             observations = np.where(valid[..., None], observations, 0.0)
         self.observations, self.actions, self.valid, self.times = observations, actions, valid, times
@@ -110,7 +110,7 @@ class Trajectories(Data):
 
     @property
     def seen(self) -> Any:
-        """(..., N, d) bool: which readings count."""
+        """Mask (..., N, d) of the readings that count."""
         return jnp.isfinite(self.observations) & jnp.asarray(self.valid)[..., None]
 
     @property
@@ -157,7 +157,7 @@ class Trajectories(Data):
         return {"recording": self.groups(), "time": np.asarray(rows.times)[np.asarray(rows.valid)]}
 
     def resampled(self, key: PRNGKeyArray) -> "Trajectories":
-        """As many recordings, drawn with replacement from those with readings.
+        """A bootstrap sample: as many recordings, drawn with replacement from those with readings.
 
         Raises:
             ValueError: for a single recording.
@@ -166,14 +166,14 @@ class Trajectories(Data):
         if len(rows.times) < 2:
             raise ValueError("Bootstrap resamples recordings, and there is one: use Anchored() or RandomStarts().")
         counts = jnp.any(rows.valid, axis=1)
-        chosen = drawn_rows(key, counts, len(counts))
-        drawn = jax.tree.map(lambda x: jnp.asarray(x)[chosen], rows)
+        indices = drawn_rows(key, counts, len(counts))
+        drawn = jax.tree.map(lambda x: jnp.asarray(x)[indices], rows)
         return eqx.tree_at(lambda d: d.valid, drawn, drawn.valid & counts[:, None])
 
     def pad(self, length: int, step: float = 1.0) -> "Trajectories":
-        """Padded to `length` samples; padding repeats the last input, goes on in time and is not valid.
+        """A copy padded to `length` samples; padding repeats the last input, continues the times and is not valid.
 
-        A single sample does not say how time goes on: then by `step`, s.
+        Times continue at their median spacing, after a single sample at `step`, s.
         """
         extra = length - len(self)
         if extra < 0:
@@ -199,15 +199,15 @@ class Trajectories(Data):
     def from_csv(path, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
         """The recording in a CSV file, a column per sensor, per input and for the time, found by name.
 
-        Empty cells are missing readings; of readings that exceed the inputs by one the last is left out.
+        Empty cells are missing readings; a last reading without an input is left out.
 
         Args:
             dynamics: the Dynamics whose sensors and inputs are recorded.
             recording: a column whose changes separate recordings; they are stacked.
-            reading: columns, units, dt and unwrap, as of `physppl.data.readers.recording`.
+            reading: columns, units, dt and unwrap, as in `physppl.data.readers.recording`.
 
         Raises:
-            FileNotFoundError, KeyError, TypeError, ValueError: as of `physppl.data.readers.recording`.
+            FileNotFoundError, KeyError, TypeError, ValueError: as in `physppl.data.readers.recording`.
         """
         table = readers.read_csv(path)
         if recording is None:
@@ -249,10 +249,10 @@ class Trajectories(Data):
             if not isinstance(part, Trajectories):
                 raise TypeError(f"Trajectories.stack takes Trajectories; got {type(part).__name__}.")
         first, longest = parts[0], max(len(p) for p in parts)
-        for what in ("segment", "observations", "start"):
-            values = [getattr(p, what) for p in parts]
-            if len(set(values if what == "segment" else [v is None for v in values])) > 1:
-                raise ValueError(f"stack: the recordings differ in {what}; give it to all or none, and the same.")
+        for field in ("segment", "observations", "start"):
+            values = [getattr(p, field) for p in parts]
+            if len(set(values if field == "segment" else [v is None for v in values])) > 1:
+                raise ValueError(f"stack: the recordings differ in {field}; give it to all or none, and the same.")
         parts = [p if p.batch_shape else p._recording_axis() for p in parts]
         step = max(map(concrete_spacing, parts)) or 1.0
         parts = [p.pad(longest, step) for p in parts]
@@ -269,7 +269,7 @@ class Trajectories(Data):
         )
 
     def _recording_axis(self) -> "Trajectories":
-        """One recording as a stack of one."""
+        """The recording with a leading axis of size one."""
         start = None if self.start is None else tuple(x[None] for x in self.start)
         readings = None if self.observations is None else self.observations[None]
         return self._with(readings, self.actions[None], self.times[None], self.valid[None], start)
@@ -289,26 +289,28 @@ class Trajectories(Data):
         )
 
     def rows(self) -> "Trajectories":
-        """With a recording axis, as the likelihood takes it."""
+        """The data with a leading axis of recordings, as the likelihood takes them."""
         return self if self.batch_shape else self._recording_axis()
 
-    def __getitem__(self, keep: slice) -> "Trajectories":
-        """A contiguous piece of every recording; a start known before the piece is dropped with what it described."""
-        if not isinstance(keep, slice) or keep.step not in (None, 1):
+    def __getitem__(self, samples: slice) -> "Trajectories":
+        """A contiguous piece of every recording; `start` is dropped unless the piece begins at the first sample."""
+        if not isinstance(samples, slice) or samples.step not in (None, 1):
             raise TypeError("Trajectories can be cut by a slice of samples without a step, e.g. data[100:400].")
         return Trajectories(
-            None if self.observations is None else self.observations[..., keep, :],
-            self.actions[..., keep, :],
-            self.times[..., keep],
-            valid=self.valid[..., keep],
-            start=self.start if keep.start in (None, 0) else None,
+            None if self.observations is None else self.observations[..., samples, :],
+            self.actions[..., samples, :],
+            self.times[..., samples],
+            valid=self.valid[..., samples],
+            start=self.start if samples.start in (None, 0) else None,
             segment=self.segment,
         )
 
 
 def fine_bucket(length: int) -> int:
-    """The next of 8, 10, 12, 14, 16, 20, 24, ... that holds `length` samples: recordings of about one length share
-    compiled programs, and at most a quarter is padding."""
+    """The smallest of 8, 10, 12, 14, 16, 20, 24, ... that is at least `length`.
+
+    Recordings of similar lengths share compiled programs, and at most a quarter is padding.
+    """
     power = max(8, 1 << (max(length, 2) - 1).bit_length() - 1)
     return next(n for n in (power, *(power * k // 4 for k in (5, 6, 7, 8))) if n >= length)
 
@@ -320,8 +322,10 @@ def concrete_spacing(data: Trajectories) -> float:
 
 
 def lagged(actions, delay):
-    """Inputs (N, A) as they arrive `delay` steps late, in samples: a fraction blends two held inputs as their mean over
-    the step. Before the first input the first one is taken."""
+    """Inputs (N, A) as they arrive, `delay` samples late.
+
+    A fraction blends two held inputs as their mean over the step. Before the first input the first one is taken.
+    """
     if isinstance(delay, int):
         return actions[jnp.maximum(jnp.arange(len(actions)) - delay, 0)]
     whole = jnp.floor(delay).astype(int)

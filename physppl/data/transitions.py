@@ -110,8 +110,8 @@ class Transitions(Data):
 
     def join(self, other: Any) -> "Transitions":
         # Padding of a fleet stays, so that its machines keep one length.
-        known = self if self.batch_shape else self[np.flatnonzero(self.valid)]
-        return Transitions.concatenate([known, other])
+        rows = self if self.batch_shape else self[np.flatnonzero(self.valid)]
+        return Transitions.concatenate([rows, other])
 
     def parts(self) -> list[bytes]:
         """Each transition that counts, at single precision."""
@@ -123,11 +123,11 @@ class Transitions(Data):
 
     def notice(self) -> str | None:
         if len(self) == 0:
-            return "no transitions: the prior"  # rows of which none counts ask for the prior on purpose
+            return "no transitions: the prior"  # rows that are all invalid ask for the prior on purpose
         return "one transition: mostly the prior" if self.count == 1 else None
 
     def resampled(self, key: PRNGKeyArray) -> "Transitions":
-        """As many valid rows, drawn with replacement from the valid ones, in the same places; each machine its own."""
+        """A bootstrap sample: each machine's valid rows, drawn with replacement, in the places of the valid ones."""
         if self.batch_shape:
             return jax.vmap(Transitions.resampled)(self, jax.random.split(key, self.batch_shape[0]))
         rows = drawn_rows(key, self.valid, len(self))
@@ -135,7 +135,7 @@ class Transitions(Data):
         return eqx.tree_at(lambda d: d.valid, drawn, self.valid)
 
     def pad(self, length: int) -> "Transitions":
-        """Padded to `length` rows; padding repeats the last row and is not valid.
+        """A copy padded to `length` rows; padding repeats the last row and is not valid.
 
         Raises:
             ValueError: where the data are longer.
@@ -214,8 +214,8 @@ class Transitions(Data):
             TypeError: where a column is not numeric.
         """
         table = readers.read_csv(path)
-        changes = None if recording is None else readers.labels(table, recording)
-        return _from_table(table, state, action, columns, units, changes)
+        labels = None if recording is None else readers.labels(table, recording)
+        return _from_table(table, state, action, columns, units, labels)
 
     @staticmethod
     def from_xarray(dataset, state: StateSpace, action: ActionSpace, *, columns=None, units=None) -> "Transitions":
@@ -241,15 +241,15 @@ class Transitions(Data):
 
 
 def _filled(states, actions, next_states, valid, times):
-    """NaN and inf in invalid rows replaced from the first valid row: masked or not, they would give NaN gradients."""
+    """Replace NaN and inf in invalid rows by the first valid row: even masked, they would give NaN gradients."""
     flat = np.asarray(valid).reshape(-1)
     source = int(np.argmax(flat)) if flat.any() else None
 
     def fill(x):
         rows = x.reshape(-1, x.shape[-1])
         xp = np if isinstance(x, np.ndarray) else jnp
-        good = rows[source] if source is not None else xp.nan_to_num(rows)
-        return xp.where(flat[:, None], rows, xp.where(xp.isfinite(rows), rows, good)).reshape(x.shape)
+        finite = rows[source] if source is not None else xp.nan_to_num(rows)
+        return xp.where(flat[:, None], rows, xp.where(xp.isfinite(rows), rows, finite)).reshape(x.shape)
 
     outcomes = None if next_states is None else fill(next_states)
     return fill(states), fill(actions), outcomes, fill(times[..., None])[..., 0]
@@ -280,5 +280,5 @@ def _from_table(table, state: StateSpace, action: ActionSpace, columns, units, l
 
 
 def bucket(length: int) -> int:
-    """The power of two that holds `length` rows: data of one bucket share compiled programs."""
+    """The smallest power of two that is at least `length`: data of one bucket share compiled programs."""
     return max(1, 1 << (length - 1).bit_length())

@@ -1,8 +1,8 @@
-"""The joint density around one point of virtual space: value, gradient, curvature.
+"""The joint density around one point of unconstrained space: value, gradient, curvature.
 
-Curvature is the Fisher information of the observed Gaussians in (mean, log scale) plus the Hessian of minus the log of
-all else, as a rule the prior. A mean-only Gauss-Newton would leave the noise with its prior's curvature, and the exact
-Hessian of the likelihood can be indefinite.
+Curvature is the Fisher information of the observed Gaussians in (mean, log scale) plus the negative Hessian of all
+other log densities, as a rule the prior's. A mean-only Gauss-Newton would leave the noise with its prior's curvature,
+and the exact Hessian of the likelihood can be indefinite.
 """
 
 import math
@@ -26,11 +26,11 @@ from physppl.internal.gaussians import lower_inverse
 from physppl.language.noise import FLOOR, PROCESS
 
 NOISES = (PROCESS, MEASUREMENT, GAIN, TIMING)
-MANY = 16  # inputs for each output from which reverse mode is the faster
+MANY = 16  # inputs per output above which reverse mode is faster
 
 
 class Local(NamedTuple):
-    """The joint density around one point of virtual space."""
+    """Log joint density around one point of unconstrained space, to second order."""
 
     log_joint: Float[Array, ""]
     gradient: Float[Array, " P"]
@@ -43,7 +43,7 @@ def local(
     """Log joint density at z, its gradient and its curvature.
 
     Args:
-        noises_held: a Dynamics' noises are held: no derivative along them.
+        noises_held: True to hold the noises of a Dynamics fixed, without derivatives along them.
     """
     (rest, slope), push = jax.linearize(jax.value_and_grad(lambda z: space.log_prior(model, z, data)), z)
     _, hessian = jax.vmap(push)(jnp.eye(len(z), dtype=z.dtype))
@@ -58,7 +58,7 @@ def local(
 def likelihood(
     space: UnconstrainedSpace, model: Dynamics, data, z: Float[Array, " P"], *, noises_held: bool = False
 ) -> Local:
-    """Density of the outcomes that a Dynamics observes alone, differentiated as their dependence allows."""
+    """Likelihood of a Dynamics' outcomes, without the prior, differentiated as their dependence allows."""
     dependence = model.likelihood(data).dependence
     if dependence is Dependence.ROWS:
         return _rows(space, model, data, z, noises_held or model.knows_noise)
@@ -66,7 +66,7 @@ def likelihood(
 
 
 def gaussian_prior(mode: Float[Array, " P"], factor: Float[Array, "P P"], z: Float[Array, " P"]) -> Local:
-    """A belief N(mode, W' W), W the inverse factor of its precision, in the place of the prior."""
+    """A Gaussian N(mode, W' W) in the place of the prior; W is the inverse factor of its precision."""
     lower = lower_inverse(factor)
     white = lower.T @ (z - mode)
     log_density = -0.5 * (white @ white + len(z) * jnp.log(2 * jnp.pi)) + jnp.sum(jnp.log(jnp.diagonal(lower)))
@@ -74,7 +74,7 @@ def gaussian_prior(mode: Float[Array, " P"], factor: Float[Array, "P P"], z: Flo
 
 
 def added(one: Local, other: Local) -> Local:
-    """The product of two densities."""
+    """Sum of two log densities, of their gradients and of their curvatures."""
     return Local(*(a + b for a, b in zip(one, other, strict=True)))
 
 
@@ -88,7 +88,7 @@ def _gaussian(site: Gaussian, of_mean: Float[Array, "*N P"], of_scale: Float[Arr
     if site.df is None:
         density = -0.5 * error**2 - weight * (site.log_scale + 0.5 * jnp.log(2 * jnp.pi))
         pull, of_mean_weight, of_scale_weight = jnp.ones(()), jnp.ones(()), jnp.full((), 2.0)
-    else:  # K. Lange, R. Little, J. Taylor, J. American Statistical Association 84, 1989
+    else:  # Fisher information of a Student-t: K. Lange, R. Little, J. Taylor, J. American Statistical Assoc. 84, 1989
         df = jnp.broadcast_to(site.df, site.mean.shape)
         square = ((site.value - site.mean) * jnp.exp(-site.log_scale)) ** 2
         density = weight * (dist.StudentT(df).log_prob(jnp.sqrt(square)) - site.log_scale)
@@ -103,20 +103,20 @@ def _gaussian(site: Gaussian, of_mean: Float[Array, "*N P"], of_scale: Float[Arr
     curvature = curvature + (of_scale.T * _reduced(of_scale_weight * weight, site.log_scale.shape)) @ of_scale
     if site.df is not None and of_df is not None:
 
-        def every(x, shape):
+        def broadcast(x, shape):
             return jnp.broadcast_to(x.reshape(*shape, size), (*df.shape, size)).reshape(-1, size)
 
-        of_df, of_scale = every(of_df, site.df.shape), every(of_scale, site.log_scale.shape)
+        of_df, of_scale = broadcast(of_df, site.df.shape), broadcast(of_scale, site.log_scale.shape)
         score = jax.grad(lambda df: jnp.sum(dist.StudentT(df).log_prob(jnp.sqrt(square))))(df)
         gradient = gradient + (weight * score).reshape(-1) @ of_df
-        own = (polygamma(1, df / 2) - polygamma(1, (df + 1) / 2)) / 4 - (df + 5) / (2 * df * (df + 1) * (df + 3))
-        mixed = (of_df.T * (-2 * weight / ((df + 1) * (df + 3))).reshape(-1)) @ of_scale
-        curvature = curvature + (of_df.T * (own * weight).reshape(-1)) @ of_df + mixed + mixed.T
+        df_weight = (polygamma(1, df / 2) - polygamma(1, (df + 1) / 2)) / 4 - (df + 5) / (2 * df * (df + 1) * (df + 3))
+        cross = (of_df.T * (-2 * weight / ((df + 1) * (df + 3))).reshape(-1)) @ of_scale
+        curvature = curvature + (of_df.T * (df_weight * weight).reshape(-1)) @ of_df + cross + cross.T
     return Local(jnp.sum(density), gradient, curvature)
 
 
 def _moments(site: Gaussian) -> tuple[Array, ...]:
-    """What of a site depends on the parameters, in the order of `_gaussian`'s Jacobians."""
+    """Parameters of a site's distribution, in the order of `_gaussian`'s Jacobians."""
     return (site.mean, site.log_scale) if site.df is None else (site.mean, site.log_scale, site.df)
 
 
@@ -128,8 +128,7 @@ def _reduced(value, shape):
 
 
 def _observed(space: UnconstrainedSpace, model, data, z) -> Iterator[tuple]:
-    """The observed Gaussians that a trace shows, with the Jacobians of their moments: of a Dynamics those of its
-    program alone."""
+    """Observed Gaussian sites of a trace, of a Dynamics those of its program alone, with their moments' Jacobians."""
 
     def moments(z):
         sites = gaussians(space.trace(*latent_part(model, z, data)))
@@ -142,7 +141,7 @@ def _observed(space: UnconstrainedSpace, model, data, z) -> Iterator[tuple]:
 
 
 def _joint(space: UnconstrainedSpace, model: Dynamics, data, z) -> Local:
-    """Outcomes of any kind of data, differentiated as a whole; exactly where they are neither Normal nor Student-t."""
+    """Likelihood of any outcomes, differentiated as a whole; the exact Hessian unless they are Normal or Student-t."""
     name = model.likelihood(data).site
 
     def moments(z):
@@ -161,18 +160,18 @@ def _joint(space: UnconstrainedSpace, model: Dynamics, data, z) -> Local:
 
 
 def _recordings(space: UnconstrainedSpace, model: Dynamics, data: Trajectories, z) -> Local:
-    """Recordings of a Dynamics, each differentiated at its own parameters; those depend on z, on nothing else's."""
-    alone = model.without_variation()
-    own = UnconstrainedSpace.of(alone, data)
+    """Likelihood of recordings, each differentiated at its own parameters, then along z by the chain rule."""
+    single = model.without_variation()
+    single_space = UnconstrainedSpace.of(single, data)
 
     def recording(v, row: Trajectories) -> Local:
         row = jax.tree.map(lambda x: x[None], row)
 
         def moments(v):
-            site = gaussians(own.trace(alone, v, row))["observation"]
+            site = gaussians(single_space.trace(single, v, row))["observation"]
             return _moments(site), site
 
-        # Not jax.linearize: along a recording it would store what the tangents can carry with them.
+        # jax.linearize would store all intermediate values along a recording; forward mode needs none.
         def push(tangent):
             return jax.jvp(moments, (v,), (tangent,), has_aux=True)
 
@@ -180,46 +179,47 @@ def _recordings(space: UnconstrainedSpace, model: Dynamics, data: Trajectories, 
         return _gaussian(site, *jacobians)
 
     def points(z):
-        return recording_points(space, own, model, data, z)
+        return recording_points(space, single_space, model, data, z)
 
-    locals_ = jax.vmap(recording)(points(z), data.rows())
-    chain = jax.jacfwd(points)(z)
-    gradient = jnp.einsum("rp,rpq->q", locals_.gradient, chain)
-    curvature = jnp.einsum("rap,rab,rbq->pq", chain, locals_.curvature, chain)
-    # A noise that the data have no use for costs in proportion to its variance: minus twice the slope in its log is
-    # then the curvature. Its Fisher information vanishes, and the belief would reach to a noise of any size.
+    expansions = jax.vmap(recording)(points(z), data.rows())
+    jacobian = jax.jacfwd(points)(z)
+    gradient = jnp.einsum("rp,rpq->q", expansions.gradient, jacobian)
+    curvature = jnp.einsum("rap,rab,rbq->pq", jacobian, expansions.curvature, jacobian)
+    # Where the data show no noise, the log density falls in proportion to its variance, -c exp(2 l) in its log sd l:
+    # the curvature 4 c exp(2 l) is minus twice the slope. The Fisher information of l vanishes there, with which the
+    # posterior would reach to a noise of any size.
     lacking = jnp.maximum(-2 * gradient - jnp.diagonal(curvature), 0.0)
     curvature = curvature + jnp.diag(jnp.where(space.where(NOISES.__contains__), lacking, 0.0))
-    return Local(jnp.sum(locals_.log_joint), gradient, curvature)
+    return Local(jnp.sum(expansions.log_joint), gradient, curvature)
 
 
 def recording_points(
-    space: UnconstrainedSpace, own: UnconstrainedSpace, model: Dynamics, data: Trajectories, z
+    space: UnconstrainedSpace, single: UnconstrainedSpace, model: Dynamics, data: Trajectories, z
 ) -> Float[Array, "R Q"]:
-    """Each recording's own point, in the space of the model without variation."""
+    """Each recording's point in unconstrained space `single`, of the model without variation."""
     parts, count = space.split(z), data.rows().batch_shape[0]
-    points = jnp.broadcast_to(jnp.concatenate([parts[name].reshape(-1) for name in own.names]), (count, own.size))
+    points = jnp.broadcast_to(jnp.concatenate([parts[name].reshape(-1) for name in single.names]), (count, single.size))
     if model.sensing.variation is None:
         return points
     sd = model.sensing.variation.value(space.sites(model, z, data))
-    return points + varying(own, sd * parts[OFFSETS])
+    return points + varying(single, sd * parts[OFFSETS])
 
 
-def varying(own: UnconstrainedSpace, offsets: Float[Array, "... V"]) -> Float[Array, "... Q"]:
+def varying(single: UnconstrainedSpace, offsets: Float[Array, "... V"]) -> Float[Array, "... Q"]:
     """Offsets of the program's sites, with zeros for the others."""
-    columns, at = [], 0
-    for name, shape in zip(own.names, own.shapes, strict=True):
+    columns, start = [], 0
+    for name, shape in zip(single.names, single.shapes, strict=True):
         size = math.prod(shape)
         if not of_program(name):
             columns.append(jnp.zeros((*offsets.shape[:-1], size), offsets.dtype))
         else:
-            columns.append(offsets[..., at : at + size])
-            at += size
+            columns.append(offsets[..., start : start + size])
+            start += size
     return jnp.concatenate(columns, axis=-1)
 
 
 def scatter(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> Float[Array, " P"]:
-    """Sd in unconstrained space by which a new recording's parameters differ from those at z; else 0."""
+    """Sd, in unconstrained space, of a new recording's parameters about those at z; zero without variation."""
     if OFFSETS not in space.names or not isinstance(model, Dynamics) or model.sensing.variation is None:
         return jnp.zeros_like(z)
     sd = model.sensing.variation.value(space.sites(model, z, data))
@@ -227,7 +227,7 @@ def scatter(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> Fl
 
 
 def _rows(space: UnconstrainedSpace, model: Dynamics, data, z, noises_held: bool) -> Local:
-    """The transitions of a Dynamics, differentiated row by row: a fifth faster than the batch as a whole."""
+    """Likelihood of transitions, differentiated row by row: a fifth faster than the batch as a whole."""
     means, of_mean = row_jacobians(space, model, data, z)
 
     def log_noise(z):
@@ -237,8 +237,8 @@ def _rows(space: UnconstrainedSpace, model: Dynamics, data, z, noises_held: bool
     if noises_held:
         return _gaussian(site, of_mean, jnp.zeros((*site.log_scale.shape, len(z)), z.dtype))
     rows = _gaussian(site, of_mean, jax.jacfwd(log_noise)(z))
-    # Where the data are less noisy than the noise's floor, the Fisher information of the log noise vanishes, and what
-    # bounds the noise from above is the floor's own curvature.
+    # Where the data are less noisy than the noise's floor, the Fisher information of the log noise vanishes, and only
+    # the floor's own curvature bounds the noise from above.
     excess = jnp.sum(site.root_weight * (1 - ((site.value - means) * jnp.exp(-site.log_scale)) ** 2), axis=0)
     at_floor = site.log_scale < jnp.log(10 * FLOOR * model.state.scale)
     excess = jnp.where(at_floor, jnp.maximum(excess, 0.0), 0.0)
@@ -249,7 +249,7 @@ def _rows(space: UnconstrainedSpace, model: Dynamics, data, z, noises_held: bool
 def row_jacobians(
     space: UnconstrainedSpace, model: Dynamics, rows: Transitions, z, data=None
 ) -> tuple[Float[Array, "N D"], Float[Array, "N D P"]]:
-    """Predicted next states of each row and their derivatives in virtual space, which is that of a fit to `data`."""
+    """Predicted next states of each row and their derivatives in unconstrained space, that of a fit to `data`."""
     fitted = rows if data is None else data
 
     def row(time, state, action):
@@ -259,7 +259,7 @@ def row_jacobians(
 
 
 def value_and_jacobian(function: Callable[[Array], Array], z: Float[Array, " P"]) -> tuple[Array, Float[Array, "D P"]]:
-    """Of a function to D numbers: along the inputs where they are few, back from the outputs where weights are many."""
+    """Value and Jacobian of a function to D numbers: in forward mode, or in reverse mode for many inputs."""
     size = jax.eval_shape(function, z).shape[0]
     if len(z) > MANY * size:
         value, pull = jax.vjp(function, z)

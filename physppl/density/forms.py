@@ -16,9 +16,9 @@ class GaussianForm(NamedTuple):
         space: the model's sites as a vector of size P.
         mode: (P,).
         factor: W (R, P); triangular where R is P.
-        decrement: squared length, in posterior sds, of the step that its search had left; None where nobody searched.
-        by_evidence: some coordinates maximise the evidence, so that the joint density has its maximum elsewhere.
-        linearised: its functions are linear in z, so that the density far from the mode does not matter.
+        decrement: squared length, in posterior sds, of the next step of its search; None without a search.
+        by_evidence: True where some coordinates maximise the evidence: the joint density has its maximum elsewhere.
+        linearised: True where its functions are linear in z, so that the density far from the mode does not matter.
     """
 
     space: UnconstrainedSpace

@@ -1,7 +1,7 @@
-"""The joint mode in virtual space by damped Fisher scoring, from several starts at once.
+"""The joint mode in unconstrained space by damped Fisher scoring, from several starts at once.
 
-Levenberg (1944) and Marquardt (1963) damping on the curvature of `curvature.py`. One copy of the model is
-compiled: a step evaluates the candidate, and acceptance looks back.
+Levenberg (1944) and Marquardt (1963) damping on the curvature of `curvature.py`. The model is compiled
+once: a step evaluates the candidate, accepts or rejects it, and proposes the next.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from physppl.density.curvature import Local
 
 
 class Mode(NamedTuple):
-    """Where the search ended, and how."""
+    """Result of a search for the mode."""
 
     point: Float[Array, " P"]
     local: Local
@@ -25,7 +25,7 @@ class Mode(NamedTuple):
     steps: Array
 
 
-SEQUENTIAL_TOLERANCE = 0.01  # posterior sds: each evaluation of such data runs along all outcomes
+SEQUENTIAL_TOLERANCE = 0.01  # posterior sds: each evaluation is a recursion along all outcomes
 
 
 def tolerance_of(data) -> float:
@@ -34,7 +34,7 @@ def tolerance_of(data) -> float:
 
 
 def unit_of(draws: Float[Array, "J P"]) -> Float[Array, " P"]:
-    """The prior's sd along each axis of virtual space, from draws of it; one where it has none."""
+    """The prior's sd along each axis of unconstrained space, from its draws; one where that is zero or not finite."""
     sd = jnp.std(draws, axis=0)
     return jnp.where(jnp.isfinite(sd) & (sd > 0), sd, 1.0)
 
@@ -54,16 +54,16 @@ def find_mode(
 
     Args:
         evaluate: the local density.
-        starts: points of virtual space.
-        unit: the prior's sd along each axis; a step goes no further than three of them.
+        starts: points of unconstrained space.
+        unit: the prior's sd along each axis; a step is clipped to three of them.
         steps: evaluations per start, at most.
-        patience: evaluations that every start is granted.
+        patience: evaluations granted to every start.
         tolerance: in posterior sds.
     """
     enough = tolerance**2
     size, dtype = starts.shape[-1], starts.dtype
     infinity = jnp.full(len(starts), jnp.inf, dtype)
-    nothing = Local(
+    unevaluated = Local(
         -infinity, jnp.zeros_like(starts), jnp.broadcast_to(jnp.eye(size, dtype=dtype), (*starts.shape, size))
     )
 
@@ -77,7 +77,7 @@ def find_mode(
         return (*jax.vmap(lambda *s: _advance(evaluate, unit, *s))(*search), k + 1)
 
     damping = jnp.full(len(starts), 1e-3, dtype)
-    carry = (starts, nothing, starts, damping, infinity, jnp.zeros_like(nothing.curvature), 0)
+    carry = (starts, unevaluated, starts, damping, infinity, jnp.zeros_like(unevaluated.curvature), 0)
     point, best, _, _, decrement, _, k = jax.lax.while_loop(unfinished, body, carry)
     winner = jnp.argmax(best.log_joint)
     return Mode(point[winner], jax.tree.map(lambda x: x[winner], best), decrement[winner], jnp.asarray(k))
@@ -87,43 +87,43 @@ def _advance(evaluate, unit, point, best, candidate, damping, decrement, secant)
     """Evaluate the candidate, keep it if it is no worse, and propose the next."""
     new = evaluate(candidate)
     finite = jnp.isfinite(new.log_joint) & jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new.curvature))
-    # A step that is worse by rounding only is taken: near the mode the gradient knows more than the sum of densities.
+    # A step that is worse by rounding only is taken: near the mode the gradient is more exact than the density.
     slack = jnp.where(jnp.isfinite(best.log_joint), 1e-9 + 1e-13 * jnp.abs(best.log_joint), 0.0)
     accept = finite & (new.log_joint >= best.log_joint - slack)
     secant = jnp.where(accept, _corrected(secant, new, best, candidate - point, decrement), secant)
     point = jnp.where(accept, candidate, point)
     best = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, best)
     damping = jnp.where(accept, jnp.maximum(damping * 0.1, 1e-14), jnp.clip(damping * 8, 1e-2, 1e12))
-    own = jnp.diagonal(best.curvature)
-    scale = jnp.maximum(own, unit**-2)
+    diagonal = jnp.diagonal(best.curvature)
+    scale = jnp.maximum(diagonal, unit**-2)
     # The tail of a noise's prior has a slope but no curvature, and would send a step without bound to zero noise.
-    floor = jnp.maximum(0.25 * unit**-2 - own, 0.0)
+    floor = jnp.maximum(0.25 * unit**-2 - diagonal, 0.0)
     damped = best.curvature + jnp.diag(floor + damping * scale)
     lower = jnp.linalg.cholesky(damped + secant)
     step = jax.scipy.linalg.cho_solve((lower, True), best.gradient)
     failed = ~jnp.all(jnp.isfinite(step))
-    # No step: the point itself comes next, is no worse, and its acceptance divides by ten. What made the matrix
-    # indefinite may be the correction; then the next step is without.
+    # No step: the point itself is the next candidate, and its acceptance will divide the damping by ten. The correction
+    # may have made the matrix indefinite; then the next step is without it.
     damping = jnp.where(
         failed, jnp.where(jnp.any(secant != 0), damping * 10, jnp.clip(damping * 80, 1e-3, 1e12)), damping
     )
     secant = jnp.where(failed, 0.0, secant)
-    # Of the whole step: a clipped one may even point downhill, and would pass for convergence.
+    # The decrement is that of the whole step: a clipped one may point downhill, and would pass for convergence.
     decrement = jnp.where(failed | (damping > 0.1), jnp.inf, step @ best.gradient)
     step = jnp.where(failed, 0.0, jnp.clip(step, -3 * unit, 3 * unit))
     return point, best, point + step, damping, decrement, secant
 
 
 def _corrected(secant, new: Local, best: Local, step, decrement):
-    """What the curvature lacks to explain how the gradient changed along the last step, by symmetric rank one.
+    """Secant correction of the curvature by symmetric rank one, from the gradient's change along the last step.
 
-    Where a model is wrong its Fisher information is not the density's curvature, and the last steps would shorten by a
-    constant factor only (J. Dennis, D. Gay, R. Welsch, ACM Trans. Mathematical Software 7, 1981). Far from the mode
-    steps are too long to tell.
+    Where a model is misspecified its Fisher information is not the density's curvature, and convergence would be linear
+    (J. Dennis, D. Gay, R. Welsch, ACM Trans. Mathematical Software 7, 1981). With r = (change of minus the gradient)
+    - (curvature + correction) s, along the step s, the correction grows by r r' / r' s; far from the mode it is zero.
     """
-    missing = best.gradient - new.gradient - (new.curvature + secant) @ step
-    size = missing @ step
-    # Of the shortest steps the change is rounding.
-    told = (decrement > 1e-8) & (jnp.abs(size) > 1e-6 * jnp.linalg.norm(missing) * jnp.linalg.norm(step))
-    update = jnp.outer(missing, missing) / jnp.where(told, size, 1.0)
-    return jnp.where(decrement < 1.0, secant + jnp.where(told, update, 0.0), 0.0)
+    residual = best.gradient - new.gradient - (new.curvature + secant) @ step
+    along = residual @ step
+    # The change along the shortest steps is rounding.
+    exact = (decrement > 1e-8) & (jnp.abs(along) > 1e-6 * jnp.linalg.norm(residual) * jnp.linalg.norm(step))
+    update = jnp.outer(residual, residual) / jnp.where(exact, along, 1.0)
+    return jnp.where(decrement < 1.0, secant + jnp.where(exact, update, 0.0), 0.0)

@@ -1,7 +1,7 @@
-"""Virtual space: NumPyro's unconstrained space of a model's sites, as one flat vector.
+"""NumPyro's unconstrained space of a model's sites, as one flat vector ("virtual space" in the SIM2GP paper).
 
-Everything a backend asks of a model goes through here: the log prior and log likelihood at a point, and the Gaussian
-observations with which curvature is Fisher information.
+Backends evaluate models here: the log prior and log likelihood at a point, and the Gaussian observations of which
+curvature is the Fisher information.
 """
 
 import math
@@ -26,7 +26,7 @@ class Gaussian(NamedTuple):
     mean: Array
     log_scale: Array
     value: Array
-    root_weight: Array  # square root of how much each entry counts: its mask times the root of the plates' scale
+    root_weight: Array  # square root of each entry's weight, its mask times the plates' scale
     df: Array | None = None  # degrees of freedom of a Student-t
 
 
@@ -36,7 +36,7 @@ class UnconstrainedSpace(eqx.Module):
     Attributes:
         names: latent sites in order of appearance.
         shapes: of their unconstrained values.
-        params: {`param` site: value}: what has no prior and is held at a value.
+        params: {`param` site: value} of sites without a prior, held at these values.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -45,7 +45,7 @@ class UnconstrainedSpace(eqx.Module):
 
     @staticmethod
     def of(model: Callable, *args, params: dict[str, Array] | None = None) -> "UnconstrainedSpace":
-        """Read off a model by one abstract run.
+        """The space of a model's sites, found in one abstract run.
 
         Raises:
             ValueError: where nothing is latent, or a `param` site has neither a prior nor a value in `params`.
@@ -76,7 +76,7 @@ class UnconstrainedSpace(eqx.Module):
         return UnconstrainedSpace(tuple(names), tuple(shapes), params)
 
     def holding(self, params: dict[str, Array]) -> "UnconstrainedSpace":
-        """The same sites, with these values of what has no prior."""
+        """The same space with these values of the `param` sites."""
         return UnconstrainedSpace(self.names, self.shapes, params)
 
     @property
@@ -93,7 +93,7 @@ class UnconstrainedSpace(eqx.Module):
         return parts
 
     def where(self, chosen: Callable[[str], bool]) -> Bool[np.ndarray, " P"]:
-        """Which entries belong to the sites that are chosen by name."""
+        """Mask of the entries of the sites that are chosen by name."""
         return np.repeat([chosen(name) for name in self.names], [math.prod(shape) for shape in self.shapes])
 
     def trace(self, model: Callable, z: Float[Array, " P"], *args) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class UnconstrainedSpace(eqx.Module):
         return prior + other
 
     def log_joint(self, model: Callable, z: Float[Array, " P"], *args) -> Float[Array, ""]:
-        """Log density of virtual parameters and outcomes."""
+        """Log density of z and the outcomes."""
         return sum(self.log_densities(self.trace(model, z, *args), z), jnp.zeros(()))
 
     def log_densities(self, trace: dict[str, Any], z: Float[Array, " P"]) -> tuple[Array, Array]:
@@ -157,15 +157,15 @@ class UnconstrainedSpace(eqx.Module):
 
 
 def latent_part(model: Callable, *args) -> tuple:
-    """(model, arguments) of the cheapest run that visits every latent site: of a Dynamics, the one without data."""
+    """The cheapest (model, arguments) that visits every latent site: of a Dynamics, its sites without outcomes."""
     sites = getattr(model, "sites", None)
     return (model, *args) if sites is None else (partial(sites, args[-1] if args else None), *args[:-1])
 
 
 def gaussians(trace: dict[str, Any]) -> dict[str, Gaussian]:
     """The observed sites of a trace that are Gaussian or Student-t."""
-    found = {name: _gaussian(site) for name, site in trace.items() if site["type"] == "sample" and site["is_observed"]}
-    return {name: site for name, site in found.items() if site is not None}
+    observed = {k: _gaussian(site) for k, site in trace.items() if site["type"] == "sample" and site["is_observed"]}
+    return {name: site for name, site in observed.items() if site is not None}
 
 
 def _gaussian(site: dict[str, Any]) -> Gaussian | None:

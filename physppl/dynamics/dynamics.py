@@ -1,4 +1,4 @@
-"""Dynamics: a program bound to spaces, a step and a noise; itself a NumPyro model of one data object."""
+"""Dynamics: a program bound to spaces, a step and a noise, and a NumPyro model of one data object."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ class Dynamics:
         substeps: solver steps per dt.
         process_noise: sd of the next state over one dt. A NumPyro distribution is the prior of each coordinate's sd
             in units of its `scale`; a float, or one per coordinate, is known and in the coordinates' own units.
-        sensors: what Trajectories record: names of state coordinates, or a StateSpace with `observe`. All coordinates
+        sensors: sensors of Trajectories: names of state coordinates, or a StateSpace with `observe`. All coordinates
             by default.
         observe: state (D,) -> readings (d,), in the order and units of `sensors`.
         measurement_noise: sd of a reading, as `process_noise`, in units of the sensors' scales.
@@ -65,7 +65,7 @@ class Dynamics:
         ValueError: for a dt, substeps or noise that is not positive.
     """
 
-    content_is_public = True  # what is private is derived
+    content_is_public = True  # private attributes are derived
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Dynamics:
         **unknown,
     ):
         options = {k: v for k, v in locals().items() if k not in ("self", "program", "state", "action", "unknown")}
-        self._options = options  # what `rebound` passes on: the signature is the one list of arguments
+        self._options = options  # for `rebound`
         self.program, self.state, self.action = program, state, action
         self.dt, self.solver, self.substeps = float(dt), RK4() if solver is None else solver, int(substeps)
         self.name = getattr(program, "__name__", type(program).__name__)
@@ -127,12 +127,12 @@ class Dynamics:
 
     @property
     def owner(self) -> str:
-        """The name by which errors call these dynamics."""
+        """Name of these dynamics in error messages."""
         return f"Dynamics({self.name})"
 
     @property
     def knows_noise(self) -> bool:
-        """Whether the process noise is given rather than inferred."""
+        """True if the process noise is known rather than inferred."""
         return self.noise.known
 
     def rebound(self, **changes) -> "Dynamics":
@@ -140,19 +140,18 @@ class Dynamics:
         return Dynamics(self.program, self.state, self.action, **(self._options | changes))
 
     def without_variation(self) -> "Dynamics":
-        """The same for one recording, whose parameters do not vary."""
+        """The same dynamics without variation of parameters between recordings."""
         return self if self.sensing.variation is None else self.rebound(variation=None)
 
     def sites(self, data: Data | None = None) -> dict[str, Array]:
-        """The model without outcomes: {site of the program: value}, and of each noise that is not known.
+        """Sites of the model without outcomes, {site: value}: the program's, and each noise that is not known.
 
         The sensors' sites are among them where `data` are Trajectories.
         """
-        record = self.declare(data)
-        return record.values
+        return self.declare(data).values
 
     def declare(self, data: Data | None = None) -> Record:
-        """Run the program and sample what else is latent, recorded."""
+        """Run the program and sample the other latent sites, recording all of them."""
         with Record(self.owner) as record:
             self.program()
             self.noise.sample()
@@ -165,7 +164,7 @@ class Dynamics:
         """The likelihood of this kind of data.
 
         Raises:
-            TypeError: for what is no data, or of a kind without one.
+            TypeError: for an object that is not data, or data of a kind without a likelihood.
         """
         likelihood = getattr(data, "likelihood", None) or LIKELIHOODS.get(type(data))
         if likelihood is None:
@@ -174,7 +173,7 @@ class Dynamics:
         return likelihood
 
     def __call__(self, data: Data) -> Any:
-        """The one sample statement: declares the sites and observes (or, for `data.inputs`, draws) the outcomes.
+        """Declare the sites and observe the outcomes, or draw them for `data.inputs`.
 
         Transitions observe `next_state`, Trajectories `observation`, one log-likelihood per row; the kind of data picks
         the likelihood.
@@ -188,7 +187,7 @@ class Dynamics:
         return self.likelihood(data).observe(self, data)
 
     def outcomes(self, data: Transitions) -> Float[Array, "*B N D"]:
-        """Next states on the branch nearest their states: only differences of angles wrap."""
+        """Next states with angles on the branch nearest to their states', so that only differences wrap."""
         states = jnp.asarray(data.states, float)
         return states + self.state.difference(jnp.asarray(data.next_states, float), states)
 
@@ -202,9 +201,9 @@ class Dynamics:
         return stepper(field, self.dt, self.solver, self.substeps, self.name)
 
     def bind(self, sites: Mapping[str, Array]) -> Transition:
-        """The transition function at the values that `sites` gave: pure, unchecked, for backends."""
-        own = {k: v for k, v in sites.items() if of_program(k)}
-        return Transition(own, self.noise.value(sites), self)
+        """The transition function at site values as `sites` returns them: pure and unchecked, for backends."""
+        values = {k: v for k, v in sites.items() if of_program(k)}
+        return Transition(values, self.noise.value(sites), self)
 
     def transition(self, sites: Mapping[str, Any], noise: Any = None) -> Transition:
         """The transition function at known site values, e.g. the truth of a simulation.
@@ -219,9 +218,9 @@ class Dynamics:
         """
         dtype = jnp.result_type(float)
         values = {k: jnp.asarray(v, dtype) for k, v in sites.items()}
-        own = values.pop(NOISE, self.noise.prior if self.knows_noise else 0.0)
-        jax.eval_shape(lambda v: (self.stepper(v), jnp.zeros(()))[1], values)  # names are checked now, not at first use
-        noise = jnp.broadcast_to(jnp.asarray(own if noise is None else noise, dtype), (len(self.state),))
+        site_noise = values.pop(NOISE, self.noise.prior if self.knows_noise else 0.0)
+        jax.eval_shape(lambda v: (self.stepper(v), jnp.zeros(()))[1], values)  # checks names
+        noise = jnp.broadcast_to(jnp.asarray(site_noise if noise is None else noise, dtype), (len(self.state),))
         return Transition(values, noise, self)
 
     def check(self, data: Data) -> None:
@@ -234,7 +233,7 @@ class Dynamics:
         self.likelihood(data).check(self, data)
 
     def check_widths(self, states, actions) -> None:
-        """Refuse states (..., D) and actions (..., A) that are not of the spaces, by their shapes alone.
+        """Refuse states (..., D) and actions (..., A) whose last axis does not fit the spaces.
 
         Raises:
             ValueError: naming the argument and the coordinates.
@@ -245,7 +244,7 @@ class Dynamics:
         """Refuse anything but one state (D,) and one action (A,).
 
         Raises:
-            ValueError: naming the argument, its coordinates and the shape that came.
+            ValueError: naming the argument, its coordinates and its shape.
         """
         for argument, value, space in (("state", state, self.state), ("action", action, self.action)):
             if jnp.shape(value) != (len(space),):
@@ -256,7 +255,7 @@ class Dynamics:
                 )
 
     def note_units(self, record: Record) -> None:
-        """Hand the units of a run's sites to whoever collects them."""
+        """Report the units of a run's sites to the unit tables among the outer handlers."""
         noises = (self.noise, *self.sensing.noises)
-        of_noises = {name: noise.units for name in record.units for noise in noises if name.endswith(noise.name)}
-        note_units(record.units | of_noises)
+        noise_units = {name: noise.units for name in record.units for noise in noises if name.endswith(noise.name)}
+        note_units(record.units | noise_units)

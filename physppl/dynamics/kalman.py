@@ -2,13 +2,14 @@
 
 For given parameters the filter is the forward sweep of the block elimination that a joint fit of parameters and states
 would need: its innovations carry the marginal likelihood, its smoother returns the states. Exact where dynamics and
-sensors are linear. Else the dynamics are replaced by differences over the state's own spread (M. Norgaard, N. Poulsen,
-O. Ravn, Automatica 36, 2000), not by their slope at its mean: dry friction is steep where a joint stands and flat where
-it moves, and a filter that believes the slope thinks itself stuck. Sensors are processed one after the other (their
-noises are independent): no matrix is inverted.
+sensors are linear. Otherwise the dynamics enter by divided differences over the state's standard deviations
+(M. Norgaard, N. Poulsen, O. Ravn, Automatica 36, 2000), not by their Jacobian at its mean: dry friction is steep at
+rest and flat in motion, and a filter that is linearised at rest predicts a joint that never moves. Sensors are
+processed one after the other (their noises are independent): no matrix is inverted.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,33 +17,33 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-SPACING = 3**0.5  # of differences, in sds: matches a Gaussian's fourth moment
-TINY = 1e-14  # of a variance: what is left of it is rounding
+SPACING = 3**0.5  # spacing h of the differences, in sds: matches a Gaussian's fourth moment
+TINY = 1e-14  # of a variance: a pivot below this share of it is rounding
 
 
 class Samples(NamedTuple):
-    """What the filter reads at each sample of one recording, (N, ...) each."""
+    """Inputs of the filter at each sample of one recording, (N, ...) each."""
 
     times: Float[Array, " N"]  # s
     lengths: Float[Array, " N"]  # s, to the next sample
     observations: Float[Array, "N d"]
-    seen: Bool[Array, "N d"]  # which readings count
-    alive: Bool[Array, " N"]  # whether a reading is still to come
+    seen: Bool[Array, "N d"]  # True for readings that count
+    alive: Bool[Array, " N"]  # True up to the last reading
     inputs: Float[Array, "N A"]  # as they arrive
     input_sd: Float[Array, "N A"] | None  # None: inputs are exact
     process_sd: Float[Array, "N D"]  # entering on the way to the next sample
 
 
 class Filtered(NamedTuple):
-    """The filter's course over one recording, (N, ...) each.
+    """Results of the filter for one recording, (N, ...) each.
 
-    `expected` and `spread` are mean and sd of each sensor's reading given all earlier readings, those of sensors before
-    it in the same sample included: their product of densities is the likelihood.
+    `expected` and `spread` are mean and sd of the predictive distribution of each sensor's reading, given all earlier
+    readings and those of the sensors before it in the same sample: the product of these densities is the likelihood.
     """
 
     expected: Float[Array, "N d"]
     spread: Float[Array, "N d"]
-    mean: Float[Array, "N D"]  # given readings up to and with the sample
+    mean: Float[Array, "N D"]  # given the readings up to this sample, included
     covariance: Float[Array, "N D D"]
     next_mean: Float[Array, "N D"]  # of the next sample before its readings
     next_covariance: Float[Array, "N D D"]
@@ -67,45 +68,44 @@ def kalman_filter(
     Args:
         step: the dynamics over one sample.
         observe: state -> readings.
-        sensor_sd: of each sensor's noise; with `df` the scale of its Student-t.
-        mean, sd: of the first state.
+        sensor_sd: sd of each sensor's noise; with `df` the scale of its Student-t.
+        mean, sd: prior of the first state.
         df: degrees of freedom of heavy-tailed sensor noise; None is Gaussian. A reading far off its expectation then
             counts with the weight (df + 1) / (df + squared distance), so that outliers move the state little
             (G. Agamennoni et al., IEEE Trans. Signal Processing 60, 2012, in one pass).
     """
-    size, names = len(mean), range(len(sensor_sd))
+    size, sensors = len(mean), range(len(sensor_sd))
 
     def body(carry, sample: Samples):
         mean, covariance = carry
-        reading, readings_of = jax.linearize(observe, mean)
-        rows = jax.vmap(readings_of, out_axes=-1)(jnp.eye(size, dtype=mean.dtype))
-        prior, expected, spread = mean, [], []
-        for i in names:
-            row = rows[i]
+        reading, push = jax.linearize(observe, mean)
+        jacobian = jax.vmap(push, out_axes=-1)(jnp.eye(size, dtype=mean.dtype))
+        predicted, expected, spread = mean, [], []
+        for i in sensors:
+            row = jacobian[i]
             cross = _product(covariance, row[:, None])[:, 0]
             noise = sensor_sd[i] ** 2
-            guess = reading[i] + jnp.sum(row * (mean - prior))
+            expectation = reading[i] + jnp.sum(row * (mean - predicted))
             variance = jnp.sum(row * cross) + noise
-            error = sample.observations[i] - guess
-            expected.append(guess)
+            error = sample.observations[i] - expectation
+            expected.append(expectation)
             spread.append(jnp.sqrt(variance))
             if df is not None:
                 variance = variance + noise * ((df + error**2 / variance) / (df + 1) - 1)
             gain = jnp.where(sample.seen[i], cross / variance, 0.0)
             mean = mean + gain * error
             covariance = covariance - gain[:, None] * cross
-        advance = lambda x, u: step(sample.times, sample.lengths, x, u)  # noqa: E731
-        ahead, spread_ahead, cross = propagate(advance, mean, covariance, sample.inputs, sample.input_sd)
-        spread_ahead = spread_ahead + jnp.diag(sample.process_sd**2)
-        # After the last reading time stands still: an unstable machine would diverge through the padding.
-        ahead = jnp.where(sample.alive, ahead, mean)
-        spread_ahead = jnp.where(sample.alive, spread_ahead, covariance)
+        advance = partial(step, sample.times, sample.lengths)
+        next_mean, next_covariance, cross = propagate(advance, mean, covariance, sample.inputs, sample.input_sd)
+        next_covariance = next_covariance + jnp.diag(sample.process_sd**2)
+        # The state is constant after the last reading: an unstable machine would diverge through the padding.
+        next_mean = jnp.where(sample.alive, next_mean, mean)
+        next_covariance = jnp.where(sample.alive, next_covariance, covariance)
         cross = jnp.where(sample.alive, cross, covariance)
-        course = Filtered(jnp.stack(expected), jnp.stack(spread), mean, covariance, ahead, spread_ahead, cross)
-        return (ahead, spread_ahead), course
+        filtered = Filtered(jnp.stack(expected), jnp.stack(spread), mean, covariance, next_mean, next_covariance, cross)
+        return (next_mean, next_covariance), filtered
 
-    _, course = jax.lax.scan(body, (mean, jnp.diag(sd**2)), samples)
-    return course
+    return jax.lax.scan(body, (mean, jnp.diag(sd**2)), samples)[1]
 
 
 def propagate(
@@ -119,8 +119,11 @@ def propagate(
 
     Args:
         advance: (state, input) -> next state, without noise.
-        input_sd: of the inputs' own errors; None where there are none.
+        input_sd: sd of the inputs' errors; None for exact inputs.
     """
+    # With r_i the columns of roots of the covariances of state and inputs, and h the spacing (Norgaard et al., 2000):
+    # d_i = (f(m + h r_i) - f(m - h r_i)) / 2h,  s_i = (f(m + h r_i) + f(m - h r_i) - 2 f(m)) / 2h^2,
+    # mean f(m) + sum s_i,  covariance sum d_i d_i' + (h^2 - 1) sum s_i s_i',  covariance with the state sum r_i d_i'.
     size, zeros = len(mean), jnp.zeros((len(mean), len(inputs)), mean.dtype)
     root = _root(covariance)
     offsets = jnp.concatenate([root.T, zeros], axis=1)
@@ -131,14 +134,16 @@ def propagate(
     ends = jax.vmap(lambda p: advance(p[:size], p[size:]))(points)
     up, down = jnp.split(ends[1:] - ends[0], 2)
     first, second = (up - down) / (2 * SPACING), (up + down) / (2 * SPACING**2)
-    ahead = ends[0] + jnp.sum(second, axis=0)
-    spread = _product(first.T, first) + (SPACING**2 - 1) * _product(second.T, second)
-    return ahead, spread, _product(root, first[:size])
+    next_mean = ends[0] + jnp.sum(second, axis=0)
+    next_covariance = _product(first.T, first) + (SPACING**2 - 1) * _product(second.T, second)
+    return next_mean, next_covariance, _product(root, first[:size])
 
 
 def _root(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
-    """The Cholesky factor, column by column: a library's would cost more than the rest of the step, and has no slope
-    where a covariance is singular."""
+    """The Cholesky factor, column by column.
+
+    A library's routine would cost more than the rest of the step, and has no derivative where a covariance is singular.
+    """
     columns, rest, size = [], covariance, len(covariance)
     for i in range(size):
         pivot = rest[i, i]
@@ -151,19 +156,19 @@ def _root(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
 
 
 def _product(a, b):
-    """a @ b of matrices so small that the call of a library routine would cost more than the product."""
+    """The product a @ b of matrices so small that calling a library routine would cost more."""
     return jnp.sum(a[:, :, None] * b[None, :, :], axis=1)
 
 
 def smooth(course: Filtered) -> tuple[Float[Array, "N D"], Float[Array, "N D D"]]:
-    """States (N, D) given the whole recording, and their covariances (Rauch, Tung and Striebel, AIAA J. 3, 1965)."""
+    """Smoothed states (N, D) and their covariances (H. Rauch, F. Tung, C. Striebel, AIAA J. 3, 1965)."""
 
-    def body(carry, at):
-        later, later_covariance = carry
-        mean, covariance, ahead, spread, cross = at
-        gain = jnp.linalg.solve(spread, cross.T).T
-        mean = mean + gain @ (later - ahead)
-        covariance = covariance + gain @ (later_covariance - spread) @ gain.T
+    def body(carry, sample):
+        later_mean, later_covariance = carry
+        mean, covariance, next_mean, next_covariance, cross = sample
+        gain = jnp.linalg.solve(next_covariance, cross.T).T
+        mean = mean + gain @ (later_mean - next_mean)
+        covariance = covariance + gain @ (later_covariance - next_covariance) @ gain.T
         return (mean, covariance), (mean, covariance)
 
     last = (course.mean[-1], course.covariance[-1])

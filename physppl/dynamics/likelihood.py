@@ -10,7 +10,7 @@ from physppl.language.program import Record
 
 
 class Dependence(enum.Enum):
-    """Dependence between outcomes at given parameters, which decides how a density is differentiated."""
+    """Dependence between outcomes at given parameters, by which a density is differentiated."""
 
     ROWS = "each outcome depends on its own inputs alone"
     RECORDINGS = "outcomes of one recording depend on each other"
@@ -24,12 +24,12 @@ class Likelihood(ABC, Generic[D]):
     """The observed site of one kind of data; stateless, one object per kind.
 
     Where the site is Normal or Student-t (masked, `to_event`), its mean, scale and degrees of freedom are the moments
-    from which Fisher information is built; of another distribution the exact Hessian is taken.
+    from which Fisher information is built; for other distributions the exact Hessian is used.
 
     Attributes:
         site: name of the observed site.
         axis: name of the outcomes' coordinate axis in ArviZ.
-        dependence: between outcomes; JOINT is always right, and the slowest.
+        dependence: between outcomes; JOINT is always valid, and the slowest.
     """
 
     site: ClassVar[str]
@@ -50,7 +50,7 @@ class Likelihood(ABC, Generic[D]):
 
     @abstractmethod
     def observe(self, dynamics, data: D) -> Any:
-        """The sample statement: declare the dynamics' sites, then observe the outcomes or draw them where None."""
+        """Declare the dynamics' sites, then observe the outcomes, or draw them where they are None."""
 
     def declare(self, dynamics, record: Record, data: D) -> None:  # noqa: B027
         """Sample the latent sites that this kind of data adds to the program's; none by default."""

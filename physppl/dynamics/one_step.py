@@ -1,4 +1,4 @@
-"""The one-step likelihood of transitions: next state = F(state, action) + process noise, one term a row."""
+"""The one-step likelihood of transitions: next state = F(state, action) + process noise, one term per row."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from physppl.language.program import Record, refuse_unknown
 
 
 class OneStep(Likelihood[Transitions]):
-    """Transitions: the site `next_state`, in plates as many as the data have leading axes."""
+    """Likelihood of Transitions: the site `next_state`, in one plate per leading axis of the data."""
 
     site = "next_state"
     axis = "state"

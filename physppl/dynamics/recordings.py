@@ -1,10 +1,11 @@
 """The likelihood of recordings: x[k+1] = F(x[k], a[k]) + process noise, y[k] = observe(x[k]) + measurement noise.
 
-The states are latent and filtered out (`physppl.dynamics.kalman`): the model's sites stay few, each reading enters
-once, and one reading given all earlier ones is one term of the likelihood.
+The states are latent and filtered out (`physppl.dynamics.kalman`): the model keeps few sites, and the predictive
+density of each reading given all earlier ones is one term of the likelihood.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,17 +31,17 @@ class SiteValues(NamedTuple):
     """One recording and the values of all sites for it; with a leading axis, all recordings."""
 
     program: dict[str, Array]
-    others: dict[str, Array]
+    sensing: dict[str, Array]  # sites of noises, sensors and inputs
     observations: Array
     actions: Array
     times: Array
     seen: Array
     start: tuple[Array, Array]
-    segments: Array  # (N,) of how many dt the noise enters after each sample
+    segments: Array  # (N,) number of dt whose process noise enters after each sample
 
 
 class FilteredReadings(Likelihood[Trajectories]):
-    """Trajectories: the site `observation`, each reading given the readings before it, states filtered out."""
+    """Likelihood of Trajectories: the site `observation`, each reading given those before it, states filtered out."""
 
     site = "observation"
     axis = "sensor"
@@ -75,35 +76,36 @@ class FilteredReadings(Likelihood[Trajectories]):
                     "recordings, and give `variation` if the machine differs from one to the next."
                 )
         record = dynamics.declare(rows)
-        own = {self.site, "recording", "sample"}  # NumPyro's samplers substitute plates as well
-        refuse_unknown(dynamics, record.names | own, dynamics.owner)
+        names = record.names | {self.site, "recording", "sample"}  # NumPyro's samplers substitute plates as well
+        refuse_unknown(dynamics, names, dynamics.owner)
         values = _site_values(dynamics, record, rows)
         if rows.observations is None:
             key: Any = numpyro.prng_key()
             keys = jax.random.split(key, rows.batch_shape[0])
             readings = jax.vmap(lambda key, r: _simulate(dynamics, key, r, rows.regular))(keys, values)
             return numpyro.deterministic(self.site, readings)
-        course = jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(values)
+        results = jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(values)
         with numpyro.plate("recording", rows.batch_shape[0], dim=-2), numpyro.plate("sample", len(rows), dim=-1):
-            likelihood = _predicted(dynamics.sensing, values.others, course).mask(values.seen).to_event(1)
+            likelihood = _predictive(dynamics.sensing, values.sensing, results).mask(values.seen).to_event(1)
             return numpyro.sample(self.site, likelihood.mask(rows.valid), obs=values.observations)
 
 
-def _predicted(sensing: Sensing, others: Mapping[str, Array], course: Filtered) -> dist.Distribution:
-    """Of each reading given all earlier ones.
+def _predictive(sensing: Sensing, sites: Mapping[str, Array], results: Filtered) -> dist.Distribution:
+    """Predictive distribution of each reading given the readings before it.
 
-    An error that is in part Gaussian, from what is not known of the state, has lighter tails than the sensor's own: its
-    degrees of freedom give the sum its variance. With the sensor's, outliers would be explained by process noise.
+    The error is a Gaussian one, from the uncertain state, plus the sensor's Student-t of scale s and df degrees of
+    freedom, whose tails are heavier: with them outliers would be explained as process noise. For S the `spread`, S^2
+    = state variance + s^2, the degrees of freedom 2 + (df - 2) S^2 / s^2 give the Student-t the variance of the sum.
     """
     if sensing.df is None:
-        return dist.Normal(course.expected, course.spread)
-    sensor_sd = jnp.broadcast_to(sensing.measurement.value(others), (len(course.spread), len(sensing.space)))
-    share = (sensor_sd[:, None] / course.spread) ** 2
-    return dist.StudentT(2 + (sensing.df - 2) / share, course.expected, course.spread)
+        return dist.Normal(results.expected, results.spread)
+    sensor_sd = jnp.broadcast_to(sensing.measurement.value(sites), (len(results.spread), len(sensing.space)))
+    share = (sensor_sd[:, None] / results.spread) ** 2
+    return dist.StudentT(2 + (sensing.df - 2) / share, results.expected, results.spread)
 
 
 def filtered(dynamics, sites: Mapping[str, Array], data: Trajectories) -> Filtered:
-    """The filter's course over each recording, (R, N, ...), at given values of the sites that `sites(data)` names."""
+    """Filter each recording, (R, N, ...), at given values of the sites that `sites(data)` names."""
     rows = data.rows()
     with handlers.substitute(data=dict(sites)):
         record = dynamics.declare(rows)
@@ -111,36 +113,38 @@ def filtered(dynamics, sites: Mapping[str, Array], data: Trajectories) -> Filter
 
 
 def _site_values(dynamics, record: Record, rows: Trajectories) -> SiteValues:
+    """Recordings and the values of all sites for each, from one run of the model."""
     sensing, count = dynamics.sensing, rows.batch_shape[0]
     program = {k: v for k, v in record.values.items() if of_program(k)}
-    others = {k: v for k, v in record.values.items() if not of_program(k) and k != OFFSETS}
-    spread = lambda v: jnp.broadcast_to(v, (count, *jnp.shape(v)))  # noqa: E731
-    program, others = jax.tree.map(spread, program), jax.tree.map(spread, others)
+    noises = {k: v for k, v in record.values.items() if not of_program(k) and k != OFFSETS}
+    program, noises = jax.tree.map(lambda v: jnp.broadcast_to(v, (count, *jnp.shape(v))), (program, noises))
     if sensing.variation is not None:
         if len(record.values[OFFSETS]) != count:
             raise ValueError(
                 f"{dynamics.owner}: {OFFSETS} are those of {len(record.values[OFFSETS])} recordings, the data "
-                f"hold {count}. Other recordings differ in their own way: leave {OFFSETS} out of the samples, and they "
+                f"hold {count}. New recordings have offsets of their own: leave {OFFSETS} out of the samples, and they "
                 "are drawn anew."
             )
         shifts = sensing.variation.value(record.values) * record.values[OFFSETS]
         program = jax.vmap(lambda shift: _shifted(record, shift))(shifts)
-    real = lambda x: jnp.asarray(x, float)  # noqa: E731
+    as_float = partial(jnp.asarray, dtype=float)
     shape = (count, len(rows), len(sensing.space))
     seen, readings = jnp.broadcast_to(jnp.asarray(rows.valid)[..., None], shape), jnp.zeros(shape)
     if rows.observations is not None:
-        seen, readings = rows.seen, jnp.where(rows.seen, real(rows.observations), 0.0)
+        seen, readings = rows.seen, jnp.where(rows.seen, as_float(rows.observations), 0.0)
     start = _first_states(dynamics, readings, seen)
     if rows.start is not None:
-        start = (real(rows.start[0]), real(rows.start[1]))
-    times, size, segment = real(rows.times), len(rows), min(rows.segment, len(rows))
+        start = (as_float(rows.start[0]), as_float(rows.start[1]))
+    times, size, segment = as_float(rows.times), len(rows), min(rows.segment, len(rows))
+    # Process noise enters after the last sample of each segment, with the variance of all its steps, of which each
+    # between irregular samples counts as its length over dt: sum of (t[k + 1] - t[k]) / dt over the segment.
     steps = jnp.ones((count, size))
     if not rows.regular:
         steps = jnp.diff(times, append=times[:, -1:] + dynamics.dt) / dynamics.dt
     elapsed = jnp.cumsum(steps, axis=1)
-    own = elapsed - jnp.pad(elapsed, ((0, 0), (segment, 0)))[:, :size]
-    segments = jnp.where((jnp.arange(size) + 1) % rows.segment == 0, own, 0.0)
-    return SiteValues(program, others, readings, real(rows.actions), times, seen, start, segments)
+    segment_steps = elapsed - jnp.pad(elapsed, ((0, 0), (segment, 0)))[:, :size]
+    segments = jnp.where((jnp.arange(size) + 1) % rows.segment == 0, segment_steps, 0.0)
+    return SiteValues(program, noises, readings, as_float(rows.actions), times, seen, start, segments)
 
 
 def _unconstrained(record: Record, name: str) -> Array:
@@ -149,18 +153,18 @@ def _unconstrained(record: Record, name: str) -> Array:
 
 def _shifted(record: Record, shift) -> dict[str, Array]:
     """The program's values moved by `shift` in unconstrained space."""
-    values, at = {k: v for k, v in record.values.items() if of_program(k)}, 0
+    values, start = {k: v for k, v in record.values.items() if of_program(k)}, 0
     for name in values:
         if name in record.supports:
             unconstrained = _unconstrained(record, name)
-            moved = unconstrained + shift[at : at + unconstrained.size].reshape(unconstrained.shape)
+            moved = unconstrained + shift[start : start + unconstrained.size].reshape(unconstrained.shape)
             values[name] = biject_to(record.supports[name])(moved)
-            at += unconstrained.size
+            start += unconstrained.size
     return values
 
 
 def _first_states(dynamics, readings, seen):
-    """What is known of the first states where nobody says: their scales, about the first reading where it is one."""
+    """Default mean and sd of the first states: the scales, about the first readings of coordinates that are sensors."""
     count, sd = len(readings), jnp.asarray(dynamics.state.scale, float)
     mean = jnp.zeros((count, len(sd)))
     if dynamics.sensing.observe is None:
@@ -170,36 +174,38 @@ def _first_states(dynamics, readings, seen):
 
 
 def _machine(dynamics, recorded: SiteValues, regular: bool) -> tuple[SampleStep, Samples]:
-    """The dynamics over one sample, and what the filter reads."""
+    """The dynamics over one sample, and the inputs of the filter."""
     sensing: Sensing = dynamics.sensing
     field = rebuild(dynamics.program, recorded.program, dynamics.owner)
     if not regular and isinstance(field, Step | StepResidual):
         raise ValueError(
             f"{dynamics.owner}: times are irregular, and the program returns a {type(field).__name__}, which "
-            "knows one step alone. Resample the recording, or pass dt= if only the clock is inexact."
+            "is defined for steps of dt alone. Resample the recording, or pass dt= if only the clock is inexact."
         )
-    over = lambda length: stepper(field, length, dynamics.solver, dynamics.substeps, dynamics.name)  # noqa: E731
+
+    def over(length):
+        return stepper(field, length, dynamics.solver, dynamics.substeps, dynamics.name)
+
     fixed = over(dynamics.dt)
 
     def step(t, length, x, u):
         return fixed(t, x, u) if regular else over(length)(t, x, u)
 
-    last = jnp.full(1, dynamics.dt)
     lengths = jnp.full(len(recorded.times), dynamics.dt)
     if not regular:
-        lengths = jnp.concatenate([jnp.diff(recorded.times), last])
-    inputs = lagged(recorded.actions, recorded.others[DELAY] if DELAY in recorded.others else sensing.delay)
-    process = jnp.sqrt(recorded.segments)[:, None] * dynamics.noise.value(recorded.others)
+        lengths = jnp.concatenate([jnp.diff(recorded.times), jnp.full(1, dynamics.dt)])
+    inputs = lagged(recorded.actions, recorded.sensing[DELAY] if DELAY in recorded.sensing else sensing.delay)
+    process = jnp.sqrt(recorded.segments)[:, None] * dynamics.noise.value(recorded.sensing)
     alive = jnp.cumsum(jnp.any(recorded.seen, axis=-1)[::-1])[::-1] > 0
     samples = Samples(
         recorded.times, lengths, recorded.observations, recorded.seen, alive, inputs,
-        input_sd(sensing, recorded.others, inputs), process,
+        input_sd(sensing, recorded.sensing, inputs), process,
     )  # fmt: skip
     return step, samples
 
 
 def input_sd(sensing: Sensing, sites: Mapping[str, Any], inputs: Array) -> Array | None:
-    """Sd (..., N, A) of the error of inputs as they arrive: a share of their size and of their last change."""
+    """Sd (..., N, A) of the error of inputs as they arrive: a fraction of their size and of their last change."""
     if sensing.gain is None and sensing.timing is None:
         return None
     variance = jnp.zeros_like(inputs)
@@ -208,33 +214,33 @@ def input_sd(sensing: Sensing, sites: Mapping[str, Any], inputs: Array) -> Array
     if sensing.timing is not None:
         change = jnp.diff(inputs, axis=-2, prepend=inputs[..., :1, :])
         variance = variance + (sensing.timing.value(sites) * change) ** 2
-    positive = variance > 0  # the square root has no slope at zero
+    positive = variance > 0  # the square root has no derivative at zero
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
 
 
 def _filter(dynamics, recorded: SiteValues, regular: bool) -> Filtered:
     step, samples = _machine(dynamics, recorded, regular)
     sensing: Sensing = dynamics.sensing
-    sensor_sd = sensing.measurement.value(recorded.others)
+    sensor_sd = sensing.measurement.value(recorded.sensing)
     return kalman_filter(step, sensing.read, sensor_sd, *recorded.start, samples, sensing.df)
 
 
 def _simulate(dynamics, key, recorded: SiteValues, regular: bool) -> Array:
-    """Readings (N, d) of a machine that starts as `start` says."""
+    """Simulated readings (N, d) from a first state drawn from `start`."""
     step, samples = _machine(dynamics, recorded, regular)
     sensing: Sensing = dynamics.sensing
     start_key, key, sensor_key = jax.random.split(key, 3)
     mean, sd = recorded.start
     state = mean + sd * jax.random.normal(start_key, mean.shape, mean.dtype)
 
-    def body(x, at):
-        key, sample = at
+    def body(x, key_and_sample):
+        key, sample = key_and_sample
         state_key, input_key = jax.random.split(key)
         u = sample.inputs
         if sample.input_sd is not None:
             u = u + sample.input_sd * jax.random.normal(input_key, u.shape, x.dtype)
-        ahead = step(sample.times, sample.lengths, x, u)
-        return ahead + sample.process_sd * jax.random.normal(state_key, x.shape, x.dtype), x
+        next_mean = step(sample.times, sample.lengths, x, u)
+        return next_mean + sample.process_sd * jax.random.normal(state_key, x.shape, x.dtype), x
 
     _, states = jax.lax.scan(body, state, (jax.random.split(key, len(samples.times)), samples))
     readings = jax.vmap(sensing.read)(states)
@@ -242,4 +248,4 @@ def _simulate(dynamics, key, recorded: SiteValues, regular: bool) -> Array:
     noise = jax.random.normal(sensor_key, shape, dtype)
     if sensing.df is not None:
         noise = jax.random.t(sensor_key, sensing.df, shape, dtype)
-    return readings + sensing.measurement.value(recorded.others) * noise
+    return readings + sensing.measurement.value(recorded.sensing) * noise

@@ -1,4 +1,4 @@
-"""How a machine's motion becomes a recording: its sensors and their noise, late and inexact inputs."""
+"""Sensors and inputs of recordings: measurement noise, delayed and inexact inputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from physppl.language.noise import PROCESS, Scale
 
 MEASUREMENT, DELAY, GAIN, TIMING = "measurement_noise", "input_delay", "input_gain_error", "input_timing_error"
 VARIATION, OFFSETS = "variation", "variation_offsets"
-SITES = (MEASUREMENT, DELAY, GAIN, TIMING, VARIATION, OFFSETS)  # every site of a recording that is not the program's
+SITES = (MEASUREMENT, DELAY, GAIN, TIMING, VARIATION, OFFSETS)  # all sites of a recording but the program's
 
 
 def of_program(name: str) -> bool:
-    """Whether a site of a Dynamics is its program's, not a noise or an error of a recording."""
+    """True if a site of a Dynamics is its program's, False for a noise or an error of a recording."""
     return name not in (PROCESS, *SITES)
 
 
@@ -28,15 +28,15 @@ class Sensing:
 
     Attributes:
         space: the sensors; its scales are the units of the measurement noise's prior.
-        observe: state (D,) -> readings (d,); None reads `index` of the state.
+        observe: state (D,) -> readings (d,); None for the coordinates `index` of the state.
         index: coordinates read, where `observe` is None.
         measurement: sd of a reading; the scale of a Student-t where `df` is given.
         df: degrees of freedom of heavy-tailed readings; None is Gaussian.
         delay: samples between a recorded input and its effect; a NumPyro distribution is its prior, fractions included.
-        gain: sd of the input's error as a fraction of the input: an actuator that gives more or less than it is told.
+        gain: sd of the input's error as a fraction of the input: an actuator that gives more or less than commanded.
         timing: sd of the input's error as a fraction of its change since the last sample: clocks that jitter.
-        variation: sd, in virtual space, of a machine's parameters from one recording to the next; where it has a prior,
-            each parameter has its own.
+        variation: sd, in unconstrained space, of a machine's parameters from one recording to the next; where it has a
+            prior, each parameter has its own.
     """
 
     space: StateSpace
@@ -62,7 +62,7 @@ class Sensing:
         input_timing_error: Any,
         variation: Any,
     ) -> "Sensing":
-        """From the arguments of Dynamics.
+        """Make the Sensing of a Dynamics from its arguments.
 
         Raises:
             ValueError: for sensors that are neither coordinates nor explained by `observe`, a delay or df out of range.
@@ -114,7 +114,7 @@ class Sensing:
         return tuple(s for s in (self.measurement, self.gain, self.timing, self.variation) if s is not None)
 
     def variance(self, sites) -> Array:
-        """Variances (d,) of the readings' own noise."""
+        """Variances (d,) of the measurement noise."""
         tails = 1.0 if self.df is None else self.df / (self.df - 2)
         return tails * self.measurement.value(sites) ** 2
 

@@ -1,4 +1,4 @@
-"""A digest of what an object says, the same in every process: arrays by value, functions by their code."""
+"""Content digest of an object, the same in every process: arrays by value, functions by their code."""
 
 import enum
 import functools
@@ -20,9 +20,9 @@ LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdli
 def fingerprint(value: Any) -> str:
     """Hexadecimal SHA-256 of an object's content.
 
-    Functions are told apart by their code, their defaults, what they close over and the globals that they use, and so
-    on through the functions among these; classes of your own by their methods. What is installed, this library's
-    algebra included, goes by name. Objects go by their type, and by their fields or attributes; of a class with
+    Functions enter by their code, their defaults, what they close over and the globals that they use, recursively
+    through the functions among these; classes of your own by their methods; installed code, this library's algebra
+    included, by name. Objects enter by their type, and by their fields or attributes; of a class with
     `content_is_public = True` private attributes, such as live connections and caches, do not count.
     """
     digest = _Digest()
@@ -34,7 +34,7 @@ class _Digest:
     def __init__(self):
         self.sha = hashlib.sha256()
         self.seen: dict[int, int] = {}  # functions, classes and objects on the way to this one, in order of appearance
-        self.kept: list[Any] = []  # so that no id is used twice
+        self.references: list[Any] = []  # keep ids unique
 
     def add(self, *texts) -> None:
         self.sha.update("\x1f".join(map(str, texts)).encode() + b"\x1e")
@@ -51,7 +51,7 @@ class _Digest:
         if id(value) in self.seen:
             return self.add("seen", self.seen[id(value)])
         self.seen[id(value)] = len(self.seen)
-        self.kept.append(value)
+        self.references.append(value)
         if isinstance(value, FunctionType):
             self._function(value)
         elif isinstance(value, type):
@@ -76,13 +76,13 @@ class _Digest:
 
     def _function(self, value: FunctionType) -> None:
         self.add("function", value.__module__, value.__qualname__)
-        if value.__module__ not in (None, "builtins") and _installed(value.__module__):  # those two: from `exec`
+        if value.__module__ not in (None, "builtins") and _installed(value.__module__):  # these two: from `exec`
             return
         self.feed((value.__code__, value.__defaults__, value.__kwdefaults__))
         for cell in value.__closure__ or ():
             try:
                 self.feed(cell.cell_contents)
-            except ValueError:  # of a name that is bound later
+            except ValueError:  # a name that is bound later
                 self.add("empty")
         for name in _names(value.__code__):
             if name in value.__globals__:
@@ -105,7 +105,7 @@ class _Digest:
 
     def _object(self, value: Any) -> None:
         self.feed(type(value))
-        self.add(getattr(value, "__module__", ""), getattr(value, "__name__", ""))  # of what is built in
+        self.add(getattr(value, "__module__", ""), getattr(value, "__name__", ""))  # identifies builtins
         composite = parts(value)
         if composite is None:
             public = getattr(type(value), "content_is_public", False)
@@ -117,14 +117,14 @@ class _Digest:
 
 
 def _names(code: CodeType) -> tuple[str, ...]:
-    """Globals that a code may use, those of functions inside it too."""
+    """Globals that a code object may use, including those of functions inside it."""
     inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
     return tuple(dict.fromkeys((*code.co_names, *inner)))
 
 
 @functools.cache
 def _installed(module: str | None) -> bool:
-    """Whether a module belongs to Python, to an installed package or to this library, its machines excepted."""
+    """True if a module belongs to Python, to an installed package or to this library, except its machines."""
     if module is None or module == "builtins":
         return True
     if module.split(".")[0] == "physppl":

@@ -1,4 +1,4 @@
-"""Objects taken apart by one visitor, and the hashable key of what they hold: functions by identity, else by value."""
+"""Composite objects as named parts, and hashable keys of their content: functions by identity, else by value."""
 
 import dataclasses
 from typing import Any
@@ -26,7 +26,7 @@ def parts(value: Any) -> dict[Any, Any] | None:
 
 
 def content(value: Any):
-    """A key by which equal content is equal, so that equal objects share compiled programs."""
+    """A hashable key that is equal for equal content, so that equal objects share compiled programs."""
     if isinstance(value, Array | np.ndarray):
         array = np.asarray(value)
         return (array.shape, str(array.dtype), array.tobytes())

@@ -1,4 +1,4 @@
-"""Running a program: record its sites under whatever handlers stand outside, rebuild it from recorded values.
+"""Runs of a program: its sites recorded under any outer handlers, and its field rebuilt from recorded values.
 
 A field made inside a plate closes over stacked parameters and breaks; so the program runs once to record (inside the
 plates, under scope, reparam, condition, ...) and again, per plate element, from the recorded values. The recorder is
@@ -22,7 +22,7 @@ Program = Callable[[], Any]
 
 
 class Record(Messenger):
-    """Collects {name in the program: value} of the sample and param sites run inside it.
+    """A handler that collects {name in the program: value} of the sample and param sites run inside it.
 
     Attributes:
         values: the site values, with the batch axes of the plates outside.
@@ -32,7 +32,7 @@ class Record(Messenger):
         units: {name outside, as traces show it: unit}.
         observed: sites whose values are data, the program's own or a handler's.
         frames: {plate created inside: the plates outside it as (name, dim, size)}.
-        names: every name met, as the program and as handlers outside write it, auxiliary sites of handlers included.
+        names: all names, as in the program and as outer handlers change them, auxiliary sites of handlers included.
     """
 
     def __init__(self, owner: str):
@@ -58,7 +58,7 @@ class Record(Messenger):
         fn, kind, name = msg.get("fn"), msg.get("type"), msg.get("name")
         unit = (msg.get("infer") or {}).get("physppl", {}).get("unit", "")
         if not self._open and kind in ("sample", "param"):
-            if name in self.values:  # before a trace outside meets the name, with less to say
+            if name in self.values:  # before an outer trace refuses it, with less detail
                 raise ValueError(f"{self.owner}: site {name!r} is declared twice; every site needs a name of its own.")
             if kind == "sample" and not msg.get("is_observed"):
                 self.supports[str(name)] = fn.support  # pyright: ignore[reportOptionalMemberAccess]
@@ -82,7 +82,7 @@ class Record(Messenger):
 
 
 class Replay(Messenger):
-    """Runs a program on given values, seen by no handler outside.
+    """A handler that runs a program on given values, hidden from outer handlers.
 
     Raises:
         KeyError: for a site without a value.
@@ -126,7 +126,7 @@ def rebuild(program: Program, values: Mapping[str, Array], owner: str):
 def refuse_unknown(model: Callable, names: set[str], owner: str) -> None:
     """Refuse values that `substitute` or `condition`, wrapped around this model alone, hold for no site of it.
 
-    NumPyro ignores them in silence, and a misspelt site is then drawn from its prior. Handlers around a larger model
+    NumPyro ignores them silently, and a misspelt site is then drawn from its prior. Handlers around a larger model
     may hold values of its other sites, so only those whose chain of wrapped functions ends in this model are read; and
     around a `replay` those of a guide, as NumPyro's SVI has it.
 
@@ -134,22 +134,22 @@ def refuse_unknown(model: Callable, names: set[str], owner: str) -> None:
         KeyError: naming the value, with close matches.
     """
     for handler in _PYRO_STACK:
-        given = (
+        values = (
             getattr(handler, "data", None) if isinstance(handler, handlers.substitute | handlers.condition) else None
         )
         wrapped, guided = handler, False
         while isinstance(wrapped, Messenger):
             wrapped, guided = wrapped.fn, guided or isinstance(wrapped, handlers.replay)
-        if not given or guided or wrapped is not model:
+        if not values or guided or wrapped is not model:
             continue
-        for name in given:
-            if not any(known == name or known.endswith(f"/{name}") for known in names):
+        for name in values:
+            if not any(site == name or site.endswith(f"/{name}") for site in names):
                 kind = type(handler).__name__
                 raise KeyError(f"{owner}: {kind} gives a value to {name!r}, which is no site.{closest(name, names)}")
 
 
 class Visit(Messenger):
-    """Inside, a Dynamics that runs as a model hands itself and its data to `receive`, and returns what that returns."""
+    """A handler inside which a Dynamics that runs as a model returns `receive(dynamics, data)` instead."""
 
     def __init__(self, receive: Callable):
         self.receive = receive
@@ -157,12 +157,15 @@ class Visit(Messenger):
 
 
 def visitor() -> Callable | None:
-    """The innermost visit's function."""
+    """The function of the innermost `Visit`, or None."""
     return next((handler.receive for handler in reversed(_PYRO_STACK) if isinstance(handler, Visit)), None)
 
 
 class UnitTable(Messenger):
-    """Collects {site name in traces: unit} of every Dynamics run inside; `infer` dicts lose them under reparam."""
+    """A handler that collects {site name in traces: unit} of every Dynamics run inside.
+
+    The `infer` dicts of sites lose their units under reparam.
+    """
 
     def __init__(self):
         self.units: dict[str, str] = {}
@@ -174,7 +177,7 @@ class UnitTable(Messenger):
 
 
 def note_units(units: Mapping[str, str]) -> None:
-    """Add units to every table outside."""
+    """Add units to every `UnitTable` among the outer handlers."""
     for handler in _PYRO_STACK:
         if isinstance(handler, UnitTable):
             handler.units.update(units)

@@ -1,1 +1,1 @@
-"""What a fit returns, and what it can be asked: draws, summaries, checks, files."""
+"""Posteriors, the results of fits, with their draws, summaries, checks and files."""

@@ -40,9 +40,9 @@ def datatree(key, posterior, draws: int, verdict: Check):
     groups = {g: {_plain(k): np.asarray(v) for k, v in values.items()} for g, values in groups.items()}
     tree = from_dict(groups, coords=coords, dims=dims)
     if isinstance(posterior.data, Data) and (coordinates := posterior.data.coordinates()):
-        beside = {name: (posterior.data.row, values) for name, values in coordinates.items()}
+        row_coords = {name: (posterior.data.row, values) for name, values in coordinates.items()}
         for group in ("log_likelihood", "observed_data"):
-            tree[group] = tree[group].to_dataset().assign_coords(beside)
+            tree[group] = tree[group].to_dataset().assign_coords(row_coords)
     units = site_units(posterior)
     for group in ("posterior", "prior"):
         for name in map(str, tree[group].data_vars):
@@ -87,42 +87,42 @@ def _run(model, key, args):
 
 
 def _plain(name: str) -> str:
-    """A name without the slash, which a DataTree keeps for itself."""
+    """A site name without slashes, which a DataTree reserves for groups."""
     return name.replace("/", ".")
 
 
 def _prior(key, posterior, names, draws: int):
     model, *args = latent_part(posterior.model, posterior.data)
 
-    def one(key):
-        held = handlers.substitute(handlers.seed(model, key), data=posterior.params)
-        trace = handlers.trace(held).get_trace(*args)
+    def draw(key):
+        run = handlers.substitute(handlers.seed(model, key), data=posterior.params)
+        trace = handlers.trace(run).get_trace(*args)
         return {name: trace[name]["value"] for name in names}
 
-    return jax.jit(jax.vmap(one))(jax.random.split(key, draws))
+    return jax.jit(jax.vmap(draw))(jax.random.split(key, draws))
 
 
 def _observed(posterior) -> dict[str, dict]:
-    """{observed site: its value, which rows count (batch shape), the axis of the transitions}, as the model lays it."""
+    """{observed site: its value, a mask of the rows that count (batch shape), the axis of the transitions}."""
     axes = {}
 
     def run(key):
         trace = handlers.trace(handlers.seed(posterior.model, key)).get_trace(posterior.data)
-        found = {}
+        sites = {}
         for name, site in trace.items():
             if site["type"] != "sample" or not site["is_observed"]:
                 continue
             fn, valid = site["fn"], True
             shape = fn.batch_shape
-            times = [f.dim for f in site["cond_indep_stack"] if f.name.split("/")[-1] == "transition"]
-            axes[name] = len(shape) + times[0] if times else max(len(shape) - 1, 0)
+            dims = [f.dim for f in site["cond_indep_stack"] if f.name.split("/")[-1] == "transition"]
+            axes[name] = len(shape) + dims[0] if dims else max(len(shape) - 1, 0)
             while isinstance(fn, dist.MaskedDistribution):
                 fn, valid = fn.base_dist, valid & jnp.asarray(fn._mask)
-            found[name] = {"value": site["value"], "valid": jnp.broadcast_to(valid, shape)}
-        return found
+            sites[name] = {"value": site["value"], "valid": jnp.broadcast_to(valid, shape)}
+        return sites
 
-    found = jax.device_get(jax.jit(run)(jax.random.key(0)))
-    return {name: site | {"axis": axes[name]} for name, site in found.items()}
+    observed = jax.device_get(jax.jit(run)(jax.random.key(0)))
+    return {name: site | {"axis": axes[name]} for name, site in observed.items()}
 
 
 def _rows(values, site: dict, lead: int):

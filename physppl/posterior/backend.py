@@ -1,4 +1,4 @@
-"""What a backend is, and `fit`: check, compile, run, judge."""
+"""The backend contract, and `fit`: check, compile, run, report the status."""
 
 import contextlib
 import time
@@ -26,33 +26,33 @@ P = TypeVar("P", bound=Posterior)
 
 
 class Backend(eqx.Module, Generic[P]):
-    """An inference method: an immutable object of choices. The object is the dispatch.
+    """An inference method: an immutable object that holds its options.
 
     `fit` must be pure (it runs under jit and vmap): it returns its status on the Posterior and raises nothing that
-    depends on values. Implementers give `fit`; the rest is derived here, once.
+    depends on values. Implementers define `fit`; the rest is derived from it.
     """
 
     @abstractmethod
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> P:
-        """The belief about the model's sites given data, rows with `valid` False left out."""
+        """The posterior of the model's sites given data, without the rows whose `valid` is False."""
 
     def prior(self, key: PRNGKeyArray, model: Dynamics) -> P:
-        """The belief before any data: a fit in which no row counts."""
+        """The prior: a fit in which no row counts."""
         if not isinstance(model, Dynamics):
             raise TypeError("prior needs a Dynamics; of another model, fit data whose rows are all valid=False.")
         return fit(key, model, empty(model), self)
 
     def update(self, key: PRNGKeyArray, posterior: Posterior, data: Data) -> P:
-        """The belief after more data: a refit on the union.
+        """The posterior after more data: a refit on the union.
 
         Raises:
-            TypeError: for data of another kind than the belief's, naming both.
+            TypeError: for data of another kind than the posterior's, naming both.
         """
         return fit(key, posterior.model, union(posterior.data, data), self)
 
 
 def union(known, data) -> Data:
-    """Known and new data of one kind, as one; a warning where some of the new data are known.
+    """Known and new data of one kind, as one object; with a warning where some of the new data are known.
 
     Raises:
         TypeError: for data of another kind, naming both.
@@ -65,7 +65,7 @@ def union(known, data) -> Data:
         )
     if type(data) is not type(known):
         raise TypeError(f"update: the posterior is of {kind}; got {type(data).__name__}.")
-    known = jax.tree.map(np.asarray, known)  # which picks and joins rows without compiling
+    known = jax.tree.map(np.asarray, known)  # NumPy indexes and joins rows without compiling
     if count := repeats(known, data):
         warnings.warn(
             f"update: {count} of the new {known.part}s are already in the posterior, and now count twice. Pass only "
@@ -76,7 +76,7 @@ def union(known, data) -> Data:
 
 
 def empty(dynamics: Dynamics) -> Transitions:
-    """One row that does not count."""
+    """Data of one row that does not count."""
     state, action = np.zeros((1, len(dynamics.state))), np.zeros((1, len(dynamics.action)))
     return Transitions(
         state, np.clip(action, dynamics.action.low, dynamics.action.high), state, valid=np.zeros(1, bool)
@@ -95,7 +95,7 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
         key: a JAX random key.
         model: Dynamics; or any NumPyro model of one data object (the Posterior then has no transition to draw).
         data: Transitions, Trajectories or another kind of Data, padded to one of a few lengths, so that growing data
-            rarely compile anew. No data at all gives the prior, with a notice.
+            rarely recompile. No data at all gives the prior, with a notice.
         backend: e.g. `Laplace()` or `HMC()`.
         x64: compute in double precision whatever the process-wide setting.
 
@@ -114,7 +114,7 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
         if notice := data.notice() if isinstance(data, Data) else None:
             log.warning("fit: %s", notice)
         data = prepared(model, data)
-    else:  # traced once with the data at hand, so that a Dynamics inside checks them and names row and coordinate
+    else:  # traced once with concrete data, so that a Dynamics inside checks them and names row and coordinate
         jax.eval_shape(lambda k: (handlers.seed(model, k)(data), jnp.zeros(()))[1], key)
     start = time.perf_counter()
     with compile_clock() as clock, jax.enable_x64(True) if x64 else contextlib.nullcontext():
@@ -128,7 +128,7 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
 
 
 def prepared(model: Dynamics, data: Data) -> Data:
-    """Data as a fit takes them: checked, and padded so that growing data rarely compile anew."""
+    """Check data and pad them for a fit, so that growing data rarely recompile."""
     model.check(data)
     if data.outcomes is None:
         raise ValueError(f"fit needs {data.outcome_field}; got inputs alone.")
@@ -140,7 +140,7 @@ def prepared(model: Dynamics, data: Data) -> Data:
 
 
 def raise_or_warn(posterior: Posterior, who: str) -> None:
-    """Raise or warn as the status says."""
+    """Raise or warn according to the status of a fit."""
     status = Status(int(posterior.status))
     if status in (Status.NONFINITE, Status.NOT_POSITIVE_DEFINITE):
         raise FitError(f"{who}: {status.name.lower().replace('_', ' ')}: {status.remedy}.")

@@ -23,13 +23,13 @@ from physppl.internal.progress import Timing
 from physppl.language.transition import AbstractTransition, AverageTransition
 from physppl.posterior.verdict import Figures, Reason
 
-MEAN_DRAWS, ENTROPY_DRAWS = 16, 4096  # where a belief has no closed form
+MEAN_DRAWS, ENTROPY_DRAWS = 16, 4096  # where a posterior has no closed form
 
 
 class AbstractPosterior(ExactPickle, eqx.Module):
     """The contract of a posterior about dynamics: functions and sites. Users hold a `Posterior`, which adds reports.
 
-    Implementers derive from `physppl.Posterior` and give four methods, on arrays in double precision and without
+    Implementers derive from `physppl.Posterior` and define four methods, on arrays in double precision and without
     batching over calls: `_draw(key)`, `_basis(states, actions, times)`, `_samples(key, n)` and `_noise()`. The public
     methods here call them under x64, reshape, and cast draws to the caller's precision.
 
@@ -38,12 +38,12 @@ class AbstractPosterior(ExactPickle, eqx.Module):
     - `site_space()` and `unconstrained()`: the space of the model's sites, and the posterior in it, as a `GaussianForm`
       or `DrawsForm` (`physppl.density.forms`). Without them `check` answers `not checked`, and `identifiability` and
       `machine` refuse.
-    - `findings()`: reasons against the fit that only its backend knows, and figures; None states nothing.
+    - `findings()`: reasons against the fit that only its backend can find, and figures; None for no statement.
     - `sample_stats()` of a sampler, `facts()`, scalars worth keeping; closed forms of `_mean`, `_entropy`, `_several`.
 
     Attributes:
         model: the Dynamics, or another NumPyro model (then only `samples` and `to_arviz` have a meaning).
-        data: what it was fitted on, padding included.
+        data: the data of the fit, padding included.
         status: how the fit ended (`physppl.Status`).
         method: name of the backend, for tables.
     """
@@ -72,21 +72,21 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         """Process-noise sd of the predictive distribution."""
 
     def _mean(self) -> AbstractTransition:
-        """The predictive mean as a function; where an implementer has no closed form, the average of a few draws."""
+        """The predictive mean as a function; without a closed form, the average of a few draws."""
         members = jax.vmap(self._draw)(jax.random.split(jax.random.key(0), MEAN_DRAWS))
         first = jax.tree.map(lambda x: x[0], members)
         return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
 
     def _entropy(self) -> Float[Array, ""]:
-        """Of the Gaussian with the belief's covariance in virtual space, from samples."""
+        """Entropy of the Gaussian with the posterior's covariance in unconstrained space, from samples."""
         space, (model, *args) = UnconstrainedSpace.of(self.model, self.data), latent_part(self.model, self.data)
-        flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in self._samples(jax.random.key(0), ENTROPY_DRAWS).items()}
+        samples = {k: v.reshape(-1, *v.shape[2:]) for k, v in self._samples(jax.random.key(0), ENTROPY_DRAWS).items()}
 
         def point(sites):
             return space.unconstrain(handlers.trace(handlers.substitute(model, sites)).get_trace(*args))
 
-        chosen = np.flatnonzero(of_program(space))
-        return gaussians.entropy(jnp.atleast_2d(jnp.cov(jax.vmap(point)(flat)[:, chosen], rowvar=False)))
+        points = jax.vmap(point)(samples)[:, np.flatnonzero(of_program(space))]
+        return gaussians.entropy(jnp.atleast_2d(jnp.cov(points, rowvar=False)))
 
     def _several(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
         return jax.vmap(self._draw)(jax.random.split(key, count))
@@ -104,12 +104,12 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         raise TypeError(f"machine: {self.method} posteriors are not about fleets.")
 
     def findings(self) -> tuple[list[Reason], Figures] | None:
-        """Reasons against the fit that only its backend knows, and figures; None where it states nothing."""
+        """Reasons against the fit that only its backend can find, and figures; None for no statement."""
         return None
 
     @property
     def params(self) -> dict[str, Array]:
-        """{`param` site: value}: what the fit chose and holds to be known, such as learned features."""
+        """{`param` site: value} of sites without a prior, which the fit optimised, such as learned features."""
         space = self.site_space()
         return {} if space is None else space.params
 
@@ -118,27 +118,27 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         return {}
 
     def facts(self) -> dict[str, float]:
-        """Scalars worth keeping with the fit."""
+        """Scalars to be stored with the fit."""
         return {}
 
     def draw(self, key: PRNGKeyArray) -> AbstractTransition:
-        """One coherent transition function of the belief; new draws never retrace."""
+        """One coherent transition function, drawn from the posterior; new draws never retrace."""
         check_key(key)
         return self._call(_draw, key)
 
     def draws(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
-        """Several functions, with a leading particle axis; of an ensemble its members, each as often as any other."""
+        """Several transition functions on a leading axis; of an ensemble its members, all equally often."""
         check_key(key)
         return self._call(_several, key, count)
 
     def mean(self) -> AbstractTransition:
-        """The belief's mean as a transition function: what certainty-equivalent control acts on."""
+        """The posterior mean as a transition function, for certainty-equivalent control."""
         return self._call(_mean)
 
     def entropy(self) -> Float[Array, ""]:
-        """Entropy, nats, of the belief about the program's parameters, in virtual space and in Gaussian approximation.
+        """Posterior entropy, nats, of the program's parameters, in unconstrained space and in Gaussian approximation.
 
-        Its fall from one fit to the next is what the data between have told, whatever the parameters' units.
+        Its decrease from one fit to the next is the information in the data between, whatever the parameters' units.
         """
         return self._call(_entropy)
 
@@ -147,8 +147,8 @@ class AbstractPosterior(ExactPickle, eqx.Module):
     ) -> tuple[Array, Array]:
         """Mean (..., D) and factor (..., D, R) of the next state, process noise excluded.
 
-        The factors of any two inputs give their covariance, Cov[f(x), f(x')] = F(x) F(x')': the belief is about
-        functions, not about points. `t` is the time of each input, s, or one for all.
+        The factors of any two inputs give their covariance, Cov[f(x), f(x')] = F(x) F(x')': the posterior is over
+        functions, not over points. `t` is the time of each input, s, or one for all.
         """
         return self._call(_basis, states, actions, t)
 
@@ -163,7 +163,7 @@ class AbstractPosterior(ExactPickle, eqx.Module):
     ) -> dist.MultivariateNormal:
         """The predictive distribution of the next state, process noise included: a NumPyro distribution over (..., D).
 
-        Its two moments are the belief's own; sample-based backends state those of their draws.
+        Its mean and covariance are the posterior's; sample-based backends take those of their draws.
         """
         mean, covariance, lower = self._call(_moments, states, actions, t)
         distribution = dist.MultivariateNormal(mean, scale_tril=lower)
@@ -173,7 +173,7 @@ class AbstractPosterior(ExactPickle, eqx.Module):
     def information_gain(
         self, states: Float[Array | np.ndarray, "M D"], actions: Float[Array | np.ndarray, "M A"], t=0.0
     ) -> Float[Array, ""]:
-        """What measuring the next states at these inputs would tell, in nats, jointly (a per-step sum counts twice)."""
+        """Information, nats, from measuring the next states at these inputs, jointly (a per-step sum counts twice)."""
         return self._call(_information_gain, states, actions, t)
 
     def noise(self) -> Float[Array, " D"]:
@@ -189,7 +189,7 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         return {name: value.reshape(-1, *value.shape[2:]) for name, value in samples.items()}
 
     def _call(self, function, *args):
-        """A compiled function of the belief in double precision, its result in the caller's."""
+        """Call a compiled function of the posterior in double precision, and cast its result to the caller's."""
         if function is not _samples and not isinstance(self.model, Dynamics):
             raise TypeError(
                 "this posterior is about a NumPyro model that is not a Dynamics: it has samples() and to_arviz(). "
@@ -203,10 +203,10 @@ class AbstractPosterior(ExactPickle, eqx.Module):
 
     @property
     def timing(self) -> Timing | None:
-        """How long `physppl.fit` took; None of a belief that did not come from it as it is.
+        """Duration of the call of `physppl.fit`; None of a posterior that is not the very object it returned.
 
-        It belongs to the object that `fit` returned, not to the belief: no leaf, and no part of the tree's structure,
-        so that equal fits stay equal and share compiled programs.
+        It belongs to the object that `fit` returned, not to the posterior: no leaf, no part of the tree's structure, so
+        that equal fits stay equal and share compiled programs.
         """
         return self.__dict__.get("_timing")
 
@@ -297,7 +297,7 @@ def _flat_basis(posterior, states, actions, t):
 
 
 def with_fields(posterior, **fields):
-    """A copy of a posterior with other values of some fields, past its own `__init__`."""
+    """A copy of a posterior with other values of some fields, bypassing its `__init__`."""
     other = object.__new__(type(posterior))
     for name, value in (vars(posterior) | fields | {"_timing": None}).items():
         object.__setattr__(other, name, value)
@@ -305,5 +305,5 @@ def with_fields(posterior, **fields):
 
 
 def of_program(space: UnconstrainedSpace) -> Bool[np.ndarray, " P"]:
-    """Which entries of virtual space are the program's parameters; the others are noises."""
+    """Mask of the entries of unconstrained space that are the program's parameters; the others are noises."""
     return space.where(sensors.of_program)

@@ -19,19 +19,19 @@ from physppl.posterior.identifiability import UNDETERMINED, identifiability, par
 from physppl.posterior.summary import EDGE, VERDICTS, amount, summarise
 from physppl.posterior.verdict import DOUBTFUL, UNUSABLE, Check, Figures, Reason, status_reasons
 
-GRADIENT = 0.015  # posterior sds from the mode: what a Laplace fit of recordings stops at
+GRADIENT = 0.015  # posterior sds from the mode, above the tolerance of a Laplace fit of recordings
 SHIFT = 0.1  # posterior sds, in the direction that moves most, by which a finer solver may move the estimate
-PROBE = 0.01  # posterior sds: of central differences of the log density, which is nearly quadratic over them
+PROBE = 0.01  # posterior sds: spacing of central differences of the log density, which is nearly quadratic over it
 FINER = 4  # times as many sub-steps
 FINEST = 256  # times as many sub-steps: beyond, the field rather than the step is to be changed
 # Rank-normalised split R-hat and effective draws per chain: A. Vehtari, A. Gelman, D. Simpson, B. Carpenter,
 # P. Buerkner, Bayesian Analysis 16, 2021.
 R_HAT, EFFECTIVE = 1.01, 100
-# Share of a Gaussian's draws, weighted by the joint density, that must count; in many dimensions the weights tell
-# nothing.
+# Least share of effective draws of a Gaussian under importance weights by the joint density; in many dimensions the
+# weights are uninformative.
 COUNTING, WEIGHED, DIMENSIONS = 0.1, 200, 20
 BFMI = 0.3  # energy transitions below it are slow (M. Betancourt, arXiv 1604.00695)
-ALONE = 0.95  # largest entry of a combination that is one parameter and rounding
+ALONE = 0.95  # entry of a combination above which it is one parameter and rounding
 LISTED = 3  # combinations that are named
 
 
@@ -45,55 +45,54 @@ def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Chec
     - the data: parameters on which nothing depends, combinations that stay at the prior, values at the prior's edge;
     - the solver: how far one Gauss-Newton step with 4 times finer sub-steps moves the estimate.
 
-    What a posterior does not let be checked is listed as such.
+    Checks that a posterior does not permit are listed as such.
 
     Args:
-        key: of the draws that summaries take; `jax.random.key(0)` by default.
+        key: random key of the summary's draws; `jax.random.key(0)` by default.
     """
-    # A fit without a finite density or covariance ends here; what else a status says is measured below.
+    # A fit without a finite density or covariance is not checked further; other statuses are measured below.
     reasons = [reason for reason in status_reasons(posterior.status) if reason.verdict == UNUSABLE]
-    figures, not_checked, seen = {}, [], True
+    figures, not_checked = {}, []
     form = None if reasons else posterior.unconstrained()
     if not reasons and form is None:
         not_checked.append(
             f"the fit, the solver, and what the data left open: {posterior.method} keeps neither a Gaussian nor draws "
             "in unconstrained space"
         )
-    own = None if reasons else posterior.findings()
-    parts = [] if own is None else [own]
+    of_backend = None if reasons else posterior.findings()
+    parts = [] if of_backend is None else [of_backend]
     if form is not None:
         with jax.enable_x64(True):
             if isinstance(form, GaussianForm):
                 parts.append(_mode(posterior, form))
             elif posterior.sample_stats():
                 parts.append(_sampler(posterior, form))
-            parts += [_chosen(posterior), _solver(posterior, form)]
+            parts += [_optimised(posterior), _solver(posterior, form)]
         parts.append(_data(posterior, form, jax.random.key(0) if key is None else key))
         if isinstance(form, GaussianForm) and len(form.mode) > DIMENSIONS:
             not_checked.append(f"the shape of the posterior around its mode: {len(form.mode)} dimensions are too many")
-    judged = isinstance(form, GaussianForm) or bool(posterior.sample_stats()) or own is not None
-    if not reasons and not judged:
-        seen = False
-        if form is not None:
-            not_checked.append("the fit: its draws come without a sampler's diagnostics")
-    for found, measured in parts:
-        reasons, figures = reasons + found, figures | measured
+    fit_checked = bool(reasons) or of_backend is not None or isinstance(form, GaussianForm)
+    fit_checked = fit_checked or bool(posterior.sample_stats())
+    if not fit_checked and form is not None:
+        not_checked.append("the fit: its draws come without a sampler's diagnostics")
+    for new_reasons, new_figures in parts:
+        reasons, figures = reasons + new_reasons, figures | new_figures
     reasons.sort(key=lambda reason: reason.verdict != UNUSABLE)
     header = " | ".join([posterior.method, str(posterior.model), *amount(posterior.data)])
-    return Check(header, tuple(reasons), figures, tuple(not_checked), seen)
+    return Check(header, tuple(reasons), figures, tuple(not_checked), fit_checked)
 
 
 def _mode(posterior, form: GaussianForm) -> tuple[list[Reason], Figures]:
     z, factor = form.mode, form.factor
     if form.by_evidence and form.decrement is not None:  # the joint density has its maximum elsewhere
         distance = float(jnp.sqrt(form.decrement))
-        close = int(posterior.status) == Status.OK
+        at_mode = int(posterior.status) == Status.OK
     else:
         _, gradient, _ = local(form.space, posterior.model, posterior.data, z)
         distance = float(jnp.linalg.norm(factor @ gradient))
-        close = distance <= GRADIENT
+        at_mode = distance <= GRADIENT
     reasons, figures = [], {"sds_to_the_mode": distance}
-    if not close:
+    if not at_mode:
         finding = f"the search ended {distance:.2g} posterior sds from the mode"
         verdict = DOUBTFUL if distance < 1 else UNUSABLE
         remedy = "raise `steps` or `starts` of the backend"
@@ -103,9 +102,9 @@ def _mode(posterior, form: GaussianForm) -> tuple[list[Reason], Figures]:
         reasons.append(Reason(verdict, finding, remedy))
     elif len(z) <= DIMENSIONS and not form.linearised:
         noise = jax.random.normal(jax.random.key(0), (WEIGHED, len(z)), z.dtype)
-        logs = log_joint(form.space, posterior.model, posterior.data, z + noise @ factor)
-        logs = jnp.where(jnp.isfinite(logs), logs, -jnp.inf) + 0.5 * jnp.sum(noise**2, axis=1)
-        counting = figures["draws_that_count"] = float(1 / jnp.sum(jax.nn.softmax(logs) ** 2) / WEIGHED)
+        log_weights = log_joint(form.space, posterior.model, posterior.data, z + noise @ factor)
+        log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf) + 0.5 * jnp.sum(noise**2, axis=1)
+        counting = figures["draws_that_count"] = float(1 / jnp.sum(jax.nn.softmax(log_weights) ** 2) / WEIGHED)
         if not counting >= COUNTING:
             finding = f"the posterior is no Gaussian in unconstrained space: {counting:.1%} of the draws count"
             remedy = "draw Laplace(linearised=True), sample with HMC, or settle what the data leave open"
@@ -113,8 +112,11 @@ def _mode(posterior, form: GaussianForm) -> tuple[list[Reason], Figures]:
     return reasons, figures
 
 
-def _chosen(posterior) -> tuple[list[Reason], Figures]:
-    """Numbers without a prior fit the data by themselves where they are more (docs/results/every_belief.md)."""
+def _optimised(posterior) -> tuple[list[Reason], Figures]:
+    """Check that optimised values without a prior do not outnumber the outcomes, which they would overfit.
+
+    Measured in the documentation's comparison of every backend on one machine.
+    """
     count = sum(np.size(value) for value in posterior.params.values())
     if not count or not isinstance(posterior.data, Data):
         return [], {}
@@ -128,15 +130,15 @@ def _chosen(posterior) -> tuple[list[Reason], Figures]:
 
 
 def _sampler(posterior, form: DrawsForm) -> tuple[list[Reason], Figures]:
-    stats_of: Any = importlib.import_module("arviz_stats")  # a second to import
+    arviz_stats: Any = importlib.import_module("arviz_stats")  # a second to import
     points, stats = np.asarray(form.points), jax.tree.map(np.asarray, posterior.sample_stats())
     chains, draws = points.shape[:2]
     names = [name for _, name, _ in parameters(form.space, posterior.model, posterior.data)]
     halves = points if chains > 1 else points[:, : draws // 2 * 2].reshape(2, draws // 2, -1)
-    r_hat = np.asarray(stats_of.rhat(halves))
+    r_hat = np.asarray(arviz_stats.rhat(halves))
     effective = {
-        "bulk": np.asarray(stats_of.ess(points, method="bulk")),
-        "tail": np.asarray(stats_of.ess(points, method="tail", prob=(0.05, 0.95))),
+        "bulk": np.asarray(arviz_stats.ess(points, method="bulk")),
+        "tail": np.asarray(arviz_stats.ess(points, method="tail", prob=(0.05, 0.95))),
     }
     figures = {"r_hat": float(np.max(r_hat))} | {f"ess_{k}": float(np.min(v)) for k, v in effective.items()}
     reasons = []
@@ -160,7 +162,7 @@ def _sampler(posterior, form: DrawsForm) -> tuple[list[Reason], Figures]:
             remedy = "raise `target_acceptance` or `warmup`, or sample in other coordinates where the posterior narrows"
             reasons.append(Reason(DOUBTFUL, finding, remedy))
     if "energy" in stats:
-        bfmi = figures["bfmi"] = float(np.min(stats_of.bfmi(stats["energy"])))
+        bfmi = figures["bfmi"] = float(np.min(arviz_stats.bfmi(stats["energy"])))
         if not bfmi >= BFMI:
             finding = f"the energy moves slowly (E-BFMI {bfmi:.2f}): the tails are not explored"
             reasons.append(Reason(DOUBTFUL, finding, "raise `warmup`, or sample hierarchies in non-centred form"))
@@ -186,7 +188,7 @@ def solver_shift(posterior, form: Form | None = None) -> tuple[float, int | None
     """Shift of the estimate under a finer solver.
 
     Args:
-        form: of the posterior of a Dynamics in unconstrained space, where the caller has it already.
+        form: the posterior of a Dynamics in unconstrained space, where the caller has it already.
 
     Returns:
         The length, in posterior sds, of one Gauss-Newton step from the posterior's centre under 4 times finer
@@ -195,24 +197,24 @@ def solver_shift(posterior, form: Form | None = None) -> tuple[float, int | None
     form = posterior.unconstrained() if form is None else form
     space, model, data = form.space, posterior.model, posterior.data
     z, covariance = form.moments()
-    shift = first = _shift(space, model, data, z, covariance)
+    shift = initial = _shift(space, model, data, z, covariance)
     times = 1
     while shift > SHIFT and times < FINEST:
         times *= FINER
         shift = _shift(space, _finer(model, times), data, z, covariance)
         if shift <= SHIFT:
-            # A coarse fit takes the solver's error for noise; a finer one is sharper and asks for more.
-            z, covariance = _climb(space, _finer(model, times), data, z)
+            # A coarse fit takes the solver's error for noise; the posterior under a finer solver is narrower.
+            z, covariance = _refined_mode(space, _finer(model, times), data, z)
             shift = _shift(space, _finer(model, times), data, z, covariance)
     if not shift <= SHIFT:
-        return first, None
-    order = model.solver.order(None) or 1  # with which the error falls between this grid and the one before
-    part = min(max((2 * shift / SHIFT) ** (1 / order), 1 / FINER), 1.0)
-    return first, math.ceil(times * part * model.substeps)
+        return initial, None
+    order = model.solver.order(None) or 1  # of the error, between this grid and the one before
+    fraction = min(max((2 * shift / SHIFT) ** (1 / order), 1 / FINER), 1.0)
+    return initial, math.ceil(times * fraction * model.substeps)
 
 
 def _shift(space, model, data, z, covariance) -> float:
-    """Length, in sds, of the step that 4 times finer sub-steps would add."""
+    """Length, in posterior sds, of the Gauss-Newton step from the mode under 4 times finer sub-steps."""
     variances, axes = jnp.linalg.eigh(covariance)
     directions = (axes * jnp.sqrt(jnp.maximum(variances, 0.0))).T  # rows of one posterior sd
     points = jnp.concatenate([z + PROBE * directions, z - PROBE * directions])
@@ -221,7 +223,7 @@ def _shift(space, model, data, z, covariance) -> float:
     return float(jnp.linalg.norm(ahead - behind) / (2 * PROBE))
 
 
-def _climb(space, model, data, z, steps: int = 40):
+def _refined_mode(space, model, data, z, steps: int = 40):
     """Mode near z and its covariance, by damped Fisher scoring, to a hundredth of an sd."""
     value, gradient, curvature = local(space, model, data, z)
     damping = 1e-3
@@ -238,7 +240,7 @@ def _climb(space, model, data, z, steps: int = 40):
 
 
 def _finer(model: Dynamics, times: int) -> Dynamics:
-    """The same Dynamics with so many times as many sub-steps, which is another one to the compiler."""
+    """The same Dynamics with `times` as many sub-steps; programs of it are compiled anew."""
     return model.rebound(substeps=model.substeps * times)
 
 
@@ -252,18 +254,18 @@ def _data(posterior, form: Form, key) -> tuple[list[Reason], Figures]:
     if report.unused:
         remedy = "take out of the program what nothing shows, or record what it acts on"
         reasons.append(Reason(DOUBTFUL, f"no prediction depends on {', '.join(report.unused)}", remedy))
-    open_ = [int(i) for i in np.flatnonzero(report.eigenvalues > UNDETERMINED)]
-    single = [i for i in open_ if np.abs(report.directions[i]).max() > ALONE]
-    mixed = [report.combination(i) for i in open_ if i not in single]
-    mentioned = {report.names[j] for i in open_ for j in report.members(i)} | set(report.unused)
-    alone = [report.names[report.members(i)[0]] for i in single]
+    undetermined = [int(i) for i in np.flatnonzero(report.eigenvalues > UNDETERMINED)]
+    single = [i for i in undetermined if np.abs(report.directions[i]).max() > ALONE]
+    mixed = [report.combination(i) for i in undetermined if i not in single]
+    mentioned = {report.names[j] for i in undetermined for j in report.members(i)} | set(report.unused)
+    single_names = [report.names[report.members(i)[0]] for i in single]
     if mixed:
         finding = "the data do not determine " + " or ".join(mixed[:LISTED])
         finding += f" or {len(mixed) - LISTED} more" if len(mixed) > LISTED else ""
         reasons.append(Reason(DOUBTFUL, finding, "give one of each as known, or record motions that tell them apart"))
     rows = [row for row in summarise(key, posterior).rows if row["site"] in form.space.names]
     barely = [row["name"] for row in rows if row["verdict"] == VERDICTS[2] and row["site"] not in report.marginalised]
-    barely = [name for name in alone if name not in report.unused] + [n for n in barely if n not in mentioned]
+    barely = [name for name in single_names if name not in report.unused] + [n for n in barely if n not in mentioned]
     if barely:
         finding = f"the data say little about {', '.join(barely)}: what is known is mostly the prior"
         reasons.append(Reason(DOUBTFUL, finding, "excite more of what it acts on, or give it as known"))

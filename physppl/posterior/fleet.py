@@ -1,10 +1,10 @@
 """One machine of a fleet: the posterior of a hierarchical model, marginalised to one machine's Dynamics.
 
-The machine is a Dynamics of its own. Its program runs the fleet's model as far as the Dynamics that stands in the
-plates, and rebuilds the field there from the machine's own site values: the population's sites, which that field may
-close over, are sites of the machine too. Their distribution is the fleet's marginal. A Gaussian is carried over to
-first order, into the coordinates of the machine's own sites, where the ridge between population and machine of a
-non-centred prior is a Gaussian's.
+The machine is a Dynamics of its own. Its program runs the fleet's model up to the Dynamics inside the plates, and
+rebuilds the field there from the machine's own site values: the population's sites, which that field may close over,
+are sites of the machine too. Their distribution is the fleet's marginal. A Gaussian is transformed to first order into
+the coordinates of the machine's own sites, in which the ridge between population and machine of a non-centred prior is
+Gaussian.
 """
 
 import copy
@@ -40,7 +40,7 @@ def marginal(posterior: AbstractPosterior, *index: int, **plates: int) -> Abstra
         TypeError: for a posterior whose model has no plate around one Dynamics, or that is held neither as a Gaussian
             nor as draws in unconstrained space; for an index that is not whole.
         KeyError: for a plate that is not there, with close matches.
-        ValueError: for an index out of range, naming plate and size; for a model that cannot be taken apart.
+        ValueError: for an index out of range, naming plate and size; for a model that cannot be marginalised.
     """
     model, data = posterior.model, posterior.data
     if isinstance(model, Dynamics):
@@ -57,31 +57,31 @@ def marginal(posterior: AbstractPosterior, *index: int, **plates: int) -> Abstra
     if form.space.params:
         raise TypeError(f"machine: `param` sites have no place in a fleet; got {', '.join(form.space.params)}.")
     with jax.enable_x64(True):
-        dynamics, names, sizes, known = _the_dynamics(model, data)
+        dynamics, names, sizes, has_observed = _find_dynamics(model, data)
         place = Place(names, sizes, _index(names, sizes, index, plates))
-        own = copy.copy(dynamics)
-        own.program = MachineProgram(model, dynamics.name, place, _no_data(data), known)
-        own = own.rebound()
+        machine = copy.copy(dynamics)
+        machine.program = MachineProgram(model, dynamics.name, place, _no_data(data), has_observed)
+        machine = machine.rebound()
         rows = jax.tree.map(lambda x: x[place.indices], data)
-        within = UnconstrainedSpace.of(own, rows)
-        carried = _carried(form, model, data, own, within, jnp.asarray(place.indices))
-        return posterior.about(own, rows, form._replace(space=within, **carried))
+        space = UnconstrainedSpace.of(machine, rows)
+        arrays = _marginal_arrays(form, model, data, space, jnp.asarray(place.indices))
+        return posterior.about(machine, rows, form._replace(space=space, **arrays))
 
 
-def _the_dynamics(model: Callable, data: Transitions) -> tuple[Dynamics, tuple[str, ...], tuple[int, ...], bool]:
-    """The one Dynamics of a fleet's model, names and sizes of the plates around it, whether some sites are known."""
-    found = []
+def _find_dynamics(model: Callable, data: Transitions) -> tuple[Dynamics, tuple[str, ...], tuple[int, ...], bool]:
+    """The one Dynamics of a fleet's model, names and sizes of its plates, and True if it has observed sites."""
+    visited = []
 
     def visit(dynamics, rows):
-        outside = open_plates()
-        PlateLayout(outside, 0, rows.batch_shape, dynamics.name)  # as many as the data's axes
+        plates = open_plates()
+        PlateLayout(plates, 0, rows.batch_shape, dynamics.name)  # checks that they are as many as the data's axes
         record = dynamics.declare()
         if PROCESS in record.observed:
             raise ValueError(
                 f"machine: {PROCESS!r} of {dynamics.name} is conditioned; give the Dynamics its process_noise= instead."
             )
-        names, sizes = tuple(p.name for p in outside), tuple(p.size for p in outside)
-        found.append((dynamics, names, sizes, bool(record.observed)))
+        names, sizes = tuple(p.name for p in plates), tuple(p.size for p in plates)
+        visited.append((dynamics, names, sizes, bool(record.observed)))
         return rows.outcomes
 
     def run(key):
@@ -90,12 +90,12 @@ def _the_dynamics(model: Callable, data: Transitions) -> tuple[Dynamics, tuple[s
         return jnp.zeros(())
 
     jax.eval_shape(run, jax.random.key(0))
-    if len(found) != 1:
-        inside = ", ".join(dynamics.name for dynamics, *_ in found) or "none"
-        raise TypeError(f"machine: the model must run one Dynamics in a plate; it runs {len(found)} ({inside}).")
-    if not found[0][1]:
+    if len(visited) != 1:
+        inside = ", ".join(dynamics.name for dynamics, *_ in visited) or "none"
+        raise TypeError(f"machine: the model must run one Dynamics in a plate; it runs {len(visited)} ({inside}).")
+    if not visited[0][1]:
         raise TypeError("machine: the model has no plate around its Dynamics, so there is no machine to choose.")
-    return found[0]
+    return visited[0]
 
 
 def _index(names, sizes, index, plates) -> tuple[int, ...]:
@@ -106,57 +106,57 @@ def _index(names, sizes, index, plates) -> tuple[int, ...]:
             raise unknown("plate", name, names, "machine: the fleet")
     if index and plates or len(index or plates) != len(names):
         raise TypeError(f"machine: give one index for each plate ({', '.join(names)}), as in {example}.")
-    given = index or tuple(plates[name] for name in names)
-    for name, size, value in zip(names, sizes, given, strict=True):
+    indices = index or tuple(plates[name] for name in names)
+    for name, size, value in zip(names, sizes, indices, strict=True):
         try:
             whole = operator.index(value)
         except TypeError:
             raise TypeError(f"machine: the index of plate {name!r} must be a whole number; got {value!r}.") from None
         if not 0 <= whole < size:
             raise ValueError(f"machine: plate {name!r} has machines 0 to {size - 1}; got {whole}.")
-    return tuple(map(operator.index, given))
+    return tuple(map(operator.index, indices))
 
 
 def _no_data(data: Transitions) -> Transitions:
-    """Data of a fleet's shape, of one row that does not count and that no model can compute with."""
-    one = jax.tree.map(lambda x: np.full((*data.batch_shape, 1, *x.shape[len(data.batch_shape) + 1 :]), np.nan), data)
-    return eqx.tree_at(lambda d: d.valid, one, np.zeros((*data.batch_shape, 1), bool))
+    """Data of a fleet's shape with one invalid row of NaN, with which no model can compute."""
+    row = jax.tree.map(lambda x: np.full((*data.batch_shape, 1, *x.shape[len(data.batch_shape) + 1 :]), np.nan), data)
+    return eqx.tree_at(lambda d: d.valid, row, np.zeros((*data.batch_shape, 1), bool))
 
 
 def _point(
-    form: Form, model: Callable, data, own: Dynamics, within: UnconstrainedSpace, index: Array, z: Float[Array, " P"]
+    form: Form, model: Callable, data, space: UnconstrainedSpace, index: Array, z: Float[Array, " P"]
 ) -> Float[Array, " K"]:
     """The machine's point in its own unconstrained space, at a point of the fleet's."""
     runs, parts = [], form.space.split(z)
     form.space.trace(lambda data: runs.append(run_to_dynamics(model, data)), z, data)
-    values, supports, mine = runs[0].values(index), runs[0].record.supports, {}
-    for name, shape in zip(within.names, within.shapes, strict=True):
-        mine[name] = biject_to(supports[name]).inv(values[name]) if name in values else parts[name]
-        if mine[name].shape != shape:
+    values, supports, point = runs[0].values(index), runs[0].record.supports, {}
+    for name, shape in zip(space.names, space.shapes, strict=True):
+        point[name] = biject_to(supports[name]).inv(values[name]) if name in values else parts[name]
+        if point[name].shape != shape:
             raise ValueError(
-                f"machine: the bounds of {name!r} are {mine[name].shape}, of a machine's own {shape}: they must be the "
-                "same for all machines."
+                f"machine: the bounds of {name!r} are {point[name].shape}, of a machine's own {shape}: they must be "
+                "the same for all machines."
             )
-    return jnp.concatenate([mine[name].reshape(-1) for name in within.names])
+    return jnp.concatenate([point[name].reshape(-1) for name in space.names])
 
 
 @eqx.filter_jit
-def _carried(form: Form, model, data, own: Dynamics, within: UnconstrainedSpace, index: Array) -> dict[str, Array]:
-    """What the machine's form holds in place of the fleet's: draws, or mode and factor."""
-    point = partial(_point, form, model, data, own, within, index)
+def _marginal_arrays(form: Form, model, data, space: UnconstrainedSpace, index: Array) -> dict[str, Array]:
+    """Arrays of the machine's form, in its unconstrained space: draws, or mode and factor."""
+    point = partial(_point, form, model, data, space, index)
     if isinstance(form, DrawsForm):
         return {"points": jax.vmap(jax.vmap(point))(form.points)}
     mode, push = jax.linearize(point, form.mode)
-    along = jax.vmap(push)(form.factor)
-    along = jnp.concatenate([along, jnp.zeros((len(mode), len(mode)))])
+    rows = jax.vmap(push)(form.factor)
+    rows = jnp.concatenate([rows, jnp.zeros((len(mode), len(mode)))])
     # QR of the reversed columns, so that the factor W of the covariance W' W is lower triangular.
-    factor = jnp.linalg.qr(along[:, ::-1], mode="r")[::-1, ::-1]
+    factor = jnp.linalg.qr(rows[:, ::-1], mode="r")[::-1, ::-1]
     return {"mode": mode, "factor": jnp.where(jnp.diagonal(factor) < 0, -1.0, 1.0)[:, None] * factor}
 
 
 @eqx.filter_jit
 def site_moments(posterior: AbstractPosterior) -> dict[str, tuple[Array, Array]]:
-    """{site: (mean, sd)}: of a Gaussian to first order, of draws their own."""
+    """{site: (mean, sd)}: to first order for a Gaussian, sample moments for draws."""
     form = posterior.unconstrained()
     if not isinstance(form, GaussianForm):
         samples = posterior._samples(jax.random.key(0), 0)

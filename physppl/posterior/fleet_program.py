@@ -1,4 +1,4 @@
-"""The program of one machine of a fleet: the fleet's model as far as its Dynamics, then that one's program."""
+"""The program of one machine of a fleet: the fleet's model up to its Dynamics, then the program of that."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ ALONE = "the posterior of one machine is not fitted, updated or scored: do that 
 
 
 class Place(NamedTuple):
-    """Where a machine stands: the plates around its Dynamics, outermost first."""
+    """Position of a machine: the plates around its Dynamics, outermost first."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
 
 class MachineProgram:
-    """The program of one machine: the fleet's model as far as its Dynamics, then that one's program at own values.
+    """The program of one machine: the fleet's model up to its Dynamics, then its program at the machine's values.
 
     Programs of different machines are equal, and share what is compiled: they differ in the prior that their sites are
     drawn from, not in the field at given values. Where sites in the plates are `known`, each machine's are its own.
@@ -72,7 +72,7 @@ class MachineProgram:
 
 
 class Reached(NamedTuple):
-    """A Dynamics within its plates, while the model that made it runs: its program closes over values of that run."""
+    """A Dynamics within its plates during a run of the model, whose values its program closes over."""
 
     dynamics: Dynamics
     record: Record
@@ -86,7 +86,7 @@ class Reached(NamedTuple):
 
 
 def run_to_dynamics(fleet: Callable, data: Transitions, hidden: "Hidden | None" = None) -> Reached:
-    """Run a fleet's model, and at its Dynamics that one's program; `hidden` closes over all sites that follow."""
+    """Run a fleet's model, and at its Dynamics the program of that; `hidden` answers all sites from there on."""
     reached = []
 
     def visit(dynamics, rows):
@@ -107,7 +107,7 @@ def open_plates() -> list[numpyro.plate]:
 
 
 class Hidden(Messenger):
-    """Once closed, answers all sites inside from a prior draw of its own, seen by no handler outside."""
+    """A handler that, once closed, answers all sites inside by prior draws that are hidden from outer handlers."""
 
     def __init__(self):
         self.closed, self.key = False, jax.random.key(0)
@@ -126,7 +126,7 @@ class Hidden(Messenger):
 
 
 class Answered(Replay):
-    """A replay whose deterministic sites are seen outside."""
+    """A replay whose deterministic sites are visible to outer handlers."""
 
     def process_message(self, msg) -> None:
         if msg["type"] != "deterministic":
@@ -134,7 +134,7 @@ class Answered(Replay):
 
 
 class Implied(dist.Distribution):
-    """A machine's value under the fleet's prior, drawn with the rest of it; its density alone is not known."""
+    """A machine's value under the fleet's prior, drawn jointly with the rest; its marginal density is not known."""
 
     def __init__(self, value, support, event_dim: int):
         self.value, self._support = jnp.asarray(value), support

@@ -1,4 +1,4 @@
-"""Which combinations of parameters data determine: the covariance after against the one before, in virtual space."""
+"""Identifiability of combinations of parameters: posterior against prior covariance in unconstrained space."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,8 +23,8 @@ from physppl.posterior.arviz import site_units
 from physppl.posterior.base import AbstractPosterior
 from physppl.posterior.summary import EXPANDED, INFORMED, aligned, amount, labels, number
 
-DETERMINED = 0.1  # of the prior's variance: less is left of a combination that the data determine
-UNDETERMINED = INFORMED**2  # more is left of one that they do not
+DETERMINED = 0.1  # of the prior's variance: less remains of a combination that the data determine
+UNDETERMINED = INFORMED**2  # more remains of one that they do not
 UNUSED = 1e-5  # noise sds: a parameter that moves all predictions by less than this, together, moves none
 SAME = 1e-6  # eigenvalues as close as this share one space, in which any basis is right
 SMALLEST = 0.1  # entry of a unit vector that is printed
@@ -36,16 +36,16 @@ class Identifiability:
     """A report on P parameters; print it. Entries of vector sites are parameters of their own.
 
     Attributes:
-        header: of what, on which data, at which point.
-        names: (P,) of the parameters.
-        units: (P,) of the parameters.
-        values: (P,) where the report holds, in the parameters' units.
+        header: model, data, and point of the report.
+        names: (P,), of the parameters.
+        units: (P,), of the parameters.
+        values: (P,) at the point of the report, in the parameters' units.
         sds: (P,) after the data, in the parameters' units, to first order.
         eigenvalues: (P,) variance after the data over variance before, of each combination, ascending:
             0 is determined, 1 is untouched.
-        directions: (P, P), one combination a row, of unit length, in units of the parameters' prior sds in virtual
-            space. The combinations are uncorrelated before the data and after them.
-        contraction: (P,) 1 - variance after / variance before, of each parameter in virtual space.
+        directions: (P, P), one combination a row, of unit length, in units of the parameters' prior sds in
+            unconstrained space. The combinations are uncorrelated before the data and after them.
+        contraction: (P,) 1 - variance after / variance before, of each parameter in unconstrained space.
         sensitivity: (P,) how far all predictions move together, in noise sds, when one parameter alone moves by one
             prior sd.
         marginalised: sites that are integrated out instead of reported: noise, and weights (long vectors).
@@ -85,21 +85,21 @@ class Identifiability:
         listed = [*range(size)] if size <= SHOWN else [*range(SHOWN // 2), *range(size - SHOWN // 2, size)]
         if len(listed) < size:
             text += f"; the {SHOWN // 2} most and least determined:"
-        combinations = [["variance left", "combination, in prior sds of virtual space"]]
+        combinations = [["variance left", "combination, in prior sds of unconstrained space"]]
         combinations += [[f"{self.eigenvalues[i]:.3g}", self.combination(i)] for i in listed]
         parameters = [["parameter", "value", "sd", "unit", "contraction", "sensitivity", "verdict"]]
         for i, name in list(enumerate(self.names))[:SHOWN]:
             figures = [number(self.values[i].item(), self.sds[i].item()), f"{self.sds[i]:.2g}", pretty(self.units[i])]
-            learnt = [f"{self.contraction[i]:.3f}", f"{self.sensitivity[i]:.3g}", self.verdict(i)]
-            parameters.append([name, *figures, *learnt])
+            measures = [f"{self.contraction[i]:.3f}", f"{self.sensitivity[i]:.3g}", self.verdict(i)]
+            parameters.append([name, *figures, *measures])
         return "\n".join([self.header, text, "", *aligned(combinations, {1}), "", *aligned(parameters, {0, 3, 6})])
 
     def verdict(self, index: int) -> str:
-        """What the data say about one parameter, in words."""
+        """Verdict on one parameter, in words."""
         left = 1 - self.contraction[index]
         if self.names[index] in self.unused:
             return "no prediction depends on it"
-        if left > UNDETERMINED:  # by itself it would keep 1 / (1 + sensitivity^2) of its variance
+        if left > UNDETERMINED:  # alone it would keep 1 / (1 + sensitivity^2) of its variance
             confounded = 1 / (1 + self.sensitivity[index] ** 2) < DETERMINED
             return "confounded with others" if confounded else "the data say little"
         return "determined" if left < DETERMINED else "in part"
@@ -108,19 +108,20 @@ class Identifiability:
 def identifiability(
     model: Dynamics | AbstractPosterior, data=None, *, at: dict[str, Any] | None = None
 ) -> Identifiability:
-    """Which combinations of parameters data determine, before a fit or after one.
+    """Report which combinations of parameters data determine, before a fit or after one.
 
-    Generalised eigenvalues of the covariance after the data against the one before, in virtual space. Before a fit the
-    data enter by their Fisher information at one point, so a design without outcomes will do; after a Laplace fit the
-    same holds at its mode. Either way a direction that the data do not touch has eigenvalue 1 to rounding, whatever
-    the prior. A belief held as draws is judged by its draws' covariance, known to within sqrt(2 / effective draws).
+    Generalised eigenvalues of the covariance after the data against the one before, in unconstrained space. Before a
+    fit the data enter by their Fisher information at one point, so that a design without outcomes suffices; after a
+    Laplace fit likewise at its mode. In both cases a direction without information in the data has eigenvalue 1 to
+    rounding, whatever the prior. A posterior held as draws enters by their covariance, known to within
+    sqrt(2 / effective draws).
 
     Args:
         model: a Dynamics, with data; or a Posterior, alone.
         data: Transitions or Trajectories, recorded or planned: outcomes are not needed. (Without readings a filter
             follows simulated ones.)
-        at: {site: value} where to ask, in the sites' units; of sites that are not named, and by default of all, the
-            median of the prior in virtual space.
+        at: {site: value} of the point, in the sites' units; for sites that are not named, and by default for all, the
+            median of the prior in unconstrained space.
 
     Raises:
         TypeError: for anything else.
@@ -160,10 +161,11 @@ def _after(posterior, form: Form) -> Identifiability:
 
 
 def _updated(before: np.ndarray, fisher) -> np.ndarray:
-    """Covariance of a Gaussian belief after data with this Fisher information; exactly `before` where that is zero."""
+    """Covariance of a Gaussian after data with this Fisher information; exactly `before` where that is zero."""
     lower = np.linalg.cholesky(before)
     gain, vectors = np.linalg.eigh(lower.T @ np.asarray(fisher) @ lower)
-    # An exact Hessian, of a likelihood that is not Gaussian, may be negative away from the mode: nothing is learnt.
+    # With before = L L' and L' F L = V diag(g) V', the covariance after is L V diag(1 / (1 + g)) V' L'. An exact
+    # Hessian, of a likelihood that is not Gaussian, may have g < 0 away from the mode: it counts as no information.
     factor = lower @ vectors / np.sqrt(1 + np.maximum(gain, 0.0))
     return factor @ factor.T
 
@@ -200,7 +202,7 @@ def _plain(basis: np.ndarray) -> np.ndarray:
 
 
 def _design(model: Dynamics, data):
-    """Data as a fit takes them: checked, padded, in double precision, with outcomes of any kind."""
+    """Data as in a fit: checked, padded, in double precision; outcomes are simulated where there are none."""
     model.check(data)
     data = data.bucketed(model.dt)
     data = jax.tree.map(lambda x: jnp.asarray(x, float if np.asarray(x).dtype.kind == "f" else None), data)
@@ -208,13 +210,13 @@ def _design(model: Dynamics, data):
 
 
 def _simulated(model: Dynamics, data, sites):
-    """The same inputs with outcomes drawn from the model: a filter follows what it reads."""
+    """The same inputs with outcomes drawn from the model, which a filter needs."""
     run = handlers.substitute(handlers.seed(model, jax.random.key(0)), data=sites)
     return data.with_outcomes(handlers.trace(run).get_trace(data.inputs)[model.likelihood(data).site]["value"])
 
 
 def _point(space: UnconstrainedSpace, model, data, median, at: dict[str, Any]):
-    """The point of virtual space at given site values, at the median elsewhere."""
+    """The point of unconstrained space at given site values, at the median elsewhere."""
     latent, *args = latent_part(model, data)
     values = dict(space.sites(model, jnp.asarray(median), data))
     for name, value in at.items():
@@ -229,7 +231,7 @@ def _point(space: UnconstrainedSpace, model, data, median, at: dict[str, Any]):
 
 
 def parameters(space: UnconstrainedSpace, model, data) -> list[tuple[str, str, str]]:
-    """(site, name, unit) of every entry of virtual space."""
+    """(site, name, unit) of every entry of unconstrained space."""
     units = site_units(SimpleNamespace(model=model, data=data))
     return [
         (site, *label)
@@ -262,21 +264,21 @@ def _report(space, model, data, z, fisher, before, after, place: str) -> Identif
 def _nuisances(space: UnconstrainedSpace, model) -> tuple[str, ...]:
     """Sites that a report leaves out: of a Dynamics those outside its program, and weights, if any other is left."""
     sizes = {name: int(np.prod(shape)) for name, shape in zip(space.names, space.shapes, strict=True)}
-    own = set(sizes)
+    of_program = set(sizes)
     if isinstance(model, Dynamics):
-        own = {DELAY, *handlers.trace(handlers.seed(model.program, jax.random.key(0))).get_trace()}
-    kept = [name for name, size in sizes.items() if name in own and size <= EXPANDED]
-    kept = kept or [name for name in sizes if name in own] or list(sizes)
-    return tuple(name for name in sizes if name not in kept)
+        of_program = {DELAY, *handlers.trace(handlers.seed(model.program, jax.random.key(0))).get_trace()}
+    reported = [name for name, size in sizes.items() if name in of_program and size <= EXPANDED]
+    reported = reported or [name for name in sizes if name in of_program] or list(sizes)
+    return tuple(name for name in sizes if name not in reported)
 
 
 @eqx.filter_jit
 def _constrained(space: UnconstrainedSpace, model, data, z) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
-    """Each entry's value in its unit and its slope; of sites whose entries do not map one to one, the virtual ones."""
+    """Value of each entry in its unit, and its slope; unconstrained ones for sites without a map entry by entry."""
 
     def values(z):
         parts, sites = space.split(z), space.sites(model, z, data)
-        same = lambda name: jnp.shape(sites[name]) == jnp.shape(parts[name])  # noqa: E731
-        return jnp.concatenate([jnp.ravel(sites[name] if same(name) else parts[name]) for name in space.names])
+        pairs = [(sites[name], parts[name]) for name in space.names]
+        return jnp.concatenate([jnp.ravel(s if jnp.shape(s) == jnp.shape(p) else p) for s, p in pairs])
 
     return values(z), jnp.diagonal(jax.jacfwd(values)(z))

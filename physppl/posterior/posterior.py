@@ -18,7 +18,7 @@ from physppl.posterior.verdict import Check
 class Posterior(AbstractPosterior):
     """A posterior predictive transition object: functions to draw and predict with, sites, and reports on the fit.
 
-    Backends derive from it and give the four methods of `AbstractPosterior`; the attributes are those.
+    Backends derive from it and define the four methods of `AbstractPosterior`, which describes the attributes.
     """
 
     def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 1000):
@@ -47,7 +47,7 @@ class Posterior(AbstractPosterior):
     def machine(self, *index: int, **plates: int) -> "MachinePosterior":
         """The posterior of one machine of a fleet: to draw, predict and act with.
 
-        It contains what was learned from the other machines. `posterior.machine(3)`; with plates in plates one index
+        It includes the information from the other machines. `posterior.machine(3)`; with plates in plates one index
         each, outermost first, or by name: `posterior.machine(hall=1, machine=3)`.
 
         Raises:
@@ -110,9 +110,9 @@ class MachinePosterior(Posterior):
     def moments(self) -> dict[str, tuple[Array, Array]]:
         """{site: (mean, sd)} of the machine and of the population, deterministic sites included, in the sites' units.
 
-        Of a Gaussian to first order at its mode (the delta method), of draws their own. Where a deterministic site is
-        bent along a ridge, as a mass that is computed from the population's mean and sd and the machine's offset, the
-        first order stays on the ridge that Gaussian draws leave.
+        To first order at the mode of a Gaussian (the delta method), sample moments of draws. Where a deterministic site
+        is nonlinear along a ridge, as a mass computed from the population's mean and sd and the machine's offset, the
+        first order stays on the ridge, which Gaussian draws leave.
         """
         dtype = jnp.result_type(float)
         with jax.enable_x64(True):
@@ -123,7 +123,7 @@ class MachinePosterior(Posterior):
         return self.fleet.check(key)
 
     def save(self, path) -> None:
-        """Raise TypeError: the fleet's posterior is saved, and has the machine again once it is loaded."""
+        """Raise TypeError: the fleet's posterior is to be saved, of which the machine is taken after loading."""
         raise TypeError(
             "save: this is one machine of a fleet. Save the fleet's posterior, and ask what is loaded for the machine: "
             f"load(path, model).machine({', '.join(map(str, self.model.program.index))})."

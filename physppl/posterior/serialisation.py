@@ -1,7 +1,8 @@
 """Values as JSON and bytes: the tree of a posterior, without code.
 
-Numbers, text and None are themselves; all else is a list that begins with its kind. Arrays go by dtype, shape and where
-their bytes begin. Classes go by name, and are looked up among the imported equinox modules and NamedTuples alone.
+Numbers, text and None stand for themselves; other values are lists that begin with their kind. Arrays are written as
+dtype, shape and the offset of their bytes. Classes are written by name, and looked up among the imported equinox
+modules and NamedTuples alone.
 """
 
 import contextlib
@@ -23,20 +24,20 @@ RENAMED = {"VirtualSpace": "UnconstrainedSpace"}  # classes in files that were s
 
 
 class Writer:
-    """Makes nodes of values. What equals `model` is written as a mark.
+    """Makes nodes of values; a value that equals `model` becomes a mark.
 
     Attributes:
-        arrays: bytes of the arrays met so far.
+        arrays: bytes of the arrays so far.
     """
 
     def __init__(self, model: Any):
         self.model, self.arrays, self.size = model, [], 0
 
     def node(self, value: Any, name: str) -> Any:
-        """The node of a value; `name` says where it stands.
+        """The node of a value; `name` is its place, for errors.
 
         Raises:
-            TypeError: for what a file cannot hold.
+            TypeError: for a value that a file cannot hold.
         """
         if value is None or type(value) in (bool, int, float, str):
             return value
@@ -52,7 +53,7 @@ class Writer:
         if kind is dict:
             items = [[self.node(k, f"a key of {name}"), self.node(v, f"{name}[{k!r}]")] for k, v in value.items()]
             return ["dict", items]
-        composite = parts(value) if _known(kind) else None
+        composite = parts(value) if _is_storable(kind) else None
         if composite is None:
             raise TypeError(
                 f"save: {name} is a {kind.__name__}, which a file cannot hold. It holds arrays, numbers, text, tuples, "
@@ -83,7 +84,7 @@ class Writer:
 
 
 class Reader:
-    """Makes values of nodes; `model` stands where one was marked, `where` begins its messages."""
+    """Makes values of nodes; `model` replaces the marks, `where` begins the messages."""
 
     def __init__(self, arrays: bytes, model: Any, where: str):
         self.arrays, self.model, self.where = arrays, model, where
@@ -92,7 +93,7 @@ class Reader:
         """The value of a node.
 
         Raises:
-            ValueError: for a class that is not imported, is not there, is of another kind, or has other fields.
+            ValueError: for a class that is not imported, does not exist, is of another kind, or has other fields.
         """
         if not isinstance(node, list):
             return node
@@ -115,7 +116,7 @@ class Reader:
 
     def _object(self, module: str, name: str, nodes: dict[str, Any]):
         kind: Any = _class(module, name)
-        if not _known(kind):
+        if not _is_storable(kind):
             if module not in sys.modules:
                 why = f"which is not imported. Import {module}, if you trust it, and load again."
             elif kind is None:
@@ -129,15 +130,15 @@ class Reader:
             raise ValueError(f"{self.where} was saved with another {name}: this one has no {', '.join(other)}.")
         if not isinstance(fields, dict):
             return tuple.__new__(cast(Any, kind), [values[field] for field in fields])
-        made = object.__new__(kind)
+        instance = object.__new__(kind)
         for field, declared in fields.items():
             default = (
                 declared.default if declared.default_factory is dataclasses.MISSING else declared.default_factory()
             )
             if (value := values.get(field, default)) is dataclasses.MISSING:
-                raise ValueError(f"{self.where} was saved with another {name}: it knows no {field}.")
-            object.__setattr__(made, field, value)
-        return made
+                raise ValueError(f"{self.where} was saved with another {name}: it has no {field}.")
+            object.__setattr__(instance, field, value)
+        return instance
 
 
 def _little(dtype: str) -> np.dtype:
@@ -145,23 +146,26 @@ def _little(dtype: str) -> np.dtype:
 
 
 def _class(module: str, name: str) -> Any:
-    """The class of this name: one of this library wherever it stands today, else at the top level of its module, which
-    must be imported, or in a class there."""
-    own = __name__.split(".")[0]
-    if module.split(".")[0] == own:
-        with contextlib.suppress(ModuleNotFoundError):  # of a file that was saved when the class stood elsewhere
+    """The class of this name, or None.
+
+    A class of this library is found in whichever module holds it today; others at the top level of their module, which
+    must be imported, or in a class there.
+    """
+    package = __name__.split(".")[0]
+    if module.split(".")[0] == package:
+        with contextlib.suppress(ModuleNotFoundError):  # the class has moved since the file was saved
             importlib.import_module(module.rpartition(".")[0] or module)
         name = RENAMED.get(name, name)
-        ours = [vars(m).get(name) for place, m in sorted(sys.modules.items()) if place.startswith(f"{own}.")]
-        return next((kind for kind in ours if _known(kind) and kind.__module__.startswith(f"{own}.")), None)
+        kinds = [vars(m).get(name) for place, m in sorted(sys.modules.items()) if place.startswith(f"{package}.")]
+        return next((k for k in kinds if _is_storable(k) and k.__module__.startswith(f"{package}.")), None)
     kind: Any = sys.modules.get(module)
     for part in name.split("."):
         kind = vars(kind).get(part) if hasattr(kind, "__dict__") else None
     return kind
 
 
-def _known(kind: Any) -> bool:
-    """Whether a file may hold such a thing: an equinox module or a NamedTuple."""
+def _is_storable(kind: Any) -> bool:
+    """True for classes whose instances a file may hold: equinox modules and NamedTuples."""
     if not isinstance(kind, type):
         return False
     return issubclass(kind, eqx.Module) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))

@@ -1,4 +1,4 @@
-"""The table a fit ends with: every parameter with its unit, how far the data moved it, and a verdict in words."""
+"""Summary table of a fit: every parameter with its unit, its contraction by the data, and a verdict in words."""
 
 import html
 import math
@@ -23,7 +23,7 @@ DRAWS = 4000  # sds are known to 1.1 %, their ratios to 1.6 %
 # Posterior contraction (M. Betancourt, "Towards a principled Bayesian workflow", 2020) is 1 - (sd / prior sd)^2.
 LEARNED = 0.3  # of the prior's sd: more than nine tenths of its variance are gone
 INFORMED = 0.9  # from here on the ratio is 1 within six times the error of its estimate: still the prior
-TAIL = 0.0228  # of the prior's mass: two sds of the Gaussian in virtual space
+TAIL = 0.0228  # of the prior's mass: two sds of the Gaussian in unconstrained space
 MARGIN = 0.01  # of the range between two bounds: a machine is rarely built within one per cent of a guess's end
 # A prior that is flat at its lower bound has 5 % of its mass below a tenth of its median; one with less than half of
 # that vanishes there and speaks against small values. A noise or a friction of nearly zero is no edge otherwise.
@@ -40,9 +40,9 @@ class Summary:
     """A table; `str` aligns it, notebooks show it as HTML.
 
     Attributes:
-        header: what was fitted, how, and how it ended.
+        header: backend, model, status and data of the fit.
         rows: one dict per parameter: name, site, unit, mean, sd, low, high (5 and 95 %), contraction (sd / prior sd),
-            verdict, and with a truth: truth, inside (whether it lies between low and high).
+            verdict, and with a truth: truth, inside (True if it lies between low and high).
     """
 
     header: str
@@ -73,8 +73,7 @@ class Summary:
                 "< 0.001" if row["contraction"] < 1e-3 else f"{row['contraction']:.3f}",
             ]
             if has_truth:
-                known = "truth" in row
-                cells += [f"{row['truth']:.4g}" if known else "", ("yes" if row["inside"] else "no") if known else ""]
+                cells += [f"{row['truth']:.4g}", "yes" if row["inside"] else "no"] if "truth" in row else ["", ""]
             body.append([*cells, row["verdict"]])
         return [*head, "verdict"], body
 
@@ -105,26 +104,26 @@ def summarise(key: PRNGKeyArray, posterior, *, truth: dict | None = None) -> Sum
     Raises:
         KeyError: for a truth of a site that the model has not, with close matches.
     """
-    found = entries(key, posterior)
-    sites = {entry.site: None for entry in found}
+    all_entries = entries(key, posterior)
+    sites = {entry.site: None for entry in all_entries}
     for site in truth or {}:
         if site not in sites:
             raise unknown("site", site, sites, "summary(truth=...)")
     rows = []
     for site in sites:
-        parts = [entry for entry in found if entry.site == site]
-        if len(parts) > EXPANDED:
-            rows.append(_shared(site, parts))
+        of_site = [entry for entry in all_entries if entry.site == site]
+        if len(of_site) > EXPANDED:
+            rows.append(_shared(site, of_site))
             continue
-        known = [None] * len(parts)
+        truths = [None] * len(of_site)
         if truth is not None and site in truth:
-            known = np.broadcast_to(np.asarray(truth[site], float).ravel(), len(parts)).tolist()
-        rows += [_row(entry, value) for entry, value in zip(parts, known, strict=True)]
+            truths = np.broadcast_to(np.asarray(truth[site], float).ravel(), len(of_site)).tolist()
+        rows += [_row(entry, value) for entry, value in zip(of_site, truths, strict=True)]
     return Summary(_header(posterior), rows)
 
 
 class Entry(NamedTuple):
-    """One scalar of one site, with draws (S,) of the belief and of the prior, and the support's two ends if it has."""
+    """One scalar of one site, with posterior and prior draws (S,), and the two bounds of its support if it has."""
 
     name: str
     site: str
@@ -138,16 +137,16 @@ def entries(key: PRNGKeyArray, posterior) -> list[Entry]:
     """All scalars of a posterior, sites in the order of the program."""
     posterior_key, prior_key = jax.random.split(key)
     samples = posterior.samples(posterior_key, DRAWS)
-    units, found = site_units(posterior), []
+    units, scalars = site_units(posterior), []
     for site, (prior, bounds) in _prior(prior_key, posterior, set(samples)).items():
         draws = np.asarray(samples[site], float)
         names = labels(posterior.model, site, units.get(site.replace("/", "."), ""), draws.shape[1:])
         columns = zip(draws.reshape(len(draws), -1).T, prior.reshape(len(prior), -1).T, strict=True)
-        found += [
+        scalars += [
             Entry(name, site, unit, now, before, bounds)
             for (name, unit), (now, before) in zip(names, columns, strict=True)
         ]
-    return found
+    return scalars
 
 
 def _prior(key: PRNGKeyArray, posterior, names) -> dict[str, tuple]:
@@ -222,11 +221,11 @@ def _verdict(contraction: float, edge: bool) -> str:
 
 
 def at_edge(draws: np.ndarray, prior: np.ndarray, bounds: tuple[float, float] | None) -> bool:
-    """Whether a belief sits where its prior has next to nothing, or against one of its bounds.
+    """True if the posterior lies where its prior has almost no mass, or against one of its bounds.
 
     Args:
-        draws, prior: (S,) of the belief and of the prior.
-        bounds: of the support, where it has two. One at zero is no edge.
+        draws, prior: posterior and prior draws (S,).
+        bounds: the two bounds of the support, or None. A bound at zero is no edge.
     """
     median = np.median(draws)
     low, high = np.quantile(prior, [TAIL, 1 - TAIL])
@@ -235,7 +234,7 @@ def at_edge(draws: np.ndarray, prior: np.ndarray, bounds: tuple[float, float] | 
     if bounds is None:
         return bool(median < low or median > high)
     margin = MARGIN * (bounds[1] - bounds[0])
-    if bounds[0] == 0:  # next to nothing, as a friction can be; nothing lies beyond
+    if bounds[0] == 0:  # a friction may be almost zero; nothing lies beyond
         return bool(median > min(high, bounds[1] - margin))
     return bool(median < max(low, bounds[0] + margin) or median > min(high, bounds[1] - margin))
 
@@ -260,12 +259,12 @@ def _header(posterior) -> str:
 
 
 def amount(data) -> list[str]:
-    """How much there is, in words; nothing for data that are not ours."""
+    """The amount of data, in words; empty for objects that are no Data."""
     return [data.describe()] if isinstance(data, Data) else []
 
 
 def aligned(lines: list[list[str]], left: set[int]) -> list[str]:
-    """Lines of cells as text in columns, to the left those of `left`, to the right the others."""
+    """Lines of cells as text in columns: those of `left` aligned to the left, the others to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     cells = [
         [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]

@@ -1,4 +1,4 @@
-"""Verdicts on a fit: the reasons that speak against it, what was measured, and what could not be checked."""
+"""Verdicts on a fit: reasons against it, measured figures, and the checks that were not possible."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ Figures = dict[str, float | int]
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a verdict is not `ok`: how bad it is, the finding, and the remedy."""
+    """A reason against a fit: its verdict, the finding, and the remedy."""
 
     verdict: str
     finding: str
@@ -22,7 +22,7 @@ class Reason:
 
 
 def status_reasons(status) -> list[Reason]:
-    """What the status of a fit says against it; nothing where it is OK."""
+    """Reasons against a fit by its status; none where that is OK."""
     status = Status(int(status))
     if status is Status.OK:
         return []
@@ -38,9 +38,9 @@ class Check:
     Attributes:
         header: the fit and its method.
         reasons: the worst first; none for a fit that is ok.
-        figures: {name: value} of what was measured, whatever came out.
-        not_checked: what could not be checked, and why.
-        seen: False where nothing could be said about the fit itself.
+        figures: {name: value} of all that was measured.
+        not_checked: checks that were not possible, with the cause.
+        seen: False where the fit itself could not be checked.
     """
 
     header: str
@@ -51,7 +51,7 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """`ok`, `doubtful` (usable with care for the reasons), `unusable`, or `not checked` (nothing is known)."""
+        """`ok`, `doubtful` (usable with care for the reasons), `unusable`, or `not checked` (no statement)."""
         if self.reasons:
             return self.reasons[0].verdict
         return OK if self.seen else NOT_CHECKED
