@@ -160,7 +160,7 @@ class Constrained(eqx.Module):
     task: Task
 
     def __call__(self, states: Float[Array, "H1 D"], actions: Float[Array, "H A"]) -> Float[Array, ""]:
-        return self.value(states, actions) - self.task.trespass(states)
+        return self.task.penalised(self.value(states, actions), states)
 
     def after(self, state: Float[Array, " D"], action: Float[Array, " A"]) -> "Constrained":
         """The same once this has happened: what is known already has no value any more."""
