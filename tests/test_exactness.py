@@ -7,11 +7,13 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from helpers import (
+    linear_action,
     linear_data,
     linear_dynamics,
     linear_features,
     linear_mean,
     linear_noise,
+    linear_program,
     linear_sd,
     linear_state,
     recording,
@@ -20,9 +22,10 @@ from numpyro.infer.util import potential_energy
 from scipy.stats import multivariate_normal
 
 import physppl as pp
+from physppl.density import curvature
 from physppl.density.mode import find_mode
 from physppl.density.unconstrained import UnconstrainedSpace
-from physppl.inference import Laplace, curvature
+from physppl.inference import Laplace
 from physppl.inference.laplace import at
 from physppl.models import cartpole, pendulum
 
@@ -265,3 +268,15 @@ def test_the_search_leaves_a_region_of_negative_curvature():
     found = find_mode(evaluate, jnp.array([[5.0, -3.0]]), jnp.ones(2), steps=40)
     assert np.max(np.abs(found.point)) < 1e-9
     within(found.local.curvature, 2 * np.eye(2), 1e-9)
+
+
+def test_entropy_leaves_noises_out():
+    """That of the program's parameters is the marginal one, whatever is known of the noise."""
+    dynamics = pp.Dynamics(linear_program, linear_state, linear_action, dt=0.1, process_noise=dist.LogNormal(0.0, 1.0))
+    posterior = eqx.filter_jit(at)(
+        dynamics, linear_data(rows=8), jnp.concatenate([jnp.asarray(linear_mean), jnp.zeros(2)])
+    )
+    covariance = np.asarray(posterior.factor.T @ posterior.factor)
+    assert posterior.space.names[-1] == "process_noise" and covariance.shape == (6, 6)
+    exact = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance[:4, :4])[1]
+    assert float(posterior.entropy()) == pytest.approx(exact, abs=1e-9)
