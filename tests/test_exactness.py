@@ -258,6 +258,17 @@ def test_data_without_noise_pin_the_physics_and_bound_the_noise(x64):
     assert np.all(samples["process_noise"] < 1e-5 * dynamics.state.scale)
 
 
+def test_the_search_goes_uphill():
+    """Up -log cosh, where a Newton step from 2 lands farther off on the other side, and the next one farther still."""
+
+    def evaluate(z):
+        height, slope = jax.value_and_grad(lambda z: -jnp.sum(jnp.log(jnp.cosh(z))))(z)
+        return curvature.Local(height, slope, jnp.diag(jnp.cosh(z) ** -2))
+
+    found = jax.jit(lambda z: find_mode(evaluate, z, jnp.full(1, 10.0), 50))(jnp.array([[2.0]]))
+    assert abs(found.point[0]) < 1e-6
+
+
 def test_the_search_leaves_a_region_of_negative_curvature():
     """Where no step can be made the damping must grow until one can, and not shrink because the point is no worse."""
 

@@ -291,6 +291,15 @@ def test_the_robust_filter_loses_little_against_the_exact_one():
         assert errors[0] < 0.7 * errors[1], errors
 
 
+def test_predicted_readings_have_the_variance_of_state_and_sensor():
+    """Of a Student-t sensor df / (df - 2) times its squared scale, and that of the state in full."""
+    space, df, r = pp.StateSpace(x=pp.Real()), 4.0, 0.5
+    dynamics = pp.Dynamics(random_walk, space, action, dt=DT, process_noise=1.0, measurement_noise=r, measurement_df=df)
+    data = pp.Trajectories(np.zeros((3, 1)), np.zeros((3, 1)), dt=DT, start=(np.zeros(1), np.full(1, 0.7)))
+    variance = jax.jit(lambda data: log_density(dynamics, (data,), {}, {})[1]["observation"]["fn"].variance)(data)
+    np.testing.assert_allclose(variance[0, 0], 0.7**2 + r**2 * df / (df - 2), rtol=1e-12)
+
+
 def test_propagation_is_exact_for_squares():
     """Of a Gaussian x of mean m and variance v, x^2 has mean m^2 + v, variance 4 m^2 v + 2 v^2, covariance 2 m v."""
     m, v = 0.7, 0.3
@@ -300,10 +309,11 @@ def test_propagation_is_exact_for_squares():
 
 
 def test_a_start_that_nobody_states_is_the_first_reading():
-    """With the state's scale as its sd: the first reading is expected where it is, with both variances."""
+    """With the state's scale as its sd: a reading at the start is expected there, with both variances."""
     dynamics = pp.Dynamics(program, state, action, dt=DT, process_noise=Q, measurement_noise=0.5)
     readings = np.array([[np.nan, np.nan], [1.5, -0.7], [0.0, 0.0]])
-    course = filtered(dynamics, jax.tree.map(jnp.asarray, values), pp.Trajectories(readings, np.zeros((3, 1)), dt=DT))
+    data = pp.Trajectories(readings, np.zeros((3, 1)), dt=DT)
+    course = jax.jit(lambda sites: filtered(dynamics, sites, data))(jax.tree.map(jnp.asarray, values))
     np.testing.assert_allclose(course.expected[0, 0], readings[1], rtol=1e-12)
     np.testing.assert_allclose(course.spread[0, 0], np.hypot(state.scale, 0.5), rtol=1e-12)
 
@@ -330,8 +340,9 @@ def simulated(dynamics, design, count: int) -> np.ndarray:
 def test_simulated_recordings_have_their_moments():
     """Late and inexact inputs, and segments: 18 means and 171 covariances by their standard errors."""
     count, design = 4000, recording(6, segment=2)
-    readings = simulated(bind(**late_and_inexact), design, count).reshape(count, -1)
-    oracle = dense(design, **values, delay=2, gain_error=0.1, timing_error=0.3)
+    dynamics = bind(input_delay=2, input_gain_error=1.0, input_timing_error=1.0)
+    readings = simulated(dynamics, design, count).reshape(count, -1)
+    oracle = dense(design, **values, delay=2, gain_error=1.0, timing_error=1.0)
     mean, covariance = oracle._replace(valid=np.ones(6, bool)).readings()
     sd = np.sqrt(np.diag(covariance))
     assert np.all(np.abs(readings.mean(0) - mean) < 4.5 * sd / np.sqrt(count))
