@@ -120,7 +120,7 @@ def test_a_terminal_value_is_counted_once():
 def test_information_gain_counts_time(joint):
     """Of s' = s + gain t, gain of sd .1: a step at time t tells about gain with the factor t .1 / noise."""
     with jax.enable_x64(True):
-        value = pp.InformationGain(joint=joint).bind(TASK, clock_prior(noise=0.01))
+        value = Constrained(pp.InformationGain(joint=joint).bind(TASK, clock_prior(noise=0.01)), TASK)
         states, actions = jnp.zeros((4, 1)), jnp.zeros((3, 1))
         for begin in (0, 1, 2):
             told = (0.1 * np.arange(6) * 0.1 / 0.01) ** 2
