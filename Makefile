@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NO_ADDOPTS := --override-ini addopts=
 
-.PHONY: demo test lint bench science docs clean
+.PHONY: demo test lint bench science mutants docs clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -42,6 +42,10 @@ bench: $(VENV)/.installed-dev
 
 science: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(NO_ADDOPTS) --ignore=tests/benchmarks -m science
+
+# Planted faults, by default all: `make mutants FAULTS=kalman`, `make mutants FAULTS=--list`.
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutants/run.py $(FAULTS)
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

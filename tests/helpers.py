@@ -4,6 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +21,13 @@ from physppl.inference import (
     Ensemble,
     FunctionSpaceVI,
     Laplace,
+    LaplacePosterior,
     NestedLaplace,
     NeuralLinear,
     StructuredLaplace,
+    laplace,
 )
+from physppl.internal.precision import doubles
 from physppl.planning import (
     ICEM,
     MPPI,
@@ -36,6 +40,7 @@ from physppl.planning import (
     Spline,
     White,
 )
+from physppl.posterior.backend import empty
 
 
 def own_features(x, u):
@@ -109,6 +114,25 @@ def linear_program():
 def linear_dynamics() -> pp.Dynamics:
     """The linear Step with known noise."""
     return pp.Dynamics(linear_program, linear_state, linear_action, dt=0.1, process_noise=linear_noise)
+
+
+def clock_program():
+    """s' = s + gain t: a program that reads the time."""
+    gain = numpyro.sample("gain", dist.Normal(1.0, 0.1))
+    return pp.Step(lambda t, x, u: x + gain * t)
+
+
+def clock_dynamics(noise: float = 0.2, **options) -> pp.Dynamics:
+    """The clock in one coordinate, steps of 0.1 s."""
+    state, action = pp.StateSpace(place=pp.Real("m")), pp.ActionSpace(push=pp.Bounded(-1.0, 1.0))
+    return pp.Dynamics(clock_program, state, action, dt=0.1, process_noise=noise, **options)
+
+
+def clock_prior(noise: float = 0.2, **options) -> LaplacePosterior:
+    """The belief about the clock before data: gain is N(1, .1)."""
+    dynamics = clock_dynamics(noise, **options)
+    with jax.enable_x64(True):
+        return eqx.filter_jit(laplace.at)(dynamics, doubles(empty(dynamics)), jnp.ones(1))
 
 
 def linear_data(seed: int = 0, rows: int = 40) -> pp.Transitions:

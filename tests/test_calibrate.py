@@ -28,6 +28,7 @@ from physppl.evaluation.calibration import Calibration, calibrate
 from physppl.inference import HMC, DrawsPosterior, Laplace
 from physppl.internal.errors import Status
 from physppl.models import pendulum
+from physppl.posterior.backend import Backend
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,20 @@ def test_the_last_batch_is_cut_and_more_data_sets_begin_with_the_same(exact):
     fewer = calibrate(jax.random.key(0), linear_dynamics(), linear_data(rows=6), Laplace(starts=1), datasets=60)
     assert fewer.draws.shape == (60, 99, 4)
     assert np.array_equal(fewer.draws, exact.draws[:60])
+
+
+class Numbered(Backend):
+    """A belief of 397 given draws: their numbers, in every parameter."""
+
+    def fit(self, key, model, data):
+        space = UnconstrainedSpace.of(model, data)
+        points = jnp.broadcast_to(jnp.arange(397.0)[None, :, None], (1, 397, space.size))
+        return DrawsPosterior(model, data, space, points)
+
+
+def test_ranked_draws_are_spaced_evenly():
+    found = calibrate(jax.random.key(0), linear_dynamics(), linear_data(rows=1), Numbered(), datasets=1, draws=5)
+    assert np.array_equal(found.draws[0, :, 0], [0, 99, 198, 297, 396])
 
 
 @pytest.mark.science

@@ -132,6 +132,23 @@ def test_fingerprints_tell_content_and_nothing_else():
     assert fingerprint(reward(1.0)) == fingerprint(reward(1.0)) != fingerprint(reward(2.0))
 
 
+def test_fingerprints_see_defaults():
+    def positional(scale):
+        def reward(x, u, scale=scale):
+            return scale * x[0]
+
+        return reward
+
+    def by_name(scale):
+        def reward(x, u, *, scale=scale):
+            return scale * x[0]
+
+        return reward
+
+    for make in (positional, by_name):
+        assert fingerprint(make(1.0)) == fingerprint(make(1.0)) != fingerprint(make(2.0))
+
+
 GRAVITY = 9.81
 
 

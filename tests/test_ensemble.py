@@ -7,10 +7,12 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from helpers import (
+    clock_dynamics,
     linear_action,
     linear_data,
     linear_dynamics,
     linear_features,
+    linear_mean,
     linear_noise,
     linear_program,
     linear_state,
@@ -23,6 +25,7 @@ from physppl.inference import (
     Adam,
     Anchored,
     Bootstrap,
+    DrawsPosterior,
     Ensemble,
     EnsemblePosterior,
     Laplace,
@@ -31,11 +34,13 @@ from physppl.inference import (
     disagreement,
     widest_disagreement,
 )
-from physppl.inference.diversity import Joint
-from physppl.language.transition import LaterTransition
+from physppl.inference.diversity import Joint, Member
+from physppl.internal.precision import doubles
+from physppl.language.transition import LaterTransition, SwitchingTransition
 from physppl.models import pendulum
 from physppl.planning import ICEM
 from physppl.planning.planner import evaluate
+from physppl.posterior.backend import empty
 
 KEY = jax.random.key(0)
 STATE, ACTIONS = np.array([0.3, -0.5]), np.array([[0.5], [-0.9], [0.1], [0.7]])
@@ -77,6 +82,77 @@ def test_anchored_members_are_draws_of_bayesian_regression(anchored):
     assert np.all(np.abs(theta.mean(0) - exact.mean) < 4 * sd / np.sqrt(n))
     error = np.sqrt((np.outer(sd**2, sd**2) + exact.covariance**2) / n)
     assert np.all(np.abs(np.cov(theta.T) - exact.covariance) < 4.5 * error)
+
+
+def test_before_data_an_anchor_is_the_mode(x64):
+    """Of Normal sites: the tilted prior has its maximum at the draw that the member was given."""
+    dynamics, data = linear_dynamics(), linear_data(rows=1)
+    space = UnconstrainedSpace.of(dynamics, data)
+
+    @jax.jit
+    def slope(draw):
+        tilt = Anchored().member(KEY, Joint(space, dynamics, data), draw).tilt
+        return jax.grad(lambda z: space.log_prior(dynamics, z, data) + tilt.value(z, {}, {}))(draw)
+
+    assert np.abs(slope(jnp.array([1.0, -2.0, 0.3, 0.2]))).max() < 1e-12
+
+
+def test_a_minibatch_of_equal_rows_is_all_of_them(x64):
+    """Whichever rows a step draws, its gradient is then that of all: both searches take the same steps."""
+    dynamics, data = linear_dynamics(), doubles(linear_data(rows=1)[np.zeros(12, int)])
+    joint = Joint(UnconstrainedSpace.of(dynamics, data), dynamics, data)
+    starts = jnp.asarray(linear_mean) + jnp.array([[0.5], [-0.5]])
+    members = jax.vmap(lambda start: Member(start, data, None))(starts)
+    whole, part = (
+        jax.jit(lambda m, s=Adam(steps=10, rows=rows): s.run(KEY, joint, m, starts, False).points)(members)
+        for rows in (None, 3)
+    )
+    assert np.all(whole != starts)
+    np.testing.assert_allclose(part, whole, rtol=1e-9)
+
+
+def test_bootstrap_resamples_rows():
+    """Of 25 rows drawn 25 times more than 22 differ once in 10,000 keys; rows that do not count never come."""
+    rows = np.arange(40.0)[:, None]
+    data = pp.Transitions(rows, rows, rows + 0.5, valid=rows[:, 0] < 25)
+    drawn = jax.jit(resampled)(KEY, data)
+    chosen = np.asarray(drawn.states)[:25, 0]
+    assert len(set(chosen)) <= 22 and chosen.max() < 25
+    assert np.array_equal(drawn.next_states[:, 0], drawn.states[:, 0] + 0.5)  # rows stay together
+
+
+def test_bootstrap_resamples_recordings():
+    readings = np.arange(25.0)[:, None, None] + np.zeros((25, 2, 1))
+    drawn = jax.jit(resampled)(KEY, pp.Trajectories(readings, 0 * readings, dt=0.1))
+    chosen = np.asarray(drawn.observations)
+    assert len(set(chosen[:, 0, 0])) <= 22 and np.array_equal(chosen[:, 0], chosen[:, 1])
+
+
+def test_particles_take_every_member_as_often():
+    points, data = jnp.arange(20.0).reshape(5, 4), linear_data(rows=1)
+    space = UnconstrainedSpace.of(linear_dynamics(), data)
+    posterior = EnsemblePosterior(linear_dynamics(), data, space, points, jnp.zeros(5), 0)
+    values, counts = np.unique(posterior.draws(KEY, 10).sites["gain"], return_counts=True)
+    assert np.array_equal(values, points[:, 1]) and np.all(counts == 2)
+
+
+def test_switching_particles_meet_another_member_at_every_step():
+    members = jax.vmap(lambda gain: clock_dynamics().transition({"gain": gain}))(jnp.arange(5.0))
+    switching = SwitchingTransition.of(members, KEY)
+    times = 0.1 * (1 + jnp.arange(40))
+    gains = jax.jit(jax.vmap(lambda t: switching(jnp.zeros(1), jnp.zeros(1), t)))(times)[:, 0] / times
+    met = np.round(np.asarray(gains)).astype(int)
+    np.testing.assert_allclose(gains, met, atol=1e-5)
+    assert set(met) == set(range(5)) and np.mean(met[1:] == met[:-1]) < 0.5
+
+
+def test_the_noise_of_draws_is_their_root_mean_square(x64):
+    dynamics = clock_dynamics(noise=dist.LogNormal(0.0, 1.0))
+    space = UnconstrainedSpace.of(dynamics, empty(dynamics))
+    sds = np.array([0.3, 4.0])
+    points = jnp.stack([jnp.ones(2), jnp.log(sds)], axis=-1)[None]
+    posterior = DrawsPosterior(dynamics, empty(dynamics), space, points)
+    np.testing.assert_allclose(posterior.noise(), np.sqrt(np.mean(sds**2)), rtol=1e-5)
 
 
 @pytest.mark.science

@@ -7,11 +7,13 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from helpers import (
+    linear_action,
     linear_data,
     linear_dynamics,
     linear_features,
     linear_mean,
     linear_noise,
+    linear_program,
     linear_sd,
     linear_state,
     recording,
@@ -256,6 +258,17 @@ def test_data_without_noise_pin_the_physics_and_bound_the_noise(x64):
     assert np.all(samples["process_noise"] < 1e-5 * dynamics.state.scale)
 
 
+def test_the_search_goes_uphill():
+    """Up -log cosh, where a Newton step from 2 lands farther off on the other side, and the next one farther still."""
+
+    def evaluate(z):
+        height, slope = jax.value_and_grad(lambda z: -jnp.sum(jnp.log(jnp.cosh(z))))(z)
+        return curvature.Local(height, slope, jnp.diag(jnp.cosh(z) ** -2))
+
+    found = jax.jit(lambda z: find_mode(evaluate, z, jnp.full(1, 10.0), 50))(jnp.array([[2.0]]))
+    assert abs(found.point[0]) < 1e-6
+
+
 def test_the_search_leaves_a_region_of_negative_curvature():
     """Where no step can be made the damping must grow until one can, and not shrink because the point is no worse."""
 
@@ -266,3 +279,15 @@ def test_the_search_leaves_a_region_of_negative_curvature():
     found = find_mode(evaluate, jnp.array([[5.0, -3.0]]), jnp.ones(2), steps=40)
     assert np.max(np.abs(found.point)) < 1e-9
     within(found.local.curvature, 2 * np.eye(2), 1e-9)
+
+
+def test_entropy_leaves_noises_out():
+    """That of the program's parameters is the marginal one, whatever is known of the noise."""
+    dynamics = pp.Dynamics(linear_program, linear_state, linear_action, dt=0.1, process_noise=dist.LogNormal(0.0, 1.0))
+    posterior = eqx.filter_jit(at)(
+        dynamics, linear_data(rows=8), jnp.concatenate([jnp.asarray(linear_mean), jnp.zeros(2)])
+    )
+    covariance = np.asarray(posterior.factor.T @ posterior.factor)
+    assert posterior.space.names[-1] == "process_noise" and covariance.shape == (6, 6)
+    exact = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance[:4, :4])[1]
+    assert float(posterior.entropy()) == pytest.approx(exact, abs=1e-9)

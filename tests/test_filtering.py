@@ -22,21 +22,24 @@ from dense import (
     differences,
     log_normal,
     matrix,
+    program,
     recording,
     sensors,
     sites,
     state,
     values,
 )  # fmt: skip
+from numpyro import handlers
 from numpyro.infer.util import log_density
 from scipy.linalg import block_diag
 
 import physppl as pp
-from physppl.density.curvature import _gaussian, local
+from physppl.density.curvature import Local, _gaussian, local
+from physppl.density.mode import Mode
 from physppl.density.unconstrained import Gaussian, UnconstrainedSpace
-from physppl.dynamics.kalman import smooth
+from physppl.dynamics.kalman import propagate, smooth
 from physppl.dynamics.recordings import filtered
-from physppl.inference import Laplace
+from physppl.inference import Laplace, LaplacePosterior
 from physppl.inference.laplace import at
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -286,3 +289,70 @@ def test_the_robust_filter_loses_little_against_the_exact_one():
                 error = loss.std() / np.sqrt(count)
                 assert -3 * error < loss.mean() < 0.01 + 3 * error, (q, loss.mean(), error)  # nats a reading
         assert errors[0] < 0.7 * errors[1], errors
+
+
+def test_predicted_readings_have_the_variance_of_state_and_sensor():
+    """Of a Student-t sensor df / (df - 2) times its squared scale, and that of the state in full."""
+    space, df, r = pp.StateSpace(x=pp.Real()), 4.0, 0.5
+    dynamics = pp.Dynamics(random_walk, space, action, dt=DT, process_noise=1.0, measurement_noise=r, measurement_df=df)
+    data = pp.Trajectories(np.zeros((3, 1)), np.zeros((3, 1)), dt=DT, start=(np.zeros(1), np.full(1, 0.7)))
+    variance = jax.jit(lambda data: log_density(dynamics, (data,), {}, {})[1]["observation"]["fn"].variance)(data)
+    np.testing.assert_allclose(variance[0, 0], 0.7**2 + r**2 * df / (df - 2), rtol=1e-12)
+
+
+def test_propagation_is_exact_for_squares():
+    """Of a Gaussian x of mean m and variance v, x^2 has mean m^2 + v, variance 4 m^2 v + 2 v^2, covariance 2 m v."""
+    m, v = 0.7, 0.3
+    found = propagate(lambda x, u: x**2, jnp.array([m]), jnp.array([[v]]), jnp.zeros(1), None)
+    exact = m**2 + v, 4 * m**2 * v + 2 * v**2, 2 * m * v
+    np.testing.assert_allclose([float(x.squeeze()) for x in found], exact, rtol=1e-12)
+
+
+def test_a_start_that_nobody_states_is_the_first_reading():
+    """With the state's scale as its sd: a reading at the start is expected there, with both variances."""
+    dynamics = pp.Dynamics(program, state, action, dt=DT, process_noise=Q, measurement_noise=0.5)
+    readings = np.array([[np.nan, np.nan], [1.5, -0.7], [0.0, 0.0]])
+    data = pp.Trajectories(readings, np.zeros((3, 1)), dt=DT)
+    course = jax.jit(lambda sites: filtered(dynamics, sites, data))(jax.tree.map(jnp.asarray, values))
+    np.testing.assert_allclose(course.expected[0, 0], readings[1], rtol=1e-12)
+    np.testing.assert_allclose(course.spread[0, 0], np.hypot(state.scale, 0.5), rtol=1e-12)
+
+
+def test_a_draw_is_the_machine_of_a_new_recording():
+    """Its parameters scatter by the belief's sd and by the variation between recordings."""
+    dynamics, data = bind(variation=0.5), pp.Trajectories.stack([recording(4), recording(4, 1)])
+    space = UnconstrainedSpace.of(dynamics, data)
+    nothing = Local(jnp.zeros(()), jnp.zeros(space.size), jnp.eye(space.size) / 0.3**2)
+    mode = Mode(jnp.ones(space.size), nothing, jnp.zeros(()), jnp.zeros((), int))
+    posterior = LaplacePosterior(dynamics, data, space, mode, False)
+    sites = jax.jit(jax.vmap(posterior._draw))(jax.random.split(jax.random.key(0), 4000)).sites
+    for name in ("stiffness", "gain"):
+        assert abs(np.std(sites[name]) / np.hypot(0.3, 0.5) - 1) < 4 / np.sqrt(8000)
+
+
+def simulated(dynamics, design, count: int) -> np.ndarray:
+    """Readings (count, N, d) of recordings with these inputs, at `values`."""
+    stacked = pp.Trajectories.stack([design] * count).inputs
+    model = handlers.seed(handlers.substitute(dynamics, values), jax.random.key(0))
+    return np.asarray(jax.jit(model)(stacked))
+
+
+def test_simulated_recordings_have_their_moments():
+    """Late and inexact inputs, and segments: 18 means and 171 covariances by their standard errors."""
+    count, design = 4000, recording(6, segment=2)
+    dynamics = bind(input_delay=2, input_gain_error=1.0, input_timing_error=1.0)
+    readings = simulated(dynamics, design, count).reshape(count, -1)
+    oracle = dense(design, **values, delay=2, gain_error=1.0, timing_error=1.0)
+    mean, covariance = oracle._replace(valid=np.ones(6, bool)).readings()
+    sd = np.sqrt(np.diag(covariance))
+    assert np.all(np.abs(readings.mean(0) - mean) < 4.5 * sd / np.sqrt(count))
+    error = np.sqrt((np.outer(sd**2, sd**2) + covariance**2) / count)
+    assert np.all(np.abs(np.cov(readings.T) - covariance) < 4.5 * error)
+
+
+def test_simulated_sensors_have_students_tails():
+    """With a start and a process that are next to exact: readings less their expectation are the sensors' noise."""
+    still = pp.Trajectories(np.zeros((4, 3)), np.zeros((4, 1)), dt=DT, start=((0.0, 0.0), (1e-9, 1e-9)))
+    noise = simulated(bind(process=1e-9, measurement_df=3.0), still, 500) / R
+    assert st.kstest(noise.ravel(), st.t(3.0).cdf).pvalue > 1e-3
+    assert st.kstest(noise.ravel(), st.norm.cdf).pvalue < 1e-6

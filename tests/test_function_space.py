@@ -7,7 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import linear_data, linear_dynamics, linear_features, linear_mean, linear_noise, linear_sd, recording
+from helpers import (
+    linear_data,
+    linear_dynamics,
+    linear_features,
+    linear_mean,
+    linear_noise,
+    linear_sd,
+    own_features,
+    recording,
+)
+from test_exactness import Regression
 
 import physppl as pp
 from physppl.data.input_measures import Box, JitteredData, Mixture, Visited
@@ -258,6 +268,20 @@ def test_points_of_a_measure_lie_where_it_says(x64):
     states, actions = Mixture(Box(), visited, weights=(3.0, 1.0)).sample(key, 40, dynamics, data)
     assert states.shape == (40, 2) and actions.shape == (40, 1)
     assert set(np.asarray(states[30:, 0])) == {1.0, 3.0}
+
+
+def test_a_mixture_shares_points_by_weight():
+    one, other = (Visited(np.full((1, 2), value), np.zeros((1, 1))) for value in (0.0, 1.0))
+    states, _ = Mixture(one, other, weights=(3.0, 1.0)).sample(jax.random.key(0), 40, linear_dynamics(), linear_data())
+    assert np.array_equal(states[:, 0], [0.0] * 30 + [1.0] * 10)
+
+
+def test_the_evidence_is_in_the_units_of_the_data(x64):
+    """On features that span the program it is that of Bayesian regression, where a coordinate's scale is not one."""
+    data = linear_data(rows=8)
+    backend = FunctionSpaceVI(features=own_features, points=32)
+    posterior = pp.fit(jax.random.key(0), linear_dynamics(), data, backend)
+    assert float(posterior.log_evidence) == pytest.approx(Regression(data).log_evidence(), abs=1e-4)
 
 
 def _none(data: pp.Transitions) -> pp.Transitions:

@@ -24,8 +24,10 @@ from helpers import (
 )
 
 import physppl as pp
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import HMC
 from physppl.inference.draws import chain_status
+from physppl.inference.hmc import _starts as starts
 from physppl.inference.nuts import MAX_TREE_DEPTH, numpyro_nuts
 from physppl.models import pendulum
 
@@ -174,3 +176,16 @@ def test_chains_are_shared_out_among_devices():
     sd = np.sqrt(np.diag(covariance))
     assert np.all(np.abs(means - mean) < 4 * sd / np.sqrt(1000))  # at least so many effective draws of 2,400
     assert np.all(np.abs(sds / sd - 1) < 4 / np.sqrt(2 * 1000))
+
+
+def two_modes(data):
+    """Two modes of one height before data, of which the datum leaves one: the other has e^-18 of its mass."""
+    each = dist.Normal(jnp.array([-3.0, 3.0]), 0.1)
+    z = numpyro.sample("z", dist.MixtureSameFamily(dist.Categorical(jnp.array([0.5, 0.5])), each))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=data)
+
+
+def test_chains_start_where_the_mass_is(x64):
+    space = UnconstrainedSpace.of(two_modes, jnp.array(3.0))
+    points, _ = jax.jit(lambda key: starts(key, space, two_modes, jnp.array(3.0), 8, tries=1))(jax.random.key(0))
+    np.testing.assert_allclose(points[:, 0], 3.0, atol=1e-3)

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import example, recording
+from helpers import clock_dynamics, example, recording
 
 import physppl as pp
+from physppl.control.episodes import Episode
+from physppl.control.replay import Memory
 from physppl.inference import Laplace
 from physppl.models import pendulum
 from physppl.planning import ICEM, RandomPolicy, RandomShooting
@@ -148,3 +150,41 @@ def test_a_run_prints_its_episodes():
     assert float(text[3].split()[1]) == pytest.approx(float(runs(0.0)[0].episodes.returns[2]), abs=0.006)
     with pytest.raises(ValueError, match="episodes must be at least 1"):
         pp.psrl(jax.random.key(0), pendulum.system(), SHORT, pendulum.dynamics(), Laplace(), PLANNER, episodes=0)
+
+
+@functools.cache
+def clock_run() -> tuple[pp.Run, list]:
+    """Three short episodes of a machine that reads the time, and the keys by which the loop drew."""
+    keys, dynamics = [], clock_dynamics()
+
+    def acquisition(key, posterior):
+        keys.append(tuple(np.asarray(jax.random.key_data(key))))
+        return posterior.draw(key)
+
+    system = pp.SimulatedSystem(dynamics.transition({"gain": 1.3}, 0.0), np.zeros(1))
+    task = pp.Task(lambda x, u: x[0], steps=4)
+    arguments = (jax.random.key(0), system, task, dynamics, Laplace(), RandomPolicy())
+    return pp.psrl(*arguments, episodes=3, acquisition=acquisition), keys
+
+
+def test_episodes_have_keys_of_their_own():
+    run, keys = clock_run()
+    assert len(set(keys)) == 3
+    assert len(np.unique(run.episodes.actions)) == run.episodes.actions.size
+
+
+def test_loop_data_are_timed_in_seconds():
+    """What the agent fits is s' = s + gain t without noise: the residuals vanish where its times are the machine's."""
+    run, _ = clock_run()
+    np.testing.assert_allclose(run.data.times, np.tile([0.0, 0.1, 0.2, 0.3], 3), atol=1e-12)
+    change = np.asarray(run.data.next_states - run.data.states)[:, 0]
+    np.testing.assert_allclose(change, 1.3 * run.data.times, atol=1e-6)
+
+
+def test_steps_after_an_end_are_no_data():
+    dynamics, valid = clock_dynamics(), np.array([True, True, False])
+    record = Episode(np.arange(4.0)[:, None], np.zeros((3, 1)), np.zeros(3), valid, np.array(True), np.zeros(3))
+    memory = Memory(dynamics, 3, 2, None)
+    memory.add(record)
+    assert np.array_equal(memory.data().valid, [True, True, False, False, False, False])
+    assert np.array_equal(memory.data().next_states[:3, 0], [1.0, 2.0, 3.0])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import drawn, linear_data, linear_dynamics
+from helpers import clock_prior, drawn, linear_data, linear_dynamics
 
 import physppl as pp
 from physppl.control.agent import Agent
@@ -101,6 +101,33 @@ def test_limits_cost_for_every_planned_state_outside():
         pp.Limits(pendulum.state, anlge=(0, 1))
     with pytest.raises(ValueError, match="angle needs low < high; got 1 and 0"):
         pp.Limits(pendulum.state, angle=(1, 0))
+
+
+def test_planners_pay_what_a_task_says_for_its_limits():
+    limits = pp.Limits(pendulum.state, angle=(-1.0, 2.0))
+    task = pp.Task(lambda x, u: x[1], steps=3, limits=limits, penalty=3.0)
+    states, actions = jnp.array([[0.0, 0.0], [2.5, 1.0], [0.0, 4.0]]), jnp.zeros((2, 1))
+    assert float(Constrained(task.earned, task)(states, actions)) == float(task(states, actions)) == 5.0 - 3.0 * 1.5
+
+
+def test_a_terminal_value_is_counted_once():
+    task = pp.Task(lambda x, u: x[0] - u[0], steps=3, terminal=lambda x: 10.0 * x[1])
+    states, actions = jnp.array([[9.0, 9.0], [1.0, 9.0], [2.0, 0.5]]), jnp.array([[0.25], [0.5]])
+    assert float(task(states, actions)) == (1.0 - 0.25) + (2.0 - 0.5) + 10.0 * 0.5
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_information_gain_counts_time(joint):
+    """Of s' = s + gain t, gain of sd .1: a step at time t tells about gain with the factor t .1 / noise."""
+    with jax.enable_x64(True):
+        value = Constrained(pp.InformationGain(joint=joint).bind(TASK, clock_prior(noise=0.01)), TASK)
+        states, actions = jnp.zeros((4, 1)), jnp.zeros((3, 1))
+        for begin in (0, 1, 2):
+            told = (0.1 * np.arange(6) * 0.1 / 0.01) ** 2
+            now, past = told[begin : begin + 3], told[:begin].sum()
+            exact = 0.5 * np.log((1 + past + now.sum()) / (1 + past)) if joint else 0.5 * np.log1p(now).sum()
+            assert float(value(states, actions)) == pytest.approx(exact, abs=1e-9)
+            value = value.after(states[0], actions[0])
 
 
 @pytest.mark.science

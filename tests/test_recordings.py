@@ -8,12 +8,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import example, linear_data, linear_dynamics
+from helpers import clock_prior, example, linear_data, linear_dynamics
 from scipy.signal import savgol_coeffs
 
 import physppl as pp
 from physppl.evaluation import benchmarks
 from physppl.evaluation.benchmarks import Recording
+from physppl.evaluation.forecasts import forecast_readings
 from physppl.inference import Laplace
 
 DATA = os.environ.get("PHYSPPL_DATA")
@@ -264,6 +265,28 @@ def test_forecast_is_the_belief_rolled_out():
     for k in range(5):
         transition = jax.tree.map(lambda leaf, k=k: leaf[k], drawn)
         np.testing.assert_allclose(two[k, 0, 2], transition(transition(states[0], actions[0]), actions[1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_forecast_counts_time(noise):
+    """Of s' = s + gain t, next to no noise: n steps from time b on a draw is at gain (n b + n (n - 1) dt / 2)."""
+    prior = clock_prior(noise=1e-9)
+    begin, states, inputs = np.array([0.0, 0.5]), np.zeros((2, 1)), np.zeros((2, 4, 1))
+    ends = benchmarks.forecast(jax.random.key(1), prior, states, inputs, draws=3, noise=noise, times=begin)[..., 0]
+    steps = np.arange(5)
+    exact = steps * begin[:, None] + 0.1 * steps * (steps - 1) / 2
+    gain = ends[:, 1, 1] / 0.5
+    assert np.ptp(gain) > 0.01
+    np.testing.assert_allclose(ends, gain[:, None, None] * exact, atol=1e-6)
+    first = benchmarks.forecast(jax.random.key(1), prior, states, inputs, draws=3, noise=noise)[..., 0]
+    np.testing.assert_allclose(first[:, 1], ends[:, 0], atol=1e-6)  # windows begin at 0 unless told
+
+
+def test_student_t_readings_are_forecast_with_their_variance():
+    """Nothing else is uncertain at time 0: the variance of df = 5 is 5/3 of the squared scale."""
+    prior = clock_prior(noise=1e-9, measurement_noise=0.3, measurement_df=5.0)
+    found = forecast_readings(jax.random.key(1), prior, np.zeros((1, 1)), np.zeros((1, 1, 1)), draws=2)
+    np.testing.assert_allclose(found.sd, 0.3 * np.sqrt(5 / 3), rtol=1e-6)
 
 
 @pytest.mark.science

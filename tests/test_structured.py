@@ -1,12 +1,22 @@
 """Laplace for thousands of weights: structures of the covariance as pure algebra, then the backend."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import linear_action, linear_data, linear_dynamics, linear_features, linear_state, recording
+from helpers import (
+    linear_action,
+    linear_data,
+    linear_dynamics,
+    linear_features,
+    linear_program,
+    linear_state,
+    recording,
+)
+from test_exactness import Regression
 
 import physppl as pp
 from physppl.density.unconstrained import UnconstrainedSpace
@@ -23,6 +33,7 @@ from physppl.inference import (
     laplace,
     structured,
 )
+from physppl.inference.gauss_newton import Problem
 from physppl.inference.products import Whitened
 from physppl.models import pendulum
 
@@ -111,6 +122,27 @@ def test_what_a_root_draws_and_spreads_is_its_covariance(jacobian, x64):
         assert abs(np.mean(drawn**2) / variance - 1) < 4 * np.sqrt(2 / 2000)
         spread = np.asarray(root.spread(jax.random.key(1), 2000)) @ probe
         assert abs(np.sum(spread**2) / variance - 1) < 4 * np.sqrt(2 / 2000)
+
+
+def test_entropy_is_that_of_bayesian_regression(x64):
+    data = linear_data(rows=4)
+    exact = Regression(data)
+    at = eqx.filter_jit(structured.at)
+    posterior = at(jax.random.key(0), linear_dynamics(), data, jnp.asarray(exact.mean), DataSpace())
+    entropy = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * exact.covariance)[1]
+    assert float(posterior.entropy()) == pytest.approx(entropy, abs=1e-8)
+
+
+def test_noises_count_what_parameters_explain(x64):
+    """Under a prior that is all but flat: the variance is the sum of squares over rows less effective parameters."""
+    wide = dist.LogNormal(0.0, 1e4)
+    dynamics, data = pp.Dynamics(linear_program, linear_state, linear_action, dt=0.1, process_noise=wide), linear_data()
+    problem = Problem(UnconstrainedSpace.of(dynamics, data), dynamics, jax.tree.map(jnp.asarray, data))
+    z, squares, gamma = jnp.zeros(6), jnp.array([20.0, 90.0]), jnp.array([4.0, 10.0])
+    log_noise = problem.log_noise(z)
+    entries = jax.jit(lambda z: structured._noises(problem, z, log_noise, squares, gamma))(z)
+    ratio = problem.log_noise(z.at[problem.noises].set(entries)) - log_noise
+    np.testing.assert_allclose(np.exp(2 * ratio), squares / (40 - gamma), rtol=1e-4)
 
 
 @pytest.mark.science

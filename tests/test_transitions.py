@@ -61,6 +61,17 @@ def log_likelihood(data):
         return float(compiled_density(data, 0.7))
 
 
+def test_outcomes_take_the_short_way_round():
+    """Of an angle alone: 3.1 to -3.1 rad are 0.08 rad onward; other coordinates are what they are."""
+    data = pp.Transitions([[3.1, 3.1], [-9.0, 0.0]], [[0.0], [0.0]], [[-3.1, -3.1], [-2.5, 7.0]])
+    exact = [[2 * np.pi - 3.1, -3.1], [-2.5 - 2 * np.pi, 7.0]]
+    np.testing.assert_allclose(dynamics.outcomes(data), exact, atol=1e-5)
+
+
+def test_a_transition_has_the_noise_that_is_known():
+    np.testing.assert_allclose(dynamics.transition({"rate": 1.0}).noise, [0.3, 2.0], rtol=1e-6)
+
+
 def test_arrays_lists_and_integers_are_the_same_data():
     states, actions, after = [[0, 1], [2, 3]], [[1], [0]], [[1, 1], [2, 2]]
     lists = pp.Transitions(states, actions, after)

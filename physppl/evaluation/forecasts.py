@@ -106,7 +106,14 @@ def _moments(sites, transitions, states, inputs, start, times, *, dynamics):
 
 
 def forecast(
-    key: PRNGKeyArray, posterior: Posterior, states, inputs, draws: int = 100, *, noise: bool = True
+    key: PRNGKeyArray,
+    posterior: Posterior,
+    states,
+    inputs,
+    draws: int = 100,
+    *,
+    noise: bool = True,
+    times: Float[Array | np.ndarray, " B"] | float = 0.0,
 ) -> Float[np.ndarray, "K B N D"]:
     """Open-loop trajectories (K, B, N = T + 1, D) under K posterior draws, each for all windows.
 
@@ -115,26 +122,31 @@ def forecast(
         inputs: (B, T, A), e.g. `windows.inputs`.
         draws: K. The mean over draws is the predictive mean, their quantiles are its intervals.
         noise: add process noise at every step, as intervals need; leave it out for the mean.
+        times: s, at which the windows start; they matter only where the program reads the time.
     """
     draw_key, noise_key = jax.random.split(key)
     transitions = jax.vmap(posterior.draw)(jax.random.split(draw_key, draws))
     keys = jax.random.split(noise_key, (draws, len(states)))
-    return np.asarray(_forecast(keys, transitions, jnp.asarray(states), jnp.asarray(inputs), noise))
+    states, inputs = jnp.asarray(states), jnp.asarray(inputs)
+    times = jnp.broadcast_to(jnp.asarray(times, jnp.result_type(states, 0.0)), states.shape[:1])
+    return np.asarray(_forecast(keys, transitions, states, inputs, times, noise))
 
 
 @eqx.filter_jit
-def _forecast(keys, transitions, states, inputs, noise: bool):
-    def roll(key, transition, state, inputs):
+def _forecast(keys, transitions, states, inputs, times, noise: bool):
+    def roll(key, transition, state, inputs, start):
         if not noise:
-            return rollout(transition, state, inputs)
+            return rollout(transition, state, inputs, t=start)
 
         def body(x, step):
-            x = transition.sample(step[0], x, step[1])
+            key, action, t = step
+            x = transition.sample(key, x, action, t)
             return x, x
 
-        steps = (jax.random.split(key, len(inputs)), inputs)
+        passed = start + transition.dynamics.dt * jnp.arange(len(inputs))
+        steps = (jax.random.split(key, len(inputs)), inputs, passed)
         state = jnp.asarray(state, transition.noise.dtype)
         return jnp.concatenate([state[None], jax.lax.scan(body, state, steps)[1]])
 
-    windows = jax.vmap(roll, in_axes=(0, None, 0, 0))
-    return jax.vmap(windows, in_axes=(0, 0, None, None))(keys, transitions, states, inputs)
+    windows = jax.vmap(roll, in_axes=(0, None, 0, 0, 0))
+    return jax.vmap(windows, in_axes=(0, 0, None, None, None))(keys, transitions, states, inputs, times)

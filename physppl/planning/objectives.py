@@ -163,7 +163,7 @@ class Constrained(eqx.Module):
     task: Task
 
     def __call__(self, states: Float[Array, "H1 D"], actions: Float[Array, "H A"]) -> Float[Array, ""]:
-        return self.value(states, actions) - self.task.trespass(states)
+        return self.task.penalised(self.value(states, actions), states)
 
     def after(self, state: Float[Array, " D"], action: Float[Array, " A"]) -> "Constrained":
         """The function for the next step, after this state and action: known information has no value any more."""

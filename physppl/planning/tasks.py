@@ -91,6 +91,10 @@ class Task(eqx.Module):
         excess = jax.vmap(self.limits.excess)(states[1:])
         return self.penalty * jnp.sum(jnp.where(excess > 0, 1.0 + excess, 0.0))
 
+    def penalised(self, value: Float[Array, ""] | float, states: Float[Array, "H1 D"]) -> Float[Array, ""]:
+        """A value of a planned trajectory less what it pays for leaving the limits."""
+        return value - self.trespass(states)
+
     def __call__(self, states: Float[Array, "H1 D"], actions: Float[Array, "H A"]) -> Float[Array, ""]:
         """Value of a planned trajectory: its reward less its penalty."""
-        return self.earned(states, actions) - self.trespass(states)
+        return self.penalised(self.earned(states, actions), states)
