@@ -147,10 +147,12 @@ def test_one_coarse_step_is_told_and_four_are_not(backend, x64):
     """One step of fourth order in 0.2 s; of the same belief, and of it held as draws."""
     coarse, fine = (swung(n, backend) for n in (1, 4))
     for belief in (lambda p: p, drawn)[: 1 + hasattr(coarse, "mode")]:
-        [reason], figures = diagnostics._solver(belief(coarse))
+        posterior = belief(coarse)
+        [reason], figures = diagnostics._solver(posterior, posterior.unconstrained())
         assert figures["solver_shift_sds"] > 3 * diagnostics.SHIFT
         assert re.fullmatch(r"fit with substeps=[23], steps of .* s, or a solver of higher order", reason.remedy)
-        silent, figures = diagnostics._solver(belief(fine))
+        posterior = belief(fine)
+        silent, figures = diagnostics._solver(posterior, posterior.unconstrained())
         assert not silent and figures["solver_shift_sds"] < 0.02 * diagnostics.SHIFT
 
 

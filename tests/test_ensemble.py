@@ -115,7 +115,7 @@ def test_bootstrap_resamples_rows():
     """Of 25 rows drawn 25 times more than 22 differ once in 10,000 keys; rows that do not count never come."""
     rows = np.arange(40.0)[:, None]
     data = pp.Transitions(rows, rows, rows + 0.5, valid=rows[:, 0] < 25)
-    drawn = jax.jit(resampled)(KEY, data)
+    drawn = jax.jit(pp.Transitions.resampled)(data, KEY)
     chosen = np.asarray(drawn.states)[:25, 0]
     assert len(set(chosen)) <= 22 and chosen.max() < 25
     assert np.array_equal(drawn.next_states[:, 0], drawn.states[:, 0] + 0.5)  # rows stay together
@@ -123,7 +123,7 @@ def test_bootstrap_resamples_rows():
 
 def test_bootstrap_resamples_recordings():
     readings = np.arange(25.0)[:, None, None] + np.zeros((25, 2, 1))
-    drawn = jax.jit(resampled)(KEY, pp.Trajectories(readings, 0 * readings, dt=0.1))
+    drawn = jax.jit(pp.Trajectories.resampled)(pp.Trajectories(readings, 0 * readings, dt=0.1), KEY)
     chosen = np.asarray(drawn.observations)
     assert len(set(chosen[:, 0, 0])) <= 22 and np.array_equal(chosen[:, 0], chosen[:, 1])
 
