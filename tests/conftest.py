@@ -53,6 +53,15 @@ def memory_maps():
 
 
 @pytest.fixture
+def optimised():
+    """For tests whose programs run longer than they compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
 def getkey():
     """A function that gives a new random key at every call; the keys of a test are the same in every run."""
     count = itertools.count()

@@ -1,5 +1,6 @@
 """What every backend owes: one suite, run over the list in helpers.py."""
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -19,7 +20,7 @@ from helpers import (
 )
 
 import physppl as pp
-from physppl.inference import Laplace
+from physppl.inference import HMC, Laplace
 from physppl.inference.draws import BASIS_DRAWS, DrawsPosterior
 from physppl.models import pendulum
 
@@ -164,7 +165,9 @@ def test_information_gain_counts_jointly(backend, x64):
     assert gains[-1] < alone
     twice = float(posterior.information_gain(np.tile(new.states[:1], (2, 1)), np.tile(new.actions[:1], (2, 1))))
     assert gains[0] < twice < 2 * gains[0]  # the second time tells less
-    early = pp.fit(jax.random.key(0), posterior.model, linear_data(rows=4), backend)
+    rows = linear_data(rows=40)  # of which four count: the compiled program of all
+    few = pp.Transitions(rows.states, rows.actions, rows.next_states, valid=np.arange(40) < 4)
+    early = pp.fit(jax.random.key(0), posterior.model, few, backend)
     assert early.information_gain(new.states, new.actions) > gains[-1]
 
 
@@ -356,13 +359,15 @@ def test_results_have_the_callers_precision_and_the_belief_double(backend, doubl
 @parametrise
 def test_fits_run_side_by_side_under_vmap(backend, x64):
     """The core is pure: two recordings in one program equal one after the other."""
+    if isinstance(backend, HMC):  # along a chain rounding grows
+        backend = dataclasses.replace(backend, draws=20, warmup=20)
     parts = [linear_data(seed=s, rows=16) for s in (0, 1)]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
     dynamics, keys = linear_dynamics(), jax.random.split(jax.random.key(0), 2)
-    together = jax.jit(jax.vmap(lambda k, d: leaves_of(backend.fit(k, dynamics, d))))(keys, stacked)
+    fit = lambda k, d: leaves_of(backend.fit(k, dynamics, d))  # noqa: E731
+    together, one = jax.jit(jax.vmap(fit))(keys, stacked), jax.jit(fit)
     for i, part in enumerate(parts):
-        alone = leaves_of(pp.fit(keys[i], dynamics, part, backend))
-        for ours, expected in zip(together, alone, strict=True):
+        for ours, expected in zip(together, one(keys[i], part), strict=True):
             assert np.allclose(ours[i], expected, rtol=1e-6, atol=1e-6)
 
 
