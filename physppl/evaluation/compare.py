@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from physppl.data.trajectories import Trajectories
-from physppl.data.transitions import Transitions
+from physppl.data.data import Data
 from physppl.dynamics import Dynamics
 from physppl.evaluation import compare_plots
 from physppl.evaluation.compare_checks import check_arguments, notes
@@ -114,7 +113,7 @@ def _cell(value, digits: str) -> str:
 
 def compare(
     posteriors: Mapping[str, Any],
-    test_data: Transitions | Trajectories | None = None,
+    test_data: Data | None = None,
     *,
     reference: str | None = None,
     horizons: Sequence[int] = (1, 5, 20),
