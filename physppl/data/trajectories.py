@@ -270,23 +270,10 @@ class Trajectories(Data):
 
     def _recording_axis(self) -> "Trajectories":
         """The recording with a leading axis of size one."""
-        start = None if self.start is None else tuple(x[None] for x in self.start)
-        readings = None if self.observations is None else self.observations[None]
-        return self._with(readings, self.actions[None], self.times[None], self.valid[None], start)
+        return jax.tree.map(lambda x: x[None], self)
 
-    def _with(self, observations, actions=None, times=None, valid=None, start=None) -> "Trajectories":
-        return eqx.tree_at(
-            lambda t: (t.observations, t.actions, t.times, t.valid, t.start),
-            self,
-            (
-                observations,
-                self.actions if actions is None else actions,
-                self.times if times is None else times,
-                self.valid if valid is None else valid,
-                self.start if start is None else start,
-            ),
-            is_leaf=lambda x: x is None,
-        )
+    def _with(self, observations) -> "Trajectories":
+        return eqx.tree_at(lambda t: t.observations, self, observations, is_leaf=lambda x: x is None)
 
     def rows(self) -> "Trajectories":
         """The data with a leading axis of recordings, as the likelihood takes them."""

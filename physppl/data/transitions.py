@@ -166,14 +166,15 @@ class Transitions(Data):
     def concatenate(parts: Sequence["Transitions"]) -> "Transitions":
         """The rows of several recordings of one machine, after each other."""
         _same_outcomes(parts)
-        return _combined(parts, lambda xs: np.concatenate(xs, axis=-2), lambda xs: np.concatenate(xs, axis=-1))
+        rows = len(parts[0].batch_shape)  # the axis
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=rows), *parts)
 
     @staticmethod
     def stack(parts: Sequence["Transitions"]) -> "Transitions":
         """A fleet: one leading entry per machine, padded to the longest, for `dynamics(data)` inside a plate."""
         _same_outcomes(parts)
         longest = max(len(p) for p in parts)
-        return _combined([p.pad(longest) for p in parts], np.stack, np.stack)
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *(p.pad(longest) for p in parts))
 
     @staticmethod
     def from_trajectory(states, actions, times=None) -> "Transitions":
@@ -229,12 +230,9 @@ class Transitions(Data):
         """A Dataset with dims (transition, state) and (transition, action), units in attrs; padding is dropped."""
         import xarray
 
-        keep = np.asarray(self.valid)
-        dims = ("transition", "state")
-        data: dict[str, Any] = {"states": (dims, np.asarray(self.states)[keep])}
-        data["actions"] = (("transition", "action"), np.asarray(self.actions)[keep])
-        if self.next_states is not None:
-            data["next_states"] = (dims, np.asarray(self.next_states)[keep])
+        keep, columns = np.asarray(self.valid), {"states": "state", "actions": "action", "next_states": "state"}
+        arrays = {name: (("transition", axis), getattr(self, name)) for name, axis in columns.items()}
+        data = {name: (dims, np.asarray(x)[keep]) for name, (dims, x) in arrays.items() if x is not None}
         coords = {"state": list(state.names), "action": list(action.names)}
         attrs = {"state_units": list(state.units), "action_units": list(action.units)}
         return xarray.Dataset(data, coords, attrs)
@@ -260,14 +258,6 @@ def _same_outcomes(parts: Sequence[Transitions]) -> None:
         raise ValueError("no Transitions were given.")
     if len({p.next_states is None for p in parts}) > 1:
         raise ValueError("some Transitions have next_states and some do not; use .inputs on all or none.")
-
-
-def _combined(parts, join_columns, join_rows) -> Transitions:
-    outcomes = None if parts[0].next_states is None else join_columns([p.next_states for p in parts])
-    return Transitions(
-        join_columns([p.states for p in parts]), join_columns([p.actions for p in parts]), outcomes,
-        valid=join_rows([p.valid for p in parts]), times=join_rows([p.times for p in parts]),
-    )  # fmt: skip
 
 
 def _from_table(table, state: StateSpace, action: ActionSpace, columns, units, labels=None) -> Transitions:
