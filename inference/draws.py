@@ -55,20 +55,14 @@ class DrawsPosterior(Posterior):
     def sample_stats(self) -> dict[str, Array]:
         return self.stats
 
-    def site_space(self) -> UnconstrainedSpace:
-        return self.space
-
     def unconstrained(self) -> DrawsForm:
         return DrawsForm(self.space, self.points)
 
     def about(self, model, data, form: Any) -> "DrawsPosterior":
         return with_fields(self, model=model, data=data, space=form.space, points=form.points)
 
-    def _sites(self, z) -> dict[str, Array]:
-        return self.space.sites(self.model, z, self.data)
-
     def _transition(self, z) -> Transition:
-        return self.model.bind(self._sites(z))
+        return self.model.bind(self.space.sites(self.model, z, self.data))
 
     def _thinned(self):
         """Subset of at most BASIS_DRAWS draws, evenly spaced over all chains."""

@@ -14,7 +14,7 @@ from physppl.inference.diversity import Anchored, Diversity, Joint
 from physppl.inference.draws import DrawsPosterior
 from physppl.inference.search import Adam, Newton, Search
 from physppl.internal.errors import Status
-from physppl.language.transition import AbstractTransition, AverageTransition
+from physppl.language.transition import AbstractTransition
 from physppl.posterior.backend import Backend
 from physppl.posterior.base import MEAN_DRAWS, of_program
 from physppl.posterior.posterior import Posterior
@@ -98,11 +98,9 @@ class EnsemblePosterior(DrawsPosterior):
         points = self.points[0][order[jnp.arange(count) % len(order)]]
         return jax.vmap(self._in_new_recording)(jax.random.split(recording_key, count), points)
 
-    def _mean(self) -> AbstractTransition:
-        """Average over members, at most MEAN_DRAWS of them."""
-        members = self._several(jax.random.key(0), min(self.points.shape[1], MEAN_DRAWS))
-        first = jax.tree.map(lambda x: x[0], members)
-        return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
+    def _mean(self, draws: int = MEAN_DRAWS) -> AbstractTransition:
+        """Average over members, each of them at most once."""
+        return super()._mean(min(self.points.shape[1], draws))
 
     def _entropy(self) -> Float[Array, ""]:
         """Entropy of a Gaussian with the members' sds and their correlations shrunk towards zero.

@@ -17,13 +17,13 @@ from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.inference.evidence import free_space
 from physppl.inference.gauss_newton import Problem, descend, search
+from physppl.inference.laplace import GaussianPosterior
 from physppl.inference.structures import DataSpace, Root, Structure
 from physppl.internal import gaussians
 from physppl.internal.errors import Status
 from physppl.internal.precision import doubles
-from physppl.language.transition import AbstractTransition, LinearisedTransition
+from physppl.language.transition import AbstractTransition
 from physppl.posterior.backend import Backend
-from physppl.posterior.posterior import Posterior
 
 MIN_WEIGHTS = 64  # entries from which a site counts as weights, which start at a prior draw
 PROBES = 64  # draws that estimate the number of effective parameters
@@ -183,7 +183,7 @@ def _noise_entries(problem: Problem, z, log_noise, squares, gamma) -> Float[Arra
     return jax.lax.fori_loop(0, 30 if len(noises) else 0, newton, z[noises])
 
 
-class StructuredPosterior(Posterior):
+class StructuredPosterior(GaussianPosterior):
     """A Gaussian in unconstrained space with a structured covariance, at noises that maximise the evidence.
 
     Attributes:
@@ -256,32 +256,16 @@ class StructuredPosterior(Posterior):
         points = jnp.tile(self.mode, (count, 1)).at[:, self._problem.parameters].add(shifts)
         return points.at[:, self._problem.noises].add(noise @ self.noise_factor)
 
-    def _bind(self, z) -> AbstractTransition:
-        return self.model.bind(self.space.sites(self.model, z, self.data))
-
     def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
         point = self._points(key, 1)[0]
-        if not self.linearised:
-            return self._bind(point)
-        transition, tangent = jax.jvp(self._bind, (self.mode,), (point - self.mode,))
-        return LinearisedTransition(transition.sites, transition.noise, self.model, tangent.sites)
+        return self._linearised(point - self.mode) if self.linearised else self._transition(point)
 
     def _basis(self, states, actions, times):
         rows = Transitions(states, actions, times=times)
         means, jacobians = row_jacobians(self.space, self.model, rows, self.mode, self.data)
         return means, self.root.along(jacobians[..., self._problem.parameters] * self.sds)
 
-    def _mean(self) -> AbstractTransition:
-        return self._bind(self.mode)
-
     def _entropy(self) -> Float[Array, ""]:
         """Entropy of the parameters with the structure's determinant; fixed parameters count with their prior's."""
         gaussian = 0.5 * len(self.sds) * (1 + jnp.log(2 * jnp.pi))
         return gaussian + jnp.sum(jnp.log(self.sds)) - self.root.half_log_det
-
-    def _samples(self, key: PRNGKeyArray, draws: int):
-        samples = jax.vmap(lambda z: self.space.values(self.model, z, self.data))(self._points(key, draws))
-        return jax.tree.map(lambda x: x[None], samples)
-
-    def _noise(self) -> Array:
-        return self._bind(self.mode).noise

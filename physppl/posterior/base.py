@@ -35,9 +35,9 @@ class AbstractPosterior(ExactPickle, eqx.Module):
 
     The rest is optional, with a default on this class:
 
-    - `site_space()` and `unconstrained()`: the space of the model's sites, and the posterior in it, as a `GaussianForm`
-      or `DrawsForm` (`physppl.density.forms`). Without them `check` answers `not checked`, and `identifiability` and
-      `machine` refuse.
+    - `unconstrained()`: the posterior in the space of the model's sites, as a `GaussianForm` or `DrawsForm`
+      (`physppl.density.forms`), and `site_space()`, that space, where it is to be had at less cost. Without them
+      `check` answers `not checked`, and `identifiability` and `machine` refuse.
     - `findings()`: reasons against the fit that only its backend can find, and figures; None for no statement.
     - `sample_stats()` of a sampler, `facts()`, scalars worth keeping; closed forms of `_mean`, `_entropy`, `_several`.
 
@@ -71,9 +71,9 @@ class AbstractPosterior(ExactPickle, eqx.Module):
     def _noise(self) -> Float[Array, " D"]:
         """Process-noise sd of the predictive distribution."""
 
-    def _mean(self) -> AbstractTransition:
+    def _mean(self, draws: int = MEAN_DRAWS) -> AbstractTransition:
         """The predictive mean as a function; without a closed form, the average of a few draws."""
-        members = jax.vmap(self._draw)(jax.random.split(jax.random.key(0), MEAN_DRAWS))
+        members = self._several(jax.random.key(0), draws)
         first = jax.tree.map(lambda x: x[0], members)
         return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
 
@@ -93,7 +93,8 @@ class AbstractPosterior(ExactPickle, eqx.Module):
 
     def site_space(self) -> UnconstrainedSpace | None:
         """The unconstrained space of the model's sites in which the posterior is held, or None."""
-        return None
+        form = self.unconstrained()
+        return None if form is None else form.space
 
     def unconstrained(self) -> Form | None:
         """The posterior in unconstrained space, as a Gaussian or as draws; None where it is held in neither form."""

@@ -6,10 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from physppl.density.forms import Form
-from physppl.language.transition import AbstractTransition
 from physppl.posterior import arviz, diagnostics, fleet, saving, summary
 from physppl.posterior.base import AbstractPosterior
 from physppl.posterior.verdict import Check
@@ -59,6 +57,15 @@ class Posterior(AbstractPosterior):
         return MachinePosterior(marginal.model, marginal.data, self.status, self.method, marginal, self)
 
 
+def _of_marginal(name: str) -> Any:
+    """A method of a machine's posterior that its marginal answers."""
+
+    def method(self, *args):
+        return getattr(self.marginal, name)(*args)
+
+    return method
+
+
 class MachinePosterior(Posterior):
     """The posterior of one machine of a fleet; made by `posterior.machine(index)`.
 
@@ -73,32 +80,8 @@ class MachinePosterior(Posterior):
     marginal: Any
     fleet: Posterior
 
-    def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
-        return self.marginal._draw(key)
-
-    def _basis(self, states, actions, times):
-        return self.marginal._basis(states, actions, times)
-
-    def _samples(self, key: PRNGKeyArray, draws: int):
-        return self.marginal._samples(key, draws)
-
-    def _noise(self) -> Array:
-        return self.marginal._noise()
-
-    def _mean(self) -> AbstractTransition:
-        return self.marginal._mean()
-
-    def _entropy(self) -> Float[Array, ""]:
-        return self.marginal._entropy()
-
-    def _several(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
-        return self.marginal._several(key, count)
-
-    def site_space(self):
-        return self.marginal.site_space()
-
-    def unconstrained(self) -> Form | None:
-        return self.marginal.unconstrained()
+    _draw, _basis, _samples, _noise = map(_of_marginal, ("_draw", "_basis", "_samples", "_noise"))
+    _mean, _entropy, _several, unconstrained = map(_of_marginal, ("_mean", "_entropy", "_several", "unconstrained"))
 
     def sample_stats(self) -> dict[str, Array]:
         return self.fleet.sample_stats()
