@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.scipy.linalg import solve_triangular
-from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import NOISES, Local, local
 from physppl.density.mode import Mode, find_mode, unit_of
-from physppl.density.unconstrained import UnconstrainedSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, latent_trace
 from physppl.dynamics import Dynamics
 
 
@@ -32,9 +31,7 @@ class EvidenceMode(NamedTuple):
 
 def free_space(key, model: Callable, data) -> tuple[UnconstrainedSpace, dict[str, Any]]:
     """The model's unconstrained space with `param` sites at initial values, and each one's bijection from the reals."""
-    run, *args = latent_part(model, data)
-    trace = handlers.trace(handlers.seed(run, key)).get_trace(*args)
-    params = {name: site for name, site in trace.items() if site["type"] == "param"}
+    params = {name: site for name, site in latent_trace(key, model, data).items() if site["type"] == "param"}
     maps = {k: biject_to(site["kwargs"].get("constraint", constraints.real)) for k, site in params.items()}
     values = {k: jnp.asarray(site["value"], float) for k, site in params.items()}
     return UnconstrainedSpace.of(model, data, params=values), maps
@@ -56,7 +53,7 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
     space, maps = free_space(param_key, model, data)
     noises = np.flatnonzero(space.where(NOISES.__contains__))
     parameters = np.setdiff1d(np.arange(space.size), noises)
-    draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(prior_key, 63))
+    draws = space.prior_draws(prior_key, 63, model, data)
     unit, start = unit_of(draws), jnp.median(draws, axis=0)
 
     def space_at(params) -> UnconstrainedSpace:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -61,19 +62,14 @@ class Laplace(Backend["LaplacePosterior"]):
                 "HMC, which samples it."
             )
 
-        def evaluate(z):
-            return local(space, model, data, z)
-
-        keys = jax.random.split(key, max(self.starts, 15))
-        draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
+        draws = space.prior_draws(key, max(self.starts, 15), model, data)
         draws = draws.at[0].set(jnp.median(draws, axis=0))
-        starts = draws[: self.starts]
-        unit = unit_of(draws)
+        unit, evaluate = unit_of(draws), partial(local, space, model, data)
         if is_sequential(data):
             start = _likeliest(space, model, data, draws)
             mode = find_mode(evaluate, start[None], unit, self.steps, tolerance=tolerance_of(data), patience=0)
         else:
-            mode = find_mode(evaluate, starts, unit, self.steps)
+            mode = find_mode(evaluate, draws[: self.starts], unit, self.steps)
         return LaplacePosterior(model, data, space, mode, self.linearised)
 
     def update(self, key: PRNGKeyArray, posterior: Posterior, data) -> "LaplacePosterior":

@@ -114,7 +114,7 @@ class NestedLaplace(Backend["NestedPosterior"]):
                 "must have one to six and leave some out. Explore the population's spreads only."
             )
         prior_key, *keys, pick_key, noise_key = jax.random.split(key, 3 + self.rounds)
-        draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(prior_key, self.points))
+        draws = space.prior_draws(prior_key, self.points, model, data)
         unit, middle = unit_of(draws), jnp.median(draws, axis=0)
 
         # KL[N(m, W' W) || p] is minimal in m where E[grad log p(m + W' e)] = 0, e standard normal. Fixed-point steps

@@ -119,7 +119,7 @@ def starting_point(
     key: PRNGKeyArray, space: UnconstrainedSpace, model: Dynamics, data: Transitions
 ) -> Float[Array, " P"]:
     """Medians of the prior, but weights at a prior draw: at zero a network's gradient in its hidden layers vanishes."""
-    draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(key, 15))
+    draws = space.prior_draws(key, 15, model, data)
     weights = {name for name, shape in zip(space.names, space.shapes, strict=True) if np.prod(shape) >= MIN_WEIGHTS}
     return jnp.where(space.where(weights.__contains__), draws[0], jnp.median(draws, axis=0))
 

@@ -8,7 +8,7 @@ from numpyro import handlers
 from numpyro.infer import log_likelihood
 
 from physppl.data.data import Data
-from physppl.density.unconstrained import latent_part
+from physppl.density.unconstrained import latent_trace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, OFFSETS, TIMING
 from physppl.internal.errors import Status
@@ -75,15 +75,9 @@ def _pointwise(posterior, samples, observed) -> dict[str, np.ndarray]:
 
 def site_units(posterior) -> dict[str, str]:
     """{site: unit} as the program declares them; of the process noise the units of the coordinates."""
-    model, *args = latent_part(posterior.model, posterior.data)
     with jax.enable_x64(True), UnitTable() as table:  # the data are in double precision
-        jax.eval_shape(lambda k: _run(model, k, args), jax.random.key(0))
+        jax.eval_shape(lambda k: (latent_trace(k, posterior.model, posterior.data), 0)[1], jax.random.key(0))
     return {_plain(k): v for k, v in table.items()}
-
-
-def _run(model, key, args):
-    handlers.seed(model, key)(*args)
-    return 0
 
 
 def _plain(name: str) -> str:
@@ -92,11 +86,8 @@ def _plain(name: str) -> str:
 
 
 def _prior(key, posterior, names, draws: int):
-    model, *args = latent_part(posterior.model, posterior.data)
-
     def draw(key):
-        run = handlers.substitute(handlers.seed(model, key), data=posterior.params)
-        trace = handlers.trace(run).get_trace(*args)
+        trace = latent_trace(key, posterior.model, posterior.data, values=posterior.params)
         return {name: trace[name]["value"] for name in names}
 
     return jax.jit(jax.vmap(draw))(jax.random.split(key, draws))

@@ -10,11 +10,10 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
-from numpyro import handlers
 
 from physppl.data.data import Data
 from physppl.density.forms import Form
-from physppl.density.unconstrained import UnconstrainedSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics, sensors
 from physppl.internal import gaussians
 from physppl.internal.errors import Status, check_key, is_concrete
@@ -79,13 +78,10 @@ class AbstractPosterior(ExactPickle, eqx.Module):
 
     def _entropy(self) -> Float[Array, ""]:
         """Entropy of the Gaussian with the posterior's covariance in unconstrained space, from samples."""
-        space, (model, *args) = UnconstrainedSpace.of(self.model, self.data), latent_part(self.model, self.data)
+        space = UnconstrainedSpace.of(self.model, self.data)
         samples = {k: v.reshape(-1, *v.shape[2:]) for k, v in self._samples(jax.random.key(0), ENTROPY_DRAWS).items()}
-
-        def point(sites):
-            return space.unconstrain(handlers.trace(handlers.substitute(model, sites)).get_trace(*args))
-
-        points = jax.vmap(point)(samples)[:, np.flatnonzero(of_program(space))]
+        points = jax.vmap(lambda sites: space.point(self.model, sites, self.data))(samples)
+        points = points[:, np.flatnonzero(of_program(space))]
         return gaussians.entropy(jnp.atleast_2d(jnp.cov(points, rowvar=False)))
 
     def _several(self, key: PRNGKeyArray, count: int) -> AbstractTransition:

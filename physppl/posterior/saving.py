@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from physppl.density.unconstrained import UnconstrainedSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, latent_shapes
 from physppl.dynamics import Dynamics
 from physppl.internal.files import write
 from physppl.internal.progress import Timing
@@ -153,26 +153,11 @@ def _description(model) -> dict[str, Any]:
     return {"kind": "a Dynamics"} | arguments
 
 
-def _latent_shapes(model, data) -> dict[str, tuple[int, ...]]:
-    """{latent or `param` site: shape of its value}."""
-    run, *args = latent_part(model, data)
-    shapes = {}
-
-    def trace(key, args):
-        for name, site in handlers.trace(handlers.seed(run, key)).get_trace(*args).items():
-            if site["type"] == "param" or (site["type"] == "sample" and not site["is_observed"]):
-                shapes[name] = jnp.shape(site["value"])
-        return jnp.zeros(())
-
-    jax.eval_shape(trace, jax.random.key(0), args)
-    return shapes
-
-
 def _draws(posterior: AbstractPosterior) -> dict[str, Array]:
     """{latent or `param` site: values (DRAWS, ...)}, by a fixed random key."""
     samples, draws = posterior.samples(jax.random.key(0, impl="threefry2x32"), DRAWS), {}
     samples = samples | {k: jnp.broadcast_to(v, (DRAWS, *v.shape)) for k, v in posterior.params.items()}
-    for site in _latent_shapes(posterior.model, posterior.data):
+    for site in latent_shapes(posterior.model, posterior.data):
         if site not in samples:
             raise ValueError(f"save: samples() of this {type(posterior).__name__} has no site {site!r}.")
         draws[site] = samples[site][np.linspace(0, len(samples[site]) - 1, DRAWS).round().astype(int)]
@@ -234,7 +219,7 @@ def _recognise(posterior: AbstractPosterior, saved: dict[str, Any], draws, figur
         raise ValueError(f"{refusal}: it was {saved['kind']}, this is {current['kind']} ({model}). {remedy}")
     with jax.enable_x64(True):
         try:
-            sites = _latent_shapes(model, data)
+            sites = latent_shapes(model, data)
         except Exception as error:
             raise ValueError(f"{refusal}: this one does not run on the saved data: {error} {remedy}") from error
         shapes = {name: value.shape[1:] for name, value in draws.items()}
