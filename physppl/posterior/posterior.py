@@ -1,5 +1,6 @@
 """The posterior that users hold: its contract, and the reports on it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +58,20 @@ class Posterior(AbstractPosterior):
         return MachinePosterior(marginal.model, marginal.data, self.status, self.method, marginal, self)
 
 
-def _of_marginal(name: str) -> Any:
-    """A method of a machine's posterior that its marginal answers."""
+def _answered_by(part: str, *names: str) -> Iterator[Any]:
+    """Methods that a posterior leaves to another, `part` of it."""
 
-    def method(self, *args):
-        return getattr(self.marginal, name)(*args)
+    def method(name: str):
+        return lambda self, *args: getattr(getattr(self, part), name)(*args)
 
-    return method
+    return map(method, names)
 
 
 class MachinePosterior(Posterior):
     """The posterior of one machine of a fleet; made by `posterior.machine(index)`.
 
-    `samples` and `summary` are of the machine's own sites and of the population's; `check` is that of the fleet's fit,
-    and the fleet's posterior is the one to save or update.
+    `samples` and `summary` are of the machine's own sites and of the population's; `check`, `facts` and `sample_stats`
+    are those of the fleet's fit, and the fleet's posterior is the one to save or update.
 
     Attributes:
         marginal: the fleet's posterior in the machine's own sites.
@@ -80,15 +81,9 @@ class MachinePosterior(Posterior):
     marginal: Any
     fleet: Posterior
 
-    _draw, _basis, _samples, _noise = map(_of_marginal, ("_draw", "_basis", "_samples", "_noise"))
-    _mean, _entropy, _several, unconstrained = map(_of_marginal, ("_mean", "_entropy", "_several", "unconstrained"))
-
-    def sample_stats(self) -> dict[str, Array]:
-        return self.fleet.sample_stats()
-
-    def facts(self) -> dict[str, float]:
-        """Scalars of the fleet's fit."""
-        return self.fleet.facts()
+    _draw, _basis, _samples, _noise = _answered_by("marginal", "_draw", "_basis", "_samples", "_noise")
+    _mean, _entropy, _several = _answered_by("marginal", "_mean", "_entropy", "_several")
+    sample_stats, facts = _answered_by("fleet", "sample_stats", "facts")
 
     def moments(self) -> dict[str, tuple[Array, Array]]:
         """{site: (mean, sd)} of the machine and of the population, deterministic sites included, in the sites' units.
