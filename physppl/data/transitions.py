@@ -98,10 +98,6 @@ class Transitions(Data):
     def inputs(self) -> "Transitions":
         return Transitions(self.states, self.actions, valid=self.valid, times=self.times)
 
-    @property
-    def outcomes(self) -> Any:
-        return self.next_states
-
     def with_outcomes(self, outcomes) -> "Transitions":
         return Transitions(self.states, self.actions, outcomes, valid=self.valid, times=self.times)
 
@@ -146,21 +142,16 @@ class Transitions(Data):
         if extra == 0:
             return self
 
-        def grow(x, axis):
-            if x is None:
-                return None
-            if not len(self):  # nothing to repeat
-                return np.zeros((*x.shape[:axis], length, *x.shape[axis % x.ndim + 1 :]), x.dtype)
-            last = x[..., -1:, :] if axis == -2 else x[..., -1:]
-            xp = np if isinstance(x, np.ndarray) else jnp
-            return xp.concatenate([x, xp.repeat(last, extra, axis=axis)], axis=axis)
+        rows = len(self.batch_shape)  # the axis
 
-        valid = jnp.asarray(grow(self.valid, -1)) & (np.arange(length) < len(self))
-        valid = np.asarray(valid) if is_concrete(valid) else valid
-        return Transitions(
-            grow(self.states, -2), grow(self.actions, -2), grow(self.next_states, -2),
-            valid=valid, times=grow(self.times, -1),
-        )  # fmt: skip
+        def grow(x):
+            xp = np if isinstance(x, np.ndarray) else jnp
+            widths = [(0, extra if axis == rows else 0) for axis in range(x.ndim)]
+            return xp.pad(x, widths, "edge" if len(self) else "constant")
+
+        padded = jax.tree.map(grow, self)
+        valid = jnp.asarray(padded.valid) & (np.arange(length) < len(self))
+        return eqx.tree_at(lambda d: d.valid, padded, np.asarray(valid) if is_concrete(valid) else valid)
 
     @staticmethod
     def concatenate(parts: Sequence["Transitions"]) -> "Transitions":
@@ -249,8 +240,7 @@ def _filled(states, actions, next_states, valid, times):
         finite = rows[source] if source is not None else xp.nan_to_num(rows)
         return xp.where(flat[:, None], rows, xp.where(xp.isfinite(rows), rows, finite)).reshape(x.shape)
 
-    outcomes = None if next_states is None else fill(next_states)
-    return fill(states), fill(actions), outcomes, fill(times[..., None])[..., 0]
+    return *jax.tree.map(fill, (states, actions, next_states)), fill(times[..., None])[..., 0]
 
 
 def _same_outcomes(parts: Sequence[Transitions]) -> None:
