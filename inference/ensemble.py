@@ -11,14 +11,13 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference.diversity import Anchored, Diversity, Joint
-from physppl.inference.draws import DrawsPosterior
+from physppl.inference.draws import ApproximateDraws
 from physppl.inference.search import Adam, Newton, Search
-from physppl.internal.errors import Status
+from physppl.internal.errors import fit_status
 from physppl.language.transition import AbstractTransition
 from physppl.posterior.backend import Backend
 from physppl.posterior.base import MEAN_DRAWS, of_program
 from physppl.posterior.posterior import Posterior
-from physppl.posterior.verdict import status_reasons
 
 MAX_NEWTON_SIZE = 300  # parameters up to which Newton's linear algebra is cheaper than Adam
 DRAWS = 15  # prior draws, at least, from which the prior's sds are estimated
@@ -60,12 +59,11 @@ class Ensemble(Backend["EnsemblePosterior"]):
         joint, keys = Joint(space, model, data), jax.random.split(member_key, self.members)
         members = jax.vmap(lambda k, draw: self.diversity.member(k, joint, draw))(keys, draws[: self.members])
         modes = search.run(search_key, joint, members, draws, self.diversity.near)
-        status = jnp.where(jnp.all(modes.converged), Status.OK, Status.NOT_CONVERGED)
-        status = jnp.where(jnp.all(jnp.isfinite(modes.log_joint)), status, Status.NONFINITE)
+        status = fit_status(jnp.all(modes.converged), finite=jnp.all(jnp.isfinite(modes.log_joint)))
         return EnsemblePosterior(model, data, space, modes.points, modes.log_joint, status)
 
 
-class EnsemblePosterior(DrawsPosterior):
+class EnsemblePosterior(ApproximateDraws):
     """Equally weighted members.
 
     Attributes:
@@ -77,9 +75,6 @@ class EnsemblePosterior(DrawsPosterior):
     def __init__(self, model, data, space: UnconstrainedSpace, points: Float[Array, "K P"], log_joint, status):
         super().__init__(model, data, space, points[None], {}, status, "Ensemble")
         self.log_joint = log_joint
-
-    def findings(self):
-        return status_reasons(self.status), {}
 
     def facts(self) -> dict[str, float]:
         """`spread`: sd between members in unconstrained space, root mean square over the program's parameters."""

@@ -21,7 +21,7 @@ from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import MEASUREMENT, OFFSETS, VARIATION
 from physppl.internal import gaussians
-from physppl.internal.errors import Status, check_key
+from physppl.internal.errors import check_key, fit_status
 from physppl.internal.precision import doubles
 from physppl.language.transition import AbstractTransition, LinearisedTransition, Transition
 from physppl.posterior.backend import Backend, prepared, raise_or_warn, union
@@ -157,6 +157,11 @@ class GaussianPosterior(Posterior):
     space: eqx.AbstractVar[UnconstrainedSpace]
     mode: eqx.AbstractVar[Float[Array, " P"]]
     linearised: eqx.AbstractVar[bool]
+    log_evidence: eqx.AbstractVar[Float[Array, ""]]
+    decrement: eqx.AbstractVar[Float[Array, ""]]
+
+    def facts(self) -> dict[str, float]:
+        return {"log_evidence": float(self.log_evidence), "decrement": float(self.decrement)}
 
     @abstractmethod
     def _points(self, key: PRNGKeyArray, count: int) -> Float[Array, "count P"]:
@@ -209,17 +214,11 @@ class LaplacePosterior(GaussianPosterior):
         self.mode, self.decrement, self.steps = mode.point, mode.decrement, mode.steps
         self.factor = gaussians.inverse_factor(mode.local.curvature)
         self.log_evidence = gaussians.log_evidence(mode.local.log_joint, self.factor)
-        definite = jnp.all(jnp.isfinite(self.factor))
-        status = jnp.where(mode.decrement < 2e-4, Status.OK, Status.NOT_CONVERGED)
-        status = jnp.where(definite, status, Status.NOT_POSITIVE_DEFINITE)
-        self.status = jnp.where(jnp.isfinite(mode.local.log_joint), status, Status.NONFINITE)
+        definite, finite = jnp.all(jnp.isfinite(self.factor)), jnp.isfinite(mode.local.log_joint)
+        self.status = fit_status(mode.decrement < 2e-4, definite=definite, finite=finite)
 
     def facts(self) -> dict[str, float]:
-        return {
-            "log_evidence": float(self.log_evidence),
-            "decrement": float(self.decrement),
-            "steps": int(self.steps),
-        }
+        return super().facts() | {"steps": int(self.steps)}
 
     def unconstrained(self) -> GaussianForm:
         return GaussianForm(self.space, self.mode, self.factor, self.decrement, self.by_evidence, self.linearised)

@@ -83,6 +83,17 @@ def empty(dynamics: Dynamics) -> Transitions:
     )
 
 
+def check_one_machine(backend: str, model, data) -> None:
+    """Refuse models that are not a Dynamics, and data that are not Transitions of one machine.
+
+    Raises:
+        TypeError: naming the backend and what came.
+    """
+    if not isinstance(model, Dynamics) or not isinstance(data, Transitions) or data.batch_shape:
+        got = f"{type(model).__name__} and {type(data).__name__}"
+        raise TypeError(f"{backend} takes Transitions of one machine and a Dynamics; got {got}.")
+
+
 @eqx.filter_jit
 def _fit(key, backend: Backend[P], model, data) -> P:
     return backend.fit(key, model, doubles(data))
