@@ -24,8 +24,7 @@ def datatree(key, posterior, draws: int, verdict: Check):
     draw_key, prior_key = jax.random.split(key)
     with jax.enable_x64(True):
         samples = posterior.samples(draw_key, draws, group_by_chain=True)
-        flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in samples.items()}
-        prior = _prior(prior_key, posterior, list(flat), draws)
+        prior = _prior(prior_key, posterior, list(samples), draws)
         observed = _observed(posterior)
         likelihood = _pointwise(posterior, samples, observed)
     groups = {
@@ -36,7 +35,7 @@ def datatree(key, posterior, draws: int, verdict: Check):
     }
     if stats := posterior.sample_stats():
         groups["sample_stats"] = stats
-    coords, dims = _coordinates(posterior, flat)
+    coords, dims = _coordinates(posterior, samples)
     groups = {g: {_plain(k): np.asarray(v) for k, v in values.items()} for g, values in groups.items()}
     tree = from_dict(groups, coords=coords, dims=dims)
     if isinstance(posterior.data, Data) and (coordinates := posterior.data.coordinates()):
@@ -47,11 +46,8 @@ def datatree(key, posterior, draws: int, verdict: Check):
     for group in ("posterior", "prior"):
         for name in map(str, tree[group].data_vars):
             tree[group][name].attrs["units"] = units.get(name, "")
-    tree.attrs |= {
-        "backend": posterior.method,
-        "model": str(posterior.model),
-    }
-    tree.attrs |= {"status": Status(int(posterior.status)).name} | posterior.facts()
+    status = Status(int(posterior.status)).name
+    tree.attrs |= {"backend": posterior.method, "model": str(posterior.model), "status": status} | posterior.facts()
     if posterior.timing is not None:
         tree.attrs |= {"fit_seconds": posterior.timing.seconds, "compile_seconds": posterior.timing.compiling}
     tree.attrs |= {"check": verdict.verdict, "check_reasons": "\n".join(map(str, verdict.reasons))}

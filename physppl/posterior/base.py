@@ -24,6 +24,11 @@ from physppl.posterior.verdict import Figures, Reason
 
 MEAN_DRAWS, ENTROPY_DRAWS = 16, 4096  # where a posterior has no closed form
 
+States = Float[Array | np.ndarray, "*B D"]
+Actions = Float[Array | np.ndarray, "*B A"]
+StateRows = Float[Array | np.ndarray, "M D"]
+ActionRows = Float[Array | np.ndarray, "M A"]
+
 
 class AbstractPosterior(ExactPickle, eqx.Module):
     """The contract of a posterior about dynamics: functions and sites. Users hold a `Posterior`, which adds reports.
@@ -139,9 +144,7 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         """
         return self._call("_entropy")
 
-    def basis(
-        self, states: Float[Array | np.ndarray, "*B D"], actions: Float[Array | np.ndarray, "*B A"], t=0.0
-    ) -> tuple[Array, Array]:
+    def basis(self, states: States, actions: Actions, t=0.0) -> tuple[Array, Array]:
         """Mean (..., D) and factor (..., D, R) of the next state, process noise excluded.
 
         The factors of any two inputs give their covariance, Cov[f(x), f(x')] = F(x) F(x')': the posterior is over
@@ -149,15 +152,11 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         """
         return self._call("_flat_basis", states, actions, t)
 
-    def covariance(
-        self, states: Float[Array | np.ndarray, "M D"], actions: Float[Array | np.ndarray, "M A"], t=0.0
-    ) -> Float[Array, "MD MD"]:
+    def covariance(self, states: StateRows, actions: ActionRows, t=0.0) -> Float[Array, "MD MD"]:
         """Joint covariance (M D, M D) of the next states at M inputs, process noise excluded."""
         return self._call("_covariance", states, actions, t)
 
-    def predict(
-        self, states: Float[Array | np.ndarray, "*B D"], actions: Float[Array | np.ndarray, "*B A"], t=0.0
-    ) -> dist.MultivariateNormal:
+    def predict(self, states: States, actions: Actions, t=0.0) -> dist.MultivariateNormal:
         """The predictive distribution of the next state, process noise included: a NumPyro distribution over (..., D).
 
         Its mean and covariance are the posterior's; sample-based backends take those of their draws.
@@ -167,9 +166,7 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         distribution.covariance_matrix = covariance
         return distribution
 
-    def information_gain(
-        self, states: Float[Array | np.ndarray, "M D"], actions: Float[Array | np.ndarray, "M A"], t=0.0
-    ) -> Float[Array, ""]:
+    def information_gain(self, states: StateRows, actions: ActionRows, t=0.0) -> Float[Array, ""]:
         """Information, nats, from measuring the next states at these inputs, jointly (a per-step sum counts twice)."""
         return self._call("_information_gain", states, actions, t)
 

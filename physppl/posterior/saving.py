@@ -100,7 +100,7 @@ def encode(posterior: AbstractPosterior) -> bytes:
         figures = _figures(model, data, draws, posterior.site_space())
         header = {
             "format": FORMAT,
-            "versions": _versions(),
+            "versions": {name: metadata.version(name) for name in ("physppl", "jax", "numpyro")},
             "model": _description(model),
             "timing": posterior.timing,
             "posterior": tree,
@@ -132,10 +132,6 @@ def _opened(content: bytes, where: str) -> tuple[dict[str, Any], bytes]:
             f"{header['versions']['physppl']}; this version reads {FORMAT}. To use it, {remedy}."
         )
     return header, body[start:]
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("physppl", "jax", "numpyro")}
 
 
 def _description(model) -> dict[str, Any]:
@@ -226,9 +222,7 @@ def _recognise(posterior: AbstractPosterior, saved: dict[str, Any], draws, figur
         differs = [f"site {name!r} is missing" for name in shapes if name not in sites]
         differs += [f"site {name!r} is new" for name in sites if name not in shapes]
         differs += [
-            f"site {name!r} had shape {shapes[name]}, has {sites[name]}"
-            for name in shapes
-            if name in sites and shapes[name] != sites[name]
+            f"site {name!r} had shape {x}, has {sites[name]}" for name, x in shapes.items() if sites.get(name, x) != x
         ]
         differs = differs or [f"{k} was {saved[k]}, is {current[k]}" for k in saved if saved[k] != current.get(k)]
         if differs:
