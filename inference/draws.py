@@ -18,7 +18,6 @@ from physppl.language.transition import Transition
 from physppl.posterior.backend import prepared, raise_or_warn
 from physppl.posterior.base import with_fields
 from physppl.posterior.posterior import Posterior
-from physppl.posterior.verdict import Figures, Reason, status_reasons
 
 # {NumPyro's name of a per-draw diagnostic: ArviZ's}
 STATS = {"diverging": "diverging", "num_steps": "n_steps", "accept_prob": "acceptance_rate", "energy": "energy"}
@@ -94,13 +93,6 @@ class DrawsPosterior(Posterior):
     def _noise(self) -> Array:
         noise = jax.vmap(lambda z: self._transition(z).noise)(self._thinned())
         return jnp.sqrt(jnp.mean(noise**2, axis=0))
-
-
-class ApproximateDraws(DrawsPosterior):
-    """Draws of an approximation, whose status is all that is known of its fit."""
-
-    def findings(self) -> tuple[list[Reason], Figures]:
-        return status_reasons(self.status), {}
 
 
 def chain_status(points: Float[Array, "C S P"], stats: dict[str, Array]) -> Array:

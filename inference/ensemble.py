@@ -11,13 +11,14 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference.diversity import Anchored, Diversity, Joint
-from physppl.inference.draws import ApproximateDraws
+from physppl.inference.draws import DrawsPosterior
 from physppl.inference.search import Adam, Newton, Search
 from physppl.internal.errors import fit_status
 from physppl.language.transition import AbstractTransition
 from physppl.posterior.backend import Backend
-from physppl.posterior.base import MEAN_DRAWS, of_program
+from physppl.posterior.base import MEAN_DRAWS, averaged, of_program
 from physppl.posterior.posterior import Posterior
+from physppl.posterior.verdict import StatusAlone
 
 MAX_NEWTON_SIZE = 300  # parameters up to which Newton's linear algebra is cheaper than Adam
 DRAWS = 15  # prior draws, at least, from which the prior's sds are estimated
@@ -63,7 +64,7 @@ class Ensemble(Backend["EnsemblePosterior"]):
         return EnsemblePosterior(model, data, space, modes.points, modes.log_joint, status)
 
 
-class EnsemblePosterior(ApproximateDraws):
+class EnsemblePosterior(StatusAlone, DrawsPosterior):
     """Equally weighted members.
 
     Attributes:
@@ -92,9 +93,9 @@ class EnsemblePosterior(ApproximateDraws):
         points = self.points[0][order[jnp.arange(count) % len(order)]]
         return jax.vmap(self._in_new_recording)(jax.random.split(recording_key, count), points)
 
-    def _mean(self, draws: int = MEAN_DRAWS) -> AbstractTransition:
-        """Average over members, each of them at most once."""
-        return super()._mean(min(self.points.shape[1], draws))
+    def _mean(self) -> AbstractTransition:
+        """Average over members, at most MEAN_DRAWS of them."""
+        return averaged(self._several(jax.random.key(0), min(self.points.shape[1], MEAN_DRAWS)))
 
     def _entropy(self) -> Float[Array, ""]:
         """Entropy of a Gaussian with the members' sds and their correlations shrunk towards zero.

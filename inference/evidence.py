@@ -71,8 +71,7 @@ def maximise(
         return -evidence, jax.lax.stop_gradient(candidate)
 
     settle = min(10, steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, settle, max(steps, 1))
-    optimiser = optax.adam(schedule)
+    optimiser = optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, settle, max(steps, 1)))
 
     def climb(carry, _):
         hyper, state, z = carry

@@ -24,10 +24,11 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl.density.curvature import Local, local
 from physppl.density.mode import find_mode, unit_of
 from physppl.density.unconstrained import UnconstrainedSpace
-from physppl.inference.draws import ApproximateDraws
+from physppl.inference.draws import DrawsPosterior
 from physppl.internal import gaussians
 from physppl.internal.errors import closest, fit_status
 from physppl.posterior.backend import Backend
+from physppl.posterior.verdict import StatusAlone
 
 DF = 5.0  # of the Student-t proposals, whose tails must be heavier than the posterior's
 TOLERANCE = 1e-3  # of a search, in posterior sds; the error of the evidence is its square
@@ -197,7 +198,7 @@ def _match_moments(
     return ImportanceProposal(center, jnp.linalg.cholesky(covariance + last.lower @ last.lower.T / (16 * effective)))
 
 
-class NestedPosterior(ApproximateDraws):
+class NestedPosterior(StatusAlone, DrawsPosterior):
     """Draws, each from the Gaussian at one value of the explored sites.
 
     Attributes:

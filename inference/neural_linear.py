@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray
 
 from physppl.inference.evidence import maximise
 from physppl.inference.laplace import LaplacePosterior
-from physppl.posterior.backend import Backend, check_one_machine
+from physppl.posterior.backend import Backend, one_machine
 
 
 class NeuralLinear(Backend[LaplacePosterior]):
@@ -43,6 +43,6 @@ class NeuralLinear(Backend[LaplacePosterior]):
         Raises:
             TypeError: for models that are not a Dynamics, and data that are not Transitions of one machine.
         """
-        check_one_machine("NeuralLinear", model, data)
+        model = one_machine("NeuralLinear", model, data)
         space, mode = maximise(key, model, data, self.steps, self.rate)
         return LaplacePosterior(model, data, space, mode, self.linearised, "NeuralLinear", by_evidence=True)

@@ -23,7 +23,7 @@ from physppl.internal import gaussians
 from physppl.internal.errors import fit_status
 from physppl.internal.precision import doubles
 from physppl.language.transition import AbstractTransition
-from physppl.posterior.backend import Backend, check_one_machine
+from physppl.posterior.backend import Backend, one_machine
 
 MIN_WEIGHTS = 64  # entries from which a site counts as weights, which start at a prior draw
 PROBES = 64  # draws that estimate the number of effective parameters
@@ -72,7 +72,7 @@ class StructuredLaplace(Backend["StructuredPosterior"]):
             TypeError: for models that are not a Dynamics, and data that are not Transitions of one machine.
             ValueError: for priors that couple parameters, and `param` sites other than prior sds.
         """
-        check_one_machine("StructuredLaplace", model, data)
+        model = one_machine("StructuredLaplace", model, data)
         param_key, start_key, fit_key = jax.random.split(key, 3)
         space, maps = free_space(param_key, model, data)
         Problem(space, model, data).check()

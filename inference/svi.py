@@ -15,11 +15,12 @@ from numpyro.infer import Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoGuide, AutoMultivariateNormal
 
 from physppl.density.unconstrained import UnconstrainedSpace
-from physppl.inference.draws import ApproximateDraws, unconstrained
+from physppl.inference.draws import DrawsPosterior, unconstrained
 from physppl.inference.evidence import free_space
 from physppl.inference.laplace import Laplace
 from physppl.internal.errors import fit_status
 from physppl.posterior.backend import Backend
+from physppl.posterior.verdict import StatusAlone
 
 CLIP = 100.0  # gradient norm, so that one draw of very low density does not determine the step
 
@@ -91,7 +92,7 @@ class SVI(Backend["VariationalPosterior"]):
         return VariationalPosterior(model, data, space, points, bounds)
 
 
-class VariationalPosterior(ApproximateDraws):
+class VariationalPosterior(StatusAlone, DrawsPosterior):
     """Draws of a fitted guide.
 
     Attributes:

@@ -53,7 +53,7 @@ _REMEDIES = {
 }
 
 
-def fit_status(converged, *, definite=True, finite=True) -> jax.Array:
+def fit_status(converged, *, definite: jax.Array | bool = True, finite: jax.Array | bool = True) -> jax.Array:
     """Status of a fit: the gravest of what went wrong."""
     status = jnp.where(converged, Status.OK, Status.NOT_CONVERGED)
     status = jnp.where(definite, status, Status.NOT_POSITIVE_DEFINITE)

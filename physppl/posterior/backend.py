@@ -83,8 +83,8 @@ def empty(dynamics: Dynamics) -> Transitions:
     )
 
 
-def check_one_machine(backend: str, model, data) -> None:
-    """Refuse models that are not a Dynamics, and data that are not Transitions of one machine.
+def one_machine(backend: str, model, data) -> Dynamics:
+    """The model, if it is a Dynamics and the data are Transitions of one machine.
 
     Raises:
         TypeError: naming the backend and what came.
@@ -92,6 +92,7 @@ def check_one_machine(backend: str, model, data) -> None:
     if not isinstance(model, Dynamics) or not isinstance(data, Transitions) or data.batch_shape:
         got = f"{type(model).__name__} and {type(data).__name__}"
         raise TypeError(f"{backend} takes Transitions of one machine and a Dynamics; got {got}.")
+    return model
 
 
 @eqx.filter_jit

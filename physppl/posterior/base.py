@@ -75,11 +75,9 @@ class AbstractPosterior(ExactPickle, eqx.Module):
     def _noise(self) -> Float[Array, " D"]:
         """Process-noise sd of the predictive distribution."""
 
-    def _mean(self, draws: int = MEAN_DRAWS) -> AbstractTransition:
+    def _mean(self) -> AbstractTransition:
         """The predictive mean as a function; without a closed form, the average of a few draws."""
-        members = self._several(jax.random.key(0), draws)
-        first = jax.tree.map(lambda x: x[0], members)
-        return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
+        return averaged(self._several(jax.random.key(0), MEAN_DRAWS))
 
     def _entropy(self) -> Float[Array, ""]:
         """Entropy of the Gaussian with the posterior's covariance in unconstrained space, from samples."""
@@ -241,6 +239,12 @@ def _run(posterior, method: str, args, dtype):
     args = [a.astype(float) if eqx.is_array(a) and jnp.issubdtype(a.dtype, jnp.floating) else a for a in args]
     result = getattr(posterior, method)(*args)
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, result)
+
+
+def averaged(members: AbstractTransition) -> AverageTransition:
+    """The average of the functions on a leading axis."""
+    first = jax.tree.map(lambda x: x[0], members)
+    return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
 
 
 def with_fields(posterior, **fields):
