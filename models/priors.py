@@ -33,11 +33,7 @@ def up_to(high: float, unit: str) -> Between:
 
 def sample(priors: Mapping[str, Between], held: Mapping[str, Any]) -> dict[str, Any]:
     """Sample {parameter: its fixed value, or else a `physical` site}; a fixed parameter needs no prior."""
-    sites = {
-        name: physical(name, prior.low, prior.high, loc=prior.loc, scale=prior.scale, unit=prior.unit)
-        for name, prior in priors.items()
-        if name not in held
-    }
+    sites = {name: physical(name, **prior._asdict()) for name, prior in priors.items() if name not in held}
     return sites | dict(held)
 
 

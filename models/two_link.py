@@ -95,8 +95,8 @@ def field(m1, r1, k1, m2, r2, k2, length: Any = LENGTH, **options):
         length: m, shoulder to elbow.
         options: from `motor_inertia` on, as in `arm`.
     """
-    pi = combinations({"m1": m1, "r1": r1, "k1": k1, "m2": m2, "r2": r2, "k2": k2}, length)
-    return _field(pi["pi1"], pi["pi2"], pi["pi3"], pi["m1_r1_plus_m2_l1"], pi["m2_r2"], **options)
+    bodies = {"m1": m1, "r1": r1, "k1": k1, "m2": m2, "r2": r2, "k2": k2}
+    return _field(**combinations(bodies, length), **options)
 
 
 def arm(
