@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,25 +205,20 @@ def _predictions(key, posteriors, data, horizons, draws) -> tuple[Columns, dict[
 
 
 def _evaluate(key, posterior, data, steps: int, draws: int) -> Scores | None:
-    if not isinstance(posterior.model, Dynamics):
-        return None
-    try:
-        return evaluate(key, posterior, data, steps, draws)
-    except NotImplementedError:  # a posterior without functions
-        return None
+    if isinstance(posterior.model, Dynamics):
+        with suppress(NotImplementedError):  # a posterior without functions
+            return evaluate(key, posterior, data, steps, draws)
+    return None
 
 
 def _fit_figures(key, posteriors) -> Columns:
     """Leave-one-out estimates and times of each fit."""
     rows = []
     for posterior in posteriors.values():
-        try:
-            left_out = leave_one_out(key, posterior)
-        except NotImplementedError:  # a posterior without samples
-            left_out = None
         figures = [np.nan] * 4
-        if left_out is not None:
-            figures = [left_out.elpd, left_out.se, left_out.heavy, left_out.pareto_k.max()]
+        with suppress(NotImplementedError):  # a posterior without samples
+            if left_out := leave_one_out(key, posterior):
+                figures = [left_out.elpd, left_out.se, left_out.heavy, left_out.pareto_k.max()]
         rows.append([*figures, *(posterior.timing or (np.nan, np.nan))])
     columns = zip(FIT_FIGURES.items(), np.array(rows, float).T, strict=True)
     return {name: (("posterior",), values, unit) for (name, unit), values in columns}

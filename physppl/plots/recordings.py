@@ -45,10 +45,9 @@ def prediction(ahead: Sequence[Ahead], recordings: Sequence[Trajectories], dynam
             axis.step(clock[rows], np.asarray(recording.actions)[rows, i], where="post", color=GREEN, lw=1.0)
         panels[0, column].set_title(_short(name), fontsize=8.5)
         panels[-1, column].set(xlabel="time [s]", xlim=(times[0], times[-1]))
-    spaces = ((sensors, panels[: len(sensors), 0]), (action, panels[len(sensors) :, 0]))
-    for space, axes in spaces:
-        for axis, name, unit in zip(axes, space.names, space.units, strict=True):
-            axis.set_ylabel(label(name.replace("_", " "), unit))
+    coordinates, units = (*sensors.names, *action.names), (*sensors.units, *action.units)
+    for axis, name, unit in zip(panels[:, 0], coordinates, units, strict=True):
+        axis.set_ylabel(label(name.replace("_", " "), unit))
     figure.align_ylabels(panels[:, 0])
     return legend(figure, [panels[0, 0]])
 
