@@ -168,7 +168,6 @@ def animate_furuta(
     """
     states, actions = np.asarray(states, float), np.asarray(actions, float)
     elbow, tip = furuta_points(states[:, 0], states[:, 1], arm, pendulum)
-    view = _Camera(azimuth=0.42, elevation=0.36, distance=0.6, centre=(0.02, 0.0, -0.005))
 
     def scene(axis) -> Update:
         from matplotlib.patches import Polygon
@@ -233,16 +232,11 @@ def furuta_points(theta, alpha, arm: float, pendulum: float) -> tuple[np.ndarray
     return elbow, elbow + pendulum * (np.sin(alpha)[..., None] * across - np.cos(alpha)[..., None] * up)
 
 
-class _Camera:
+def view(points, azimuth=0.42, elevation=0.36, distance=0.6, centre=(0.02, 0.0, -0.005)) -> np.ndarray:
     """Perspective projection of points (N, 3) onto the image plane (N, 2), m at the centre's distance."""
-
-    def __init__(self, azimuth: float, elevation: float, distance: float, centre):
-        ca, sa, ce, se = np.cos(azimuth), np.sin(azimuth), np.cos(elevation), np.sin(elevation)
-        self.towards = np.array([ce * ca, ce * sa, se])  # from the centre to the camera
-        self.right, self.up = np.array([-sa, ca, 0.0]), np.array([-se * ca, -se * sa, ce])
-        self.distance, self.centre = distance, np.asarray(centre)
-
-    def __call__(self, points) -> np.ndarray:
-        points = np.atleast_2d(points) - self.centre
-        magnification = self.distance / (self.distance - points @ self.towards)
-        return np.stack([points @ self.right, points @ self.up], 1) * magnification[:, None]
+    ca, sa, ce, se = np.cos(azimuth), np.sin(azimuth), np.cos(elevation), np.sin(elevation)
+    towards = np.array([ce * ca, ce * sa, se])  # from the centre to the camera
+    right, up = np.array([-sa, ca, 0.0]), np.array([-se * ca, -se * sa, ce])
+    points = np.atleast_2d(points) - np.asarray(centre)
+    magnification = distance / (distance - points @ towards)
+    return np.stack([points @ right, points @ up], 1) * magnification[:, None]
