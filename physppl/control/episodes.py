@@ -1,6 +1,7 @@
 """Episodes of an agent on a machine, compiled as a whole or stepped from Python."""
 
 import warnings
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -70,11 +71,8 @@ def play(key: PRNGKeyArray, system: System | HostSystem, task: Task, agent: Agen
         ValueError: where the step or the coordinates of machine and agent differ.
     """
     check_match(system, agent.transitions.dynamics)
-    if isinstance(system, HostSystem):
-        record = _hosted(key, system, task, agent)
-    else:
-        record = _compiled(key, system, task, agent)
-    return _checked(record, agent.transitions.dynamics)
+    run: Callable[..., Episode] = _hosted if isinstance(system, HostSystem) else _compiled
+    return _checked(run(key, system, task, agent), agent.transitions.dynamics)
 
 
 @eqx.filter_jit
