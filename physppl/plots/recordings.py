@@ -65,11 +65,9 @@ def residuals(errors: Sequence[np.ndarray], recordings: Sequence[Trajectories], 
     sensors = dynamics.sensing.space
     figure = new_figure(6.8, 1.7 * len(sensors) + 0.7)
     panels = figure.subplots(len(sensors), 2, sharey=True, sharex="col", width_ratios=[4, 1], squeeze=False)
-    elapsed, times = 0.0, []
-    for recording in recordings:
-        clock = np.asarray(recording.times, float)
-        times.append(clock - clock[0] + elapsed)
-        elapsed += clock[-1] - clock[0]
+    clocks = [np.asarray(recording.times, float) for recording in recordings]
+    begins = np.cumsum([0.0, *(clock[-1] - clock[0] for clock in clocks)])
+    times = [clock - clock[0] + begin for clock, begin in zip(clocks, begins, strict=False)]
     grid = np.linspace(-SDS, SDS, 200)
     for i, name in enumerate(sensors.names):
         course, histogram = panels[i]
@@ -91,7 +89,7 @@ def residuals(errors: Sequence[np.ndarray], recordings: Sequence[Trajectories], 
         course.set_title(title.replace("-", "−"), fontsize=8.5)
         course.set(ylabel=f"{name.replace('_', ' ')} [sd]", ylim=(-SDS, SDS))
         histogram.set_xticks([])
-    panels[-1, 0].set(xlabel="time [s]", xlim=(0, elapsed))
+    panels[-1, 0].set(xlabel="time [s]", xlim=(0, begins[-1]))
     panels[-1, 1].set_xlabel("density")
     return figure
 
