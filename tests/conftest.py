@@ -20,13 +20,25 @@ hypothesis.settings.load_profile("fixed")
 def pytest_configure(config):
     """What several tests compile is compiled once: a folder for this run, shared by its workers and subprocesses.
 
-    Runs that measure times, where pytest-benchmark is loaded, compile everything themselves.
+    The default tests spend their time on compiling: their programs are made fast and run slowly. Science runs, which
+    compile little and run long, are optimised as users' programs are. Runs that measure times, where pytest-benchmark
+    is loaded, compile everything themselves.
     """
-    if config.pluginmanager.hasplugin("benchmark") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if config.pluginmanager.hasplugin("benchmark"):
+        return
+    quick = config.option.markexpr == "not science"
+    if quick:
+        gc.set_threshold(50_000, 20, 100)  # tracing makes many objects and little garbage
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # a worker, which has the settings of its parent
         return
     folder = tempfile.mkdtemp(prefix="physppl-compiled-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     settings = {"compilation_cache_dir": folder, "persistent_cache_min_compile_time_secs": 0}
+    if quick:
+        settings["disable_most_optimizations"] = True
+        if jax.__version_info__[:2] == (0, 10):  # XLA ends a process that names a flag it no longer knows
+            flag = "--xla_cpu_use_fusion_emitters=false"  # the older emitters compile twice as fast
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     for name, value in settings.items():
         os.environ[f"JAX_{name.upper()}"] = str(value)
         jax.config.update(f"jax_{name}", value)

@@ -10,7 +10,7 @@ from helpers import clock_dynamics, example, recording
 
 import physppl as pp
 from physppl.control.episodes import Episode
-from physppl.control.replay import Memory
+from physppl.control.replay import ReplayBuffer
 from physppl.inference import Laplace
 from physppl.models import pendulum
 from physppl.planning import ICEM, RandomPolicy, RandomShooting
@@ -184,7 +184,7 @@ def test_loop_data_are_timed_in_seconds():
 def test_steps_after_an_end_are_no_data():
     dynamics, valid = clock_dynamics(), np.array([True, True, False])
     record = Episode(np.arange(4.0)[:, None], np.zeros((3, 1)), np.zeros(3), valid, np.array(True), np.zeros(3))
-    memory = Memory(dynamics, 3, 2, None)
+    memory = ReplayBuffer(dynamics, 3, 2, None)
     memory.add(record)
     assert np.array_equal(memory.data().valid, [True, True, False, False, False, False])
     assert np.array_equal(memory.data().next_states[:3, 0], [1.0, 2.0, 3.0])
