@@ -47,10 +47,7 @@ def _shape(space: UnconstrainedSpace, model, data, points: Float[Array, "K P"]):
     return jax.vmap(jax.grad(density))(points), jax.vmap(jax.hessian(density))(points)
 
 
-@eqx.filter_jit
-def local(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> tuple[Array, Array, Array]:
-    """The log joint density, its gradient (P,) and its curvature (P, P)."""
-    return curvature.local(space, model, data, z)
+local = eqx.filter_jit(curvature.local)  # compiled once for all that ask
 
 
 def information(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> Float[np.ndarray, "P P"]:
