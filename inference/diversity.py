@@ -12,7 +12,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.data import Data
 from physppl.density.curvature import NOISES
-from physppl.density.unconstrained import Gaussian, UnconstrainedSpace, gaussians, latent_part
+from physppl.density.unconstrained import Gaussian, UnconstrainedSpace, gaussians
 
 
 class Joint(NamedTuple):
@@ -121,11 +121,8 @@ class Anchored(Diversity):
             ValueError: for outcomes that are not Normal or Student-t, naming the site.
         """
         space, model, data = joint
-
-        def log_prior(z):
-            return space.log_densities(space.trace(*latent_part(model, z, data)), z)[0]
-
-        slope = jnp.where(space.where(lambda name: name.endswith(NOISES)), 0.0, jax.grad(log_prior)(draw))
+        slope = jax.grad(lambda z: space.log_prior_alone(model, z, data))(draw)
+        slope = jnp.where(space.where(lambda name: name.endswith(NOISES)), 0.0, slope)
         trace = space.trace(model, draw, data)
         outcomes, scores = gaussians(trace), {}
         for name, site in trace.items():

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
-from numpyro import handlers
 
 from physppl.density.curvature import scatter
 from physppl.density.forms import DrawsForm
-from physppl.density.unconstrained import UnconstrainedSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, latent_shapes
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import R_HAT_LIMIT, Status, closest
 from physppl.internal.precision import doubles
@@ -55,20 +54,14 @@ class DrawsPosterior(Posterior):
     def sample_stats(self) -> dict[str, Array]:
         return self.stats
 
-    def site_space(self) -> UnconstrainedSpace:
-        return self.space
-
     def unconstrained(self) -> DrawsForm:
         return DrawsForm(self.space, self.points)
 
     def about(self, model, data, form: Any) -> "DrawsPosterior":
         return with_fields(self, model=model, data=data, space=form.space, points=form.points)
 
-    def _sites(self, z) -> dict[str, Array]:
-        return self.space.sites(self.model, z, self.data)
-
     def _transition(self, z) -> Transition:
-        return self.model.bind(self._sites(z))
+        return self.model.bind(self.space.sites(self.model, z, self.data))
 
     def _thinned(self):
         """Subset of at most BASIS_DRAWS draws, evenly spaced over all chains."""
@@ -169,13 +162,7 @@ def from_numpyro(mcmc, model=None, data=None) -> DrawsPosterior:
 
 def unconstrained(space: UnconstrainedSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
     """Points of unconstrained space for draws (C, S, ...) of the model's sites."""
-    model, *args = latent_part(model, data)
-
-    def point(sites):
-        run = handlers.substitute(model, sites | space.params)
-        return space.unconstrain(handlers.trace(run).get_trace(*args))
-
-    return jax.vmap(jax.vmap(point))(samples)
+    return jax.vmap(jax.vmap(lambda sites: space.point(model, sites, data)))(samples)
 
 
 def _checked_points(space: UnconstrainedSpace, model, data, samples: dict[str, Array]) -> Float[Array, "C S P"]:
@@ -184,18 +171,11 @@ def _checked_points(space: UnconstrainedSpace, model, data, samples: dict[str, A
         raise KeyError(
             f"from_numpyro: the run has no draws of {', '.join(map(repr, missing))}.{closest(missing[0], samples)}"
         )
-    run, *args = latent_part(model, data)
-    samples = {name: samples[name] for name in space.names}
-
-    def values_of_a_draw(key):
-        trace = handlers.trace(handlers.seed(run, key)).get_trace(*args)
-        return {name: trace[name]["value"] for name in space.names}
-
-    shapes = jax.eval_shape(values_of_a_draw, jax.random.key(0))
+    samples, shapes = {name: samples[name] for name in space.names}, latent_shapes(model, data)
     for name, values in samples.items():
-        if values.shape[2:] != shapes[name].shape:
+        if values.shape[2:] != shapes[name]:
             raise ValueError(
-                f"from_numpyro: {name!r} has shape {shapes[name].shape} in the model; a draw of the run has "
+                f"from_numpyro: {name!r} has shape {shapes[name]} in the model; a draw of the run has "
                 f"{values.shape[2:]}."
             )
     points = jax.jit(lambda samples: unconstrained(space, model, data, samples))(samples)

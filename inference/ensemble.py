@@ -13,12 +13,12 @@ from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference.diversity import Anchored, Diversity, Joint
 from physppl.inference.draws import DrawsPosterior
 from physppl.inference.search import Adam, Newton, Search
-from physppl.internal.errors import Status
-from physppl.language.transition import AbstractTransition, AverageTransition
+from physppl.internal.errors import fit_status
+from physppl.language.transition import AbstractTransition
 from physppl.posterior.backend import Backend
-from physppl.posterior.base import MEAN_DRAWS, of_program
+from physppl.posterior.base import MEAN_DRAWS, averaged, of_program
 from physppl.posterior.posterior import Posterior
-from physppl.posterior.verdict import status_reasons
+from physppl.posterior.verdict import StatusAlone
 
 MAX_NEWTON_SIZE = 300  # parameters up to which Newton's linear algebra is cheaper than Adam
 DRAWS = 15  # prior draws, at least, from which the prior's sds are estimated
@@ -56,17 +56,15 @@ class Ensemble(Backend["EnsemblePosterior"]):
         space = UnconstrainedSpace.of(model, data)
         search = self.search or (Newton() if space.size <= MAX_NEWTON_SIZE else Adam())
         draw_key, member_key, search_key = jax.random.split(key, 3)
-        keys = jax.random.split(draw_key, max(self.members, DRAWS))
-        draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
+        draws = space.prior_draws(draw_key, max(self.members, DRAWS), model, data)
         joint, keys = Joint(space, model, data), jax.random.split(member_key, self.members)
         members = jax.vmap(lambda k, draw: self.diversity.member(k, joint, draw))(keys, draws[: self.members])
         modes = search.run(search_key, joint, members, draws, self.diversity.near)
-        status = jnp.where(jnp.all(modes.converged), Status.OK, Status.NOT_CONVERGED)
-        status = jnp.where(jnp.all(jnp.isfinite(modes.log_joint)), status, Status.NONFINITE)
+        status = fit_status(jnp.all(modes.converged), finite=jnp.all(jnp.isfinite(modes.log_joint)))
         return EnsemblePosterior(model, data, space, modes.points, modes.log_joint, status)
 
 
-class EnsemblePosterior(DrawsPosterior):
+class EnsemblePosterior(StatusAlone, DrawsPosterior):
     """Equally weighted members.
 
     Attributes:
@@ -78,9 +76,6 @@ class EnsemblePosterior(DrawsPosterior):
     def __init__(self, model, data, space: UnconstrainedSpace, points: Float[Array, "K P"], log_joint, status):
         super().__init__(model, data, space, points[None], {}, status, "Ensemble")
         self.log_joint = log_joint
-
-    def findings(self):
-        return status_reasons(self.status), {}
 
     def facts(self) -> dict[str, float]:
         """`spread`: sd between members in unconstrained space, root mean square over the program's parameters."""
@@ -100,9 +95,7 @@ class EnsemblePosterior(DrawsPosterior):
 
     def _mean(self) -> AbstractTransition:
         """Average over members, at most MEAN_DRAWS of them."""
-        members = self._several(jax.random.key(0), min(self.points.shape[1], MEAN_DRAWS))
-        first = jax.tree.map(lambda x: x[0], members)
-        return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
+        return averaged(self._several(jax.random.key(0), min(self.points.shape[1], MEAN_DRAWS)))
 
     def _entropy(self) -> Float[Array, ""]:
         """Entropy of a Gaussian with the members' sds and their correlations shrunk towards zero.

@@ -6,41 +6,39 @@ A. Immer et al., ICML 2021).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.scipy.linalg import solve_triangular
-from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import NOISES, Local, local
 from physppl.density.mode import Mode, find_mode, unit_of
-from physppl.density.unconstrained import UnconstrainedSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, latent_trace
 from physppl.dynamics import Dynamics
-
-
-class EvidenceMode(NamedTuple):
-    """Hyperparameters at the maximum of the evidence (`space.params`), and the mode of all sites given them."""
-
-    space: UnconstrainedSpace
-    mode: Mode
 
 
 def free_space(key, model: Callable, data) -> tuple[UnconstrainedSpace, dict[str, Any]]:
     """The model's unconstrained space with `param` sites at initial values, and each one's bijection from the reals."""
-    run, *args = latent_part(model, data)
-    trace = handlers.trace(handlers.seed(run, key)).get_trace(*args)
-    params = {name: site for name, site in trace.items() if site["type"] == "param"}
+    params = {name: site for name, site in latent_trace(key, model, data).items() if site["type"] == "param"}
     maps = {k: biject_to(site["kwargs"].get("constraint", constraints.real)) for k, site in params.items()}
     values = {k: jnp.asarray(site["value"], float) for k, site in params.items()}
     return UnconstrainedSpace.of(model, data, params=values), maps
 
 
-def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, search: int = 100) -> EvidenceMode:
+def with_params(space: UnconstrainedSpace, maps: dict[str, Any], free: dict[str, Any]) -> UnconstrainedSpace:
+    """The space with other values of the `param` sites, given in the reals."""
+    return space.holding({name: maps[name](value) for name, value in free.items()})
+
+
+def maximise(
+    key, model: Dynamics, data: Transitions, steps: int, rate: float, search: int = 100
+) -> tuple[UnconstrainedSpace, Mode]:
     """Maximise the evidence with Adam, the weights following by one Newton step each; then search their mode.
 
     With log joint density l, gradient g and curvature H at the current weights, the evidence of the local quadratic is
@@ -51,20 +49,20 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
         steps: of Adam; the first few only let the weights settle.
         rate: step size, in the hyperparameters' unconstrained coordinates; it falls to zero along a cosine.
         search: evaluations at most of the search for the mode.
+
+    Returns:
+        The space with the `param` sites at the maximum of the evidence, and the mode of all other sites there.
     """
     param_key, prior_key = jax.random.split(key)
     space, maps = free_space(param_key, model, data)
     noises = np.flatnonzero(space.where(NOISES.__contains__))
     parameters = np.setdiff1d(np.arange(space.size), noises)
-    draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(prior_key, 63))
-    unit, start = unit_of(draws), jnp.median(draws, axis=0)
-
-    def space_at(params) -> UnconstrainedSpace:
-        return space.holding({k: maps[k](v) for k, v in params.items()})
+    draws = space.prior_draws(prior_key, 63, model, data)
+    unit, start, at = unit_of(draws), jnp.median(draws, axis=0), partial(with_params, space, maps)
 
     def objective(hyper, z):
         z = z.at[noises].set(hyper["noise"])
-        log_joint, gradient, curvature = local(space_at(hyper["params"]), model, data, z, noises_held=True)
+        log_joint, gradient, curvature = local(at(hyper["params"]), model, data, z, noises_held=True)
         lower = jnp.linalg.cholesky(curvature[np.ix_(parameters, parameters)])
         white = solve_triangular(lower, gradient[parameters], lower=True)  # a fifth of the time of an inverse
         step = solve_triangular(lower, white, lower=True, trans=1)
@@ -73,8 +71,7 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
         return -evidence, jax.lax.stop_gradient(candidate)
 
     settle = min(10, steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, settle, max(steps, 1))
-    optimiser = optax.adam(schedule)
+    optimiser = optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, settle, max(steps, 1)))
 
     def climb(carry, _):
         hyper, state, z = carry
@@ -87,7 +84,7 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
 
     hyper = {"noise": start[noises], "params": {k: maps[k].inv(v) for k, v in space.params.items()}}
     (hyper, _, z), _ = jax.lax.scan(climb, (hyper, optimiser.init(hyper), start), length=steps)
-    space = space_at(hyper["params"])
+    space = at(hyper["params"])
     z = z.at[noises].set(hyper["noise"])
 
     def with_fixed_noises(z) -> Local:
@@ -95,4 +92,4 @@ def maximise(key, model: Dynamics, data: Transitions, steps: int, rate: float, s
         density = local(space, model, data, z)
         return density._replace(gradient=density.gradient.at[noises].set(0.0))
 
-    return EvidenceMode(space, find_mode(with_fixed_noises, z[None], unit, search))
+    return space, find_mode(with_fixed_noises, z[None], unit, search)

@@ -98,9 +98,8 @@ class Slack(eqx.Module):
     scale: float | tuple[float, ...] = eqx.field(default=0.01, static=True)
 
     def __check_init__(self):
-        if not 0 < self.lengthscale < np.inf or not (
-            np.isfinite(self.scale).all() and np.all(np.array(self.scale) > 0)
-        ):
+        scale = np.array(self.scale)
+        if not (0 < self.lengthscale < np.inf and np.all((0 < scale) & (scale < np.inf))):
             raise ValueError(f"Slack needs lengthscale > 0 and scale > 0; got {self.lengthscale} and {self.scale}.")
 
     def factor(self, inputs: Float[Array, "M I"], outputs: int) -> Float[Array, "M D K"]:

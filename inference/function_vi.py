@@ -236,7 +236,7 @@ def _noise_mode(
     if not len(free):
         zero = jnp.zeros(space.size)
         return Mode(zero, Local(evidence(zero[free]), zero, jnp.eye(space.size)), jnp.zeros(()), jnp.zeros((), int))
-    draws = jax.vmap(lambda k: space.draw_prior(k, network, data)[free])(jax.random.split(key, 15))
+    draws = space.prior_draws(key, 15, network, data)[:, free]
     starts = draws.at[0].set(jnp.median(draws, axis=0))[:SEARCHES]
 
     def joint(z):

@@ -19,6 +19,7 @@ from physppl.density.curvature import NOISES, row_jacobians
 from physppl.density.unconstrained import UnconstrainedSpace, gaussians, latent_part
 from physppl.dynamics import Dynamics
 from physppl.inference.products import Leading, Whitened
+from physppl.language.transition import Transition
 from physppl.posterior.backend import empty
 
 CONVERGED = 1e-12  # squared length of a step, in posterior sds, at which a search ends
@@ -48,11 +49,11 @@ class Problem(NamedTuple):
 
     def log_noise(self, z: Float[Array, " P"]) -> Float[Array, " D"]:
         """Log of the process-noise sd of each coordinate."""
-        return jnp.log(self.model.bind(self.space.sites(self.model, z, self.data)).noise)
+        return jnp.log(self._transition(z).noise)
 
     def error(self, z: Float[Array, " P"], log_noise: Float[Array, " D"]) -> Float[Array, "N D"]:
         """Outcomes minus predictions, in sds of the noise; zero where a row is not valid."""
-        step = self.model.stepper(self._program(z))
+        step = self._transition(z).stepper()
         means = jax.vmap(step)(self.data.times, self.data.states, self.data.actions)
         return (self.model.outcomes(self.data) - means) * jnp.exp(-log_noise) * self.data.valid[:, None]
 
@@ -91,9 +92,8 @@ class Problem(NamedTuple):
 
         return -negative, Whitened(push, lambda u: pull(u)[0], dense, (len(negative), len(zero)))
 
-    def _program(self, z):
-        sites = self.space.sites(self.model, z, self.data)
-        return {name: value for name, value in sites.items() if name not in NOISES}
+    def _transition(self, z) -> Transition:
+        return self.model.bind(self.space.sites(self.model, z, self.data))
 
     def check(self) -> None:
         """Refuse models for which the algebra does not hold; runs while a fit is traced, without data.

@@ -1,6 +1,7 @@
 """Hamiltonian Monte Carlo: BlackJAX NUTS, warm-up and all chains in one compiled program."""
 
 from collections.abc import Callable
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -51,11 +52,6 @@ class HMC(Backend[DrawsPosterior]):
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> DrawsPosterior:
         space = UnconstrainedSpace.of(model, data)
-
-        def log_joint(z):
-            prior, likelihood = space.log_densities(space.trace(model, z, data), z)
-            return prior + likelihood
-
         start_key, chain_key = jax.random.split(key)
         centres, factors = _starts(start_key, space, model, data, self.chains)
         plan = Plan(self.draws, self.warmup, self.target_acceptance, self.dense)
@@ -66,7 +62,7 @@ class HMC(Backend[DrawsPosterior]):
             def density(x):
                 # A momentum that overflows makes the energy minus infinity, and the step is accepted for good. So far
                 # from all mass the density is set to zero, and with it the gradient.
-                value = log_joint(centre + factor.T @ x)
+                value = space.log_joint(model, centre + factor.T @ x, data)
                 return jnp.where(value > -1e30, value, -jnp.inf)
 
             start_key, key = jax.random.split(key)
@@ -90,13 +86,8 @@ def _starts(
     pooled. Modes of comparable mass are all drawn, so that multimodality still shows as chains that disagree.
     """
     prior_key, mode_key = jax.random.split(key)
-    keys = jax.random.split(prior_key, chains * searches * tries)
-    draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
-    unit = unit_of(draws)
-
-    def evaluate(z):
-        return local(space, model, data, z)
-
+    draws = space.prior_draws(prior_key, chains * searches * tries, model, data)
+    unit, evaluate = unit_of(draws), partial(local, space, model, data)
     densities = jax.lax.map(lambda z: evaluate(z).log_joint, draws).reshape(-1, tries)
     best = jnp.argmax(jnp.where(jnp.isfinite(densities), densities, -jnp.inf), axis=1)
     starts = draws.reshape(len(best), tries, -1)[jnp.arange(len(best)), best]

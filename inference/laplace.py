@@ -1,6 +1,8 @@
 """Linearised Laplace: a Gaussian posterior in unconstrained space at the joint mode."""
 
+from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -19,9 +21,9 @@ from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import MEASUREMENT, OFFSETS, VARIATION
 from physppl.internal import gaussians
-from physppl.internal.errors import Status, check_key
+from physppl.internal.errors import check_key, fit_status
 from physppl.internal.precision import doubles
-from physppl.language.transition import AbstractTransition, LinearisedTransition
+from physppl.language.transition import AbstractTransition, LinearisedTransition, Transition
 from physppl.posterior.backend import Backend, prepared, raise_or_warn, union
 from physppl.posterior.base import of_program, with_fields
 from physppl.posterior.posterior import Posterior
@@ -60,19 +62,14 @@ class Laplace(Backend["LaplacePosterior"]):
                 "HMC, which samples it."
             )
 
-        def evaluate(z):
-            return local(space, model, data, z)
-
-        keys = jax.random.split(key, max(self.starts, 15))
-        draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(keys)
+        draws = space.prior_draws(key, max(self.starts, 15), model, data)
         draws = draws.at[0].set(jnp.median(draws, axis=0))
-        starts = draws[: self.starts]
-        unit = unit_of(draws)
+        unit, evaluate = unit_of(draws), partial(local, space, model, data)
         if is_sequential(data):
             start = _likeliest(space, model, data, draws)
             mode = find_mode(evaluate, start[None], unit, self.steps, tolerance=tolerance_of(data), patience=0)
         else:
-            mode = find_mode(evaluate, starts, unit, self.steps)
+            mode = find_mode(evaluate, draws[: self.starts], unit, self.steps)
         return LaplacePosterior(model, data, space, mode, self.linearised)
 
     def update(self, key: PRNGKeyArray, posterior: Posterior, data) -> "LaplacePosterior":
@@ -154,7 +151,42 @@ def at(model: Callable, data, point: Float[Array, " P"], *, linearised: bool = F
     return LaplacePosterior(model, data, space, mode, linearised)
 
 
-class LaplacePosterior(Posterior):
+class GaussianPosterior(Posterior):
+    """A Gaussian in unconstrained space, with the functions at its points or linearised at the mode."""
+
+    space: eqx.AbstractVar[UnconstrainedSpace]
+    mode: eqx.AbstractVar[Float[Array, " P"]]
+    linearised: eqx.AbstractVar[bool]
+    log_evidence: eqx.AbstractVar[Float[Array, ""]]
+    decrement: eqx.AbstractVar[Float[Array, ""]]
+
+    def facts(self) -> dict[str, float]:
+        return {"log_evidence": float(self.log_evidence), "decrement": float(self.decrement)}
+
+    @abstractmethod
+    def _points(self, key: PRNGKeyArray, count: int) -> Float[Array, "count P"]:
+        """Draws in unconstrained space."""
+
+    def _transition(self, z) -> Transition:
+        return self.model.bind(self.space.sites(self.model, z, self.data))
+
+    def _linearised(self, shift: Float[Array, " P"]) -> LinearisedTransition:
+        """The function at `shift` from the mode, linear in the shift."""
+        transition, tangent = jax.jvp(self._transition, (self.mode,), (shift,))
+        return LinearisedTransition(transition.sites, transition.noise, self.model, tangent.sites)
+
+    def _mean(self) -> AbstractTransition:
+        return self._transition(self.mode)
+
+    def _noise(self) -> Array:
+        return self._transition(self.mode).noise
+
+    def _samples(self, key: PRNGKeyArray, draws: int):
+        samples = jax.vmap(lambda z: self.space.values(self.model, z, self.data))(self._points(key, draws))
+        return jax.tree.map(lambda x: x[None], samples)
+
+
+class LaplacePosterior(GaussianPosterior):
     """The posterior N(mode, W' W) in unconstrained space.
 
     Attributes:
@@ -182,20 +214,11 @@ class LaplacePosterior(Posterior):
         self.mode, self.decrement, self.steps = mode.point, mode.decrement, mode.steps
         self.factor = gaussians.inverse_factor(mode.local.curvature)
         self.log_evidence = gaussians.log_evidence(mode.local.log_joint, self.factor)
-        definite = jnp.all(jnp.isfinite(self.factor))
-        status = jnp.where(mode.decrement < 2e-4, Status.OK, Status.NOT_CONVERGED)
-        status = jnp.where(definite, status, Status.NOT_POSITIVE_DEFINITE)
-        self.status = jnp.where(jnp.isfinite(mode.local.log_joint), status, Status.NONFINITE)
+        definite, finite = jnp.all(jnp.isfinite(self.factor)), jnp.isfinite(mode.local.log_joint)
+        self.status = fit_status(mode.decrement < 2e-4, definite=definite, finite=finite)
 
     def facts(self) -> dict[str, float]:
-        return {
-            "log_evidence": float(self.log_evidence),
-            "decrement": float(self.decrement),
-            "steps": int(self.steps),
-        }
-
-    def site_space(self) -> UnconstrainedSpace:
-        return self.space
+        return super().facts() | {"steps": int(self.steps)}
 
     def unconstrained(self) -> GaussianForm:
         return GaussianForm(self.space, self.mode, self.factor, self.decrement, self.by_evidence, self.linearised)
@@ -203,18 +226,12 @@ class LaplacePosterior(Posterior):
     def about(self, model, data, form: Any) -> "LaplacePosterior":
         return with_fields(self, model=model, data=data, space=form.space, mode=form.mode, factor=form.factor)
 
-    def _sites(self, z) -> dict[str, Array]:
-        return self.space.sites(self.model, z, self.data)
-
     def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
         posterior_key, recording_key = jax.random.split(key)
         shift = self.factor.T @ jax.random.normal(posterior_key, self.mode.shape, self.mode.dtype)
         variation = scatter(self.space, self.model, self.data, self.mode)
         shift = shift + variation * jax.random.normal(recording_key, shift.shape, shift.dtype)
-        if not self.linearised:
-            return self.model.bind(self._sites(self.mode + shift))
-        transition, tangent = jax.jvp(lambda z: self.model.bind(self._sites(z)), (self.mode,), (shift,))
-        return LinearisedTransition(transition.sites, transition.noise, self.model, tangent.sites)
+        return self._linearised(shift) if self.linearised else self._transition(self.mode + shift)
 
     def _basis(self, states, actions, times):
         """Derivatives along the factor's rows: half the time of a Jacobian and its product with the factor."""
@@ -225,7 +242,7 @@ class LaplacePosterior(Posterior):
             rows = Transitions(states, actions, times=times)
             means, jacobians = row_jacobians(self.space, self.model, rows, self.mode, self.data)
             return means, jacobians @ directions.T
-        mean, push = jax.linearize(lambda z: self.model.bind(self._sites(z)), self.mode)
+        mean, push = jax.linearize(self._transition, self.mode)
         tangents = jax.vmap(push)(directions)
 
         def row(time, state, action):
@@ -236,18 +253,9 @@ class LaplacePosterior(Posterior):
 
         return jax.vmap(row)(times, states, actions)
 
-    def _mean(self) -> AbstractTransition:
-        return self.model.bind(self._sites(self.mode))
-
     def _entropy(self) -> Float[Array, ""]:
         columns = self.factor[:, np.flatnonzero(of_program(self.space))]
         return gaussians.entropy(columns.T @ columns)
 
-    def _samples(self, key: PRNGKeyArray, draws: int):
-        noise = jax.random.normal(key, (draws, len(self.mode)), self.mode.dtype)
-        points = self.mode + noise @ self.factor
-        samples = jax.vmap(lambda z: self.space.values(self.model, z, self.data))(points)
-        return jax.tree.map(lambda x: x[None], samples)
-
-    def _noise(self) -> Array:
-        return self.model.bind(self._sites(self.mode)).noise
+    def _points(self, key: PRNGKeyArray, count: int) -> Float[Array, "count P"]:
+        return self.mode + jax.random.normal(key, (count, len(self.mode)), self.mode.dtype) @ self.factor

@@ -26,9 +26,9 @@ from physppl.density.mode import find_mode, unit_of
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference.draws import DrawsPosterior
 from physppl.internal import gaussians
-from physppl.internal.errors import Status, closest
+from physppl.internal.errors import closest, fit_status
 from physppl.posterior.backend import Backend
-from physppl.posterior.verdict import status_reasons
+from physppl.posterior.verdict import StatusAlone
 
 DF = 5.0  # of the Student-t proposals, whose tails must be heavier than the posterior's
 TOLERANCE = 1e-3  # of a search, in posterior sds; the error of the evidence is its square
@@ -114,7 +114,7 @@ class NestedLaplace(Backend["NestedPosterior"]):
                 "must have one to six and leave some out. Explore the population's spreads only."
             )
         prior_key, *keys, pick_key, noise_key = jax.random.split(key, 3 + self.rounds)
-        draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(prior_key, self.points))
+        draws = space.prior_draws(prior_key, self.points, model, data)
         unit, middle = unit_of(draws), jnp.median(draws, axis=0)
 
         # KL[N(m, W' W) || p] is minimal in m where E[grad log p(m + W' e)] = 0, e standard normal. Fixed-point steps
@@ -198,7 +198,7 @@ def _match_moments(
     return ImportanceProposal(center, jnp.linalg.cholesky(covariance + last.lower @ last.lower.T / (16 * effective)))
 
 
-class NestedPosterior(DrawsPosterior):
+class NestedPosterior(StatusAlone, DrawsPosterior):
     """Draws, each from the Gaussian at one value of the explored sites.
 
     Attributes:
@@ -210,13 +210,9 @@ class NestedPosterior(DrawsPosterior):
     points_in_effect: Float[Array, ""]
 
     def __init__(self, model, data, space: UnconstrainedSpace, points: Float[Array, "S P"], log_evidence, in_effect):
-        status = jnp.where(in_effect >= 20, Status.OK, Status.NOT_CONVERGED)
-        status = jnp.where(jnp.isfinite(log_evidence), status, Status.NONFINITE)
+        status = fit_status(in_effect >= 20, finite=jnp.isfinite(log_evidence))
         super().__init__(model, data, space, points[None], {}, status, "NestedLaplace")
         self.log_evidence, self.points_in_effect = log_evidence, in_effect
-
-    def findings(self):
-        return status_reasons(self.status), {}
 
     def facts(self) -> dict[str, float]:
         return {"log_evidence": float(self.log_evidence), "points_in_effect": float(self.points_in_effect)}

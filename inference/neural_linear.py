@@ -6,11 +6,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from physppl.data.transitions import Transitions
-from physppl.dynamics import Dynamics
 from physppl.inference.evidence import maximise
 from physppl.inference.laplace import LaplacePosterior
-from physppl.posterior.backend import Backend
+from physppl.posterior.backend import Backend, one_machine
 
 
 class NeuralLinear(Backend[LaplacePosterior]):
@@ -45,8 +43,6 @@ class NeuralLinear(Backend[LaplacePosterior]):
         Raises:
             TypeError: for models that are not a Dynamics, and data that are not Transitions of one machine.
         """
-        if not isinstance(model, Dynamics) or not isinstance(data, Transitions) or data.batch_shape:
-            got = f"{type(model).__name__} and {type(data).__name__}"
-            raise TypeError(f"NeuralLinear takes Transitions of one machine and a Dynamics; got {got}.")
+        model = one_machine("NeuralLinear", model, data)
         space, mode = maximise(key, model, data, self.steps, self.rate)
         return LaplacePosterior(model, data, space, mode, self.linearised, "NeuralLinear", by_evidence=True)

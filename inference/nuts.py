@@ -45,14 +45,8 @@ def blackjax_nuts(
     averaging_of, average, averaged = dual_averaging_adaptation(plan.target_acceptance)
     kernel: Any = nuts.build_kernel()  # its types demand a concrete step size
 
-    def adapt(averaging, metric, collecting, last, position, acceptance):
-        averaging = average(averaging, acceptance)
-        metric = jax.lax.cond(collecting, lambda m: collect(m, position), lambda m: m, metric)
-
-        def restart(averaging, metric):
-            return averaging_of(averaged(averaging)), refine(metric)
-
-        return jax.lax.cond(last, restart, lambda *same: same, averaging, metric)
+    def restart(averaging, metric):
+        return averaging_of(averaged(averaging)), refine(metric)
 
     def body(carry, step):
         state, averaging, metric = carry
@@ -60,10 +54,12 @@ def blackjax_nuts(
         size = jnp.where(warming, jnp.exp(averaging.log_step_size), averaged(averaging))
         state, info = kernel(key, state, density, size, metric.inverse_mass_matrix, MAX_TREE_DEPTH)
 
-        def adapted(averaging, metric):
-            return adapt(averaging, metric, collecting, last, state.position, info.acceptance_rate)
+        def adapt(averaging, metric):
+            averaging = average(averaging, info.acceptance_rate)
+            metric = jax.lax.cond(collecting, lambda m: collect(m, state.position), lambda m: m, metric)
+            return jax.lax.cond(last, restart, lambda *same: same, averaging, metric)
 
-        averaging, metric = jax.lax.cond(warming, adapted, lambda *same: same, averaging, metric)
+        averaging, metric = jax.lax.cond(warming, adapt, lambda *same: same, averaging, metric)
         stats = {
             "lp": state.logdensity,
             "diverging": info.is_divergent,

@@ -15,15 +15,15 @@ from physppl.density.curvature import row_jacobians
 from physppl.density.forms import GaussianForm
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
-from physppl.inference.evidence import free_space
+from physppl.inference.evidence import free_space, with_params
 from physppl.inference.gauss_newton import Problem, descend, search
+from physppl.inference.laplace import GaussianPosterior
 from physppl.inference.structures import DataSpace, Root, Structure
 from physppl.internal import gaussians
-from physppl.internal.errors import Status
+from physppl.internal.errors import fit_status
 from physppl.internal.precision import doubles
-from physppl.language.transition import AbstractTransition, LinearisedTransition
-from physppl.posterior.backend import Backend
-from physppl.posterior.posterior import Posterior
+from physppl.language.transition import AbstractTransition
+from physppl.posterior.backend import Backend, one_machine
 
 MIN_WEIGHTS = 64  # entries from which a site counts as weights, which start at a prior draw
 PROBES = 64  # draws that estimate the number of effective parameters
@@ -72,9 +72,7 @@ class StructuredLaplace(Backend["StructuredPosterior"]):
             TypeError: for models that are not a Dynamics, and data that are not Transitions of one machine.
             ValueError: for priors that couple parameters, and `param` sites other than prior sds.
         """
-        if not isinstance(model, Dynamics) or not isinstance(data, Transitions) or data.batch_shape:
-            got = f"{type(model).__name__} and {type(data).__name__}"
-            raise TypeError(f"StructuredLaplace takes Transitions of one machine and a Dynamics; got {got}.")
+        model = one_machine("StructuredLaplace", model, data)
         param_key, start_key, fit_key = jax.random.split(key, 3)
         space, maps = free_space(param_key, model, data)
         Problem(space, model, data).check()
@@ -82,8 +80,7 @@ class StructuredLaplace(Backend["StructuredPosterior"]):
         free = {name: maps[name].inv(value) for name, value in space.params.items()}
 
         def at(free) -> Problem:
-            params = {name: maps[name](value) for name, value in free.items()}
-            return Problem(space.holding(params), model, data)
+            return Problem(with_params(space, maps, free), model, data)
 
         def run_round(carry, inputs):
             (z, free, _), (key, index) = carry, inputs
@@ -119,7 +116,7 @@ def starting_point(
     key: PRNGKeyArray, space: UnconstrainedSpace, model: Dynamics, data: Transitions
 ) -> Float[Array, " P"]:
     """Medians of the prior, but weights at a prior draw: at zero a network's gradient in its hidden layers vanishes."""
-    draws = jax.vmap(lambda k: space.draw_prior(k, model, data))(jax.random.split(key, 15))
+    draws = space.prior_draws(key, 15, model, data)
     weights = {name for name, shape in zip(space.names, space.shapes, strict=True) if np.prod(shape) >= MIN_WEIGHTS}
     return jnp.where(space.where(weights.__contains__), draws[0], jnp.median(draws, axis=0))
 
@@ -144,9 +141,8 @@ def update_hyperparameters(key, problem: Problem, maps, free, z, root: Root) -> 
     squares = jnp.sum(error.reshape(shape) ** 2, axis=0)
     z = z.at[problem.noises].set(_noise_entries(problem, z, log_noise, squares, gamma))
 
-    def with_params(free):
-        params = {name: maps[name](value) for name, value in free.items()}
-        return problem._replace(space=problem.space.holding(params))
+    def at(free) -> Problem:
+        return problem._replace(space=with_params(problem.space, maps, free))
 
     # Derivatives in the log of a prior sd of `count` weights: of the log prior at z, squares - count with squares the
     # sum of (weight / sd)^2; of the log prior at zero, -count; of -tr(C H) / 2, with C the posterior covariance and H
@@ -156,12 +152,12 @@ def update_hyperparameters(key, problem: Problem, maps, free, z, root: Root) -> 
         return z, free
 
     def log_prior(flat, z):
-        return with_params(unflat(flat)).log_prior(z)
+        return at(unflat(flat)).log_prior(z)
 
     count = -jax.grad(log_prior)(flat, z.at[problem.parameters].set(0.0))
     weight_squares = jax.grad(log_prior)(flat, z) + count
     variances = sds**2 * jnp.sum(probes**2, axis=0)
-    trace = jax.grad(lambda flat: -0.5 * variances @ with_params(unflat(flat)).prior_precision(z)[problem.parameters])
+    trace = jax.grad(lambda flat: -0.5 * variances @ at(unflat(flat)).prior_precision(z)[problem.parameters])
     ratio = (jnp.maximum(weight_squares, 0.0) + 1e-3) / (jnp.maximum(count - trace(flat), 0.0) + 1e-3)
     return z, unflat(flat + jnp.clip(0.5 * jnp.log(ratio), -1.0, 1.0))
 
@@ -183,7 +179,7 @@ def _noise_entries(problem: Problem, z, log_noise, squares, gamma) -> Float[Arra
     return jax.lax.fori_loop(0, 30 if len(noises) else 0, newton, z[noises])
 
 
-class StructuredPosterior(Posterior):
+class StructuredPosterior(GaussianPosterior):
     """A Gaussian in unconstrained space with a structured covariance, at noises that maximise the evidence.
 
     Attributes:
@@ -221,10 +217,8 @@ class StructuredPosterior(Posterior):
         _, whitened = problem.whitened(mode, log_noise, self.sds)
         self.effective = jnp.sum(whitened.pushed(root.spread(jax.random.key(0), PROBES)) ** 2)
         converged = decrement < jnp.maximum(2e-4, MAX_DECREMENT * self.effective)
-        status = jnp.where(converged, Status.OK, Status.NOT_CONVERGED)
         definite = jnp.isfinite(log_root) & jnp.all(problem.prior_precision(mode)[problem.parameters] > 0)
-        status = jnp.where(definite, status, Status.NOT_POSITIVE_DEFINITE)
-        self.status = jnp.where(jnp.isfinite(log_joint), status, Status.NONFINITE)
+        self.status = fit_status(converged, definite=definite, finite=jnp.isfinite(log_joint))
 
     def facts(self) -> dict[str, float]:
         return {name: float(getattr(self, name)) for name in ("log_evidence", "decrement", "effective")}
@@ -256,32 +250,16 @@ class StructuredPosterior(Posterior):
         points = jnp.tile(self.mode, (count, 1)).at[:, self._problem.parameters].add(shifts)
         return points.at[:, self._problem.noises].add(noise @ self.noise_factor)
 
-    def _bind(self, z) -> AbstractTransition:
-        return self.model.bind(self.space.sites(self.model, z, self.data))
-
     def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
         point = self._points(key, 1)[0]
-        if not self.linearised:
-            return self._bind(point)
-        transition, tangent = jax.jvp(self._bind, (self.mode,), (point - self.mode,))
-        return LinearisedTransition(transition.sites, transition.noise, self.model, tangent.sites)
+        return self._linearised(point - self.mode) if self.linearised else self._transition(point)
 
     def _basis(self, states, actions, times):
         rows = Transitions(states, actions, times=times)
         means, jacobians = row_jacobians(self.space, self.model, rows, self.mode, self.data)
         return means, self.root.along(jacobians[..., self._problem.parameters] * self.sds)
 
-    def _mean(self) -> AbstractTransition:
-        return self._bind(self.mode)
-
     def _entropy(self) -> Float[Array, ""]:
         """Entropy of the parameters with the structure's determinant; fixed parameters count with their prior's."""
         gaussian = 0.5 * len(self.sds) * (1 + jnp.log(2 * jnp.pi))
         return gaussian + jnp.sum(jnp.log(self.sds)) - self.root.half_log_det
-
-    def _samples(self, key: PRNGKeyArray, draws: int):
-        samples = jax.vmap(lambda z: self.space.values(self.model, z, self.data))(self._points(key, draws))
-        return jax.tree.map(lambda x: x[None], samples)
-
-    def _noise(self) -> Array:
-        return self._bind(self.mode).noise

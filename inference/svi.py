@@ -18,9 +18,9 @@ from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference.draws import DrawsPosterior, unconstrained
 from physppl.inference.evidence import free_space
 from physppl.inference.laplace import Laplace
-from physppl.internal.errors import Status
+from physppl.internal.errors import fit_status
 from physppl.posterior.backend import Backend
-from physppl.posterior.verdict import status_reasons
+from physppl.posterior.verdict import StatusAlone
 
 CLIP = 100.0  # gradient norm, so that one draw of very low density does not determine the step
 
@@ -92,7 +92,7 @@ class SVI(Backend["VariationalPosterior"]):
         return VariationalPosterior(model, data, space, points, bounds)
 
 
-class VariationalPosterior(DrawsPosterior):
+class VariationalPosterior(StatusAlone, DrawsPosterior):
     """Draws of a fitted guide.
 
     Attributes:
@@ -104,9 +104,6 @@ class VariationalPosterior(DrawsPosterior):
     def __init__(self, model, data, space: UnconstrainedSpace, points: Float[Array, "C K P"], elbo: Float[Array, " S"]):
         super().__init__(model, data, space, points, {}, _convergence(elbo), "SVI")
         self.elbo = elbo
-
-    def findings(self):
-        return status_reasons(self.status), {}
 
     def facts(self) -> dict[str, float]:
         """Scalars of the fit: `elbo`, a noisy lower bound of the log evidence, is the mean of the last steps."""
@@ -120,5 +117,4 @@ def _convergence(elbo: Float[Array, " S"]) -> Array:
     before, last = elbo[-2 * tenth : -tenth], elbo[-tenth:]
     noise = jnp.sqrt((jnp.var(before) + jnp.var(last)) / tenth)
     rising = jnp.mean(last) - jnp.mean(before) > 1.0 + 4 * noise
-    status = jnp.where(rising, Status.NOT_CONVERGED, Status.OK)
-    return jnp.where(jnp.all(jnp.isfinite(last)), status, Status.NONFINITE)
+    return fit_status(~rising, finite=jnp.all(jnp.isfinite(last)))

@@ -8,6 +8,7 @@ from physppl.control.systems import SimulatedSystem
 from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
 from physppl.language.friction import friction
+from physppl.models.coupled import coupled_rates
 from physppl.models.priors import Between, derived, hold, sample, up_to
 from physppl.models.standing import stays_upright, upright_error
 from physppl.models.truth import true_transition
@@ -120,10 +121,7 @@ def field(
         dry = friction(rate, 0.0, pendulum_coulomb, pendulum_breakaway, pendulum_quadratic, width, stribeck)
         swing = swing - pendulum_damping * rate - dry
         m11, m12 = hub + added * sin**2, coupling * cos
-        determinant = m11 * inertia - m12**2
-        return jnp.stack(
-            [turn, rate, (inertia * drive - m12 * swing) / determinant, (m11 * swing - m12 * drive) / determinant]
-        )
+        return coupled_rates(turn, rate, m11, m12, inertia, drive, swing)
 
     return field
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from physppl.control.systems import SimulatedSystem
 from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
+from physppl.models.coupled import coupled_rates
 from physppl.models.priors import Between, hold, sample, up_to
 from physppl.models.truth import true_transition
 from physppl.planning.tasks import Limits, Task
@@ -73,11 +74,7 @@ def field(cart_mass, pole_mass, pole_length, pole_tilt, cart_damping, pole_dampi
         sin, cos = jnp.sin(angle + pole_tilt), jnp.cos(angle + pole_tilt)
         push = FORCE * action[0] - cart_damping * speed + moment * sin * rate**2
         fall = moment * GRAVITY * sin - pole_damping * rate
-        coupling = moment * cos
-        determinant = total * about_hinge - coupling**2
-        accelerated = (about_hinge * push - coupling * fall) / determinant
-        turned = (total * fall - coupling * push) / determinant
-        return jnp.stack([speed, rate, accelerated, turned])
+        return coupled_rates(speed, rate, total, moment * cos, about_hinge, push, fall)
 
     return field
 

@@ -1,6 +1,5 @@
 """Priors of a machine's parameters as one table; each parameter can be fixed at a value instead."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from jax import Array
 from physppl.internal.units import UNITLESS
 from physppl.language.program import Program, note_units
 from physppl.language.sites import physical
-from physppl.models.truth import refuse_unknown
+from physppl.models.truth import adapted, refuse_unknown
 
 
 class Between(NamedTuple):
@@ -34,11 +33,7 @@ def up_to(high: float, unit: str) -> Between:
 
 def sample(priors: Mapping[str, Between], held: Mapping[str, Any]) -> dict[str, Any]:
     """Sample {parameter: its fixed value, or else a `physical` site}; a fixed parameter needs no prior."""
-    sites = {
-        name: physical(name, prior.low, prior.high, loc=prior.loc, scale=prior.scale, unit=prior.unit)
-        for name, prior in priors.items()
-        if name not in held
-    }
+    sites = {name: physical(name, **prior._asdict()) for name, prior in priors.items() if name not in held}
     return sites | dict(held)
 
 
@@ -55,13 +50,4 @@ def hold(program: Callable[..., Any], field: Callable, priors: Mapping[str, Any]
         KeyError: for a name that is neither a parameter of the field nor a site, with close matches.
     """
     refuse_unknown(held, program, field, priors)
-    return _fixed(program, tuple(sorted((k, v if isinstance(v, bool) else float(v)) for k, v in held.items())))
-
-
-@functools.cache
-def _fixed(program, held: tuple) -> Program:
-    @functools.wraps(program)
-    def program_with_fixed_values():
-        return program(**dict(held))
-
-    return program_with_fixed_values
+    return adapted(program, (), tuple(sorted((k, v if isinstance(v, bool) else float(v)) for k, v in held.items())))

@@ -8,6 +8,7 @@ from physppl.control.systems import SimulatedSystem
 from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
 from physppl.language.friction import friction
+from physppl.models.coupled import coupled_rates
 from physppl.models.priors import Between, derived, hold, sample, up_to
 from physppl.models.standing import stays_upright, upright_error
 from physppl.models.truth import true_transition
@@ -105,11 +106,7 @@ def field(
         push = push + centrifugal * sin * rate**2
         dry = friction(rate, 0.0, pole_coulomb, pole_breakaway, pole_quadratic, pole_width, pole_stribeck)
         swing = -pole_mgl * sin - pole_damping * rate - dry
-        m12 = moment * cos
-        determinant = total * inertia - m12**2
-        return jnp.stack(
-            [speed, rate, (inertia * push - m12 * swing) / determinant, (total * swing - m12 * push) / determinant]
-        )
+        return coupled_rates(speed, rate, total, moment * cos, inertia, push, swing)
 
     return field
 

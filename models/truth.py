@@ -58,17 +58,16 @@ def true_transition(
     # A default variant is no change: a separate program would only be compiled again.
     variants = tuple(sorted((k, v) for k, v in variants.items() if v is not defaults[k]))
     added = tuple(sorted((k, defaults[k]) for k in set(numbers) - set(values)))
-    return dynamics(_true_program(program, added, variants), dt).transition({**values, **numbers}, noise)
+    true_program = adapted(program, added, variants) if added or variants else program
+    return dynamics(true_program, dt).transition({**values, **numbers}, noise)
 
 
-@functools.cache  # equal arguments give the same program, so that equal systems share compiled programs
-def _true_program(program: Callable[..., Any], added: tuple, variants: tuple) -> Program:
-    """Extend the program's sites by parameters without a prior, and choose variants of its equations."""
-    if not (added or variants):
-        return program
+@functools.cache  # equal arguments give the same program, so that equal Dynamics share compiled programs
+def adapted(program: Callable[..., Any], added: tuple, held: tuple) -> Program:
+    """Extend the program's sites by parameters without a prior, and fix some of its arguments."""
 
     @functools.wraps(program)
-    def true_program():
-        return program(**{name: numpyro.param(name, default) for name, default in added}, **dict(variants))
+    def adapted_program():
+        return program(**{name: numpyro.param(name, default) for name, default in added}, **dict(held))
 
-    return true_program
+    return adapted_program

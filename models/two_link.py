@@ -8,6 +8,7 @@ from physppl.control.systems import SimulatedSystem
 from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
 from physppl.dynamics import Dynamics
 from physppl.language.friction import friction
+from physppl.models.coupled import coupled_rates
 from physppl.models.priors import Between, derived, hold, sample, up_to
 from physppl.models.truth import true_transition
 from physppl.planning.tasks import Limits, Task
@@ -95,8 +96,8 @@ def field(m1, r1, k1, m2, r2, k2, length: Any = LENGTH, **options):
         length: m, shoulder to elbow.
         options: from `motor_inertia` on, as in `arm`.
     """
-    pi = combinations({"m1": m1, "r1": r1, "k1": k1, "m2": m2, "r2": r2, "k2": k2}, length)
-    return _field(pi["pi1"], pi["pi2"], pi["pi3"], pi["m1_r1_plus_m2_l1"], pi["m2_r2"], **options)
+    bodies = {"m1": m1, "r1": r1, "k1": k1, "m2": m2, "r2": r2, "k2": k2}
+    return _field(**combinations(bodies, length), **options)
 
 
 def arm(
@@ -186,10 +187,7 @@ def _field(
         shoulder = action[0] - friction_1 - hanging
         shoulder = shoulder - gravity * m1_r1_plus_m2_l1 * jnp.sin(q1) + pi3 * sin * (2 * v1 * v2 + v2**2)
         m11, m12 = pi1 + pi2 + 2 * pi3 * cos + motor_inertia, pi2 + pi3 * cos
-        determinant = m11 * m22 - m12**2
-        return jnp.stack(
-            [v1, v2, (m22 * shoulder - m12 * elbow) / determinant, (m11 * elbow - m12 * shoulder) / determinant]
-        )
+        return coupled_rates(v1, v2, m11, m12, m22, shoulder, elbow)
 
     return field
 

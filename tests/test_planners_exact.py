@@ -99,7 +99,7 @@ def test_mppi_averages_candidates_by_their_value(proposal, objective, x64):
         assert np.allclose(plan, mean, atol=1e-12)
         assert abs(info["value"] - objective(simulate(0.8, start, mean), mean)) < 1e-12
         mean = advanced(mean)
-        assert np.allclose(plan_state.mean, mean, atol=1e-12)
+        assert np.allclose(plan_state.last, mean, atol=1e-12)
         failed.append(float(info["failed"]))
     assert (max(failed) > 0.0) == (objective is wall)
 

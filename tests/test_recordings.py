@@ -33,7 +33,7 @@ def module(path: Path):
 def reference():
     written, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the data folder stays as it is
     try:
-        return module(Path(DATA) / "benchmarks.py")
+        return module(Path(DATA) / "recordings.py")
     finally:
         sys.dont_write_bytecode = written
 

@@ -133,11 +133,9 @@ def _values(dynamics: pp.Dynamics, sites: Mapping[str, Any]) -> dict[str, float]
     return {k: float(site["value"]) for k, site in trace.items() if np.size(site.get("value", ())) == 1}
 
 
-def animate(machine: str, path: Path, episode: pp.Episode, dynamics: pp.Dynamics, title: str) -> bool:
-    """Write the animation of an episode; return False where this machine has none."""
-    if machine not in ANIMATIONS:
-        return False
-    steps = int(np.asarray(episode.valid).sum())
-    states, actions = np.asarray(episode.states)[: steps + 1], np.asarray(episode.actions)[:steps]
-    ANIMATIONS[machine](path, states, actions, dynamics, title=title)
-    return True
+def animate_last(problem: LearningProblem, path: Path, run: pp.Run) -> None:
+    """Write the animation of a run's last episode, where this machine has one."""
+    if problem.name in ANIMATIONS:
+        last = jax.tree.map(lambda x: np.asarray(x)[-1], run.episodes)
+        states, actions = last.states[: last.valid.sum() + 1], last.actions[: last.valid.sum()]
+        ANIMATIONS[problem.name](path, states, actions, problem.dynamics, title=f"episode {len(run.seconds)}")

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from physppl.data.spaces import ActionSpace, StateSpace
 from physppl.internal.progress import compile_clock
+from physppl.internal.units import label
 
 
 def say(what: object) -> None:
@@ -37,6 +39,11 @@ def make_writable(out: Path, command: str) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise SystemExit(f"physppl {command}: cannot write to --out {out} ({reason}). Choose another folder.") from None
+
+
+def listed(space: StateSpace | ActionSpace) -> str:
+    """Names of the coordinates, each with its unit."""
+    return ", ".join(label(name, unit) for name, unit in zip(space.names, space.units, strict=True))
 
 
 def list_files(out: Path, files: dict[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -47,50 +46,40 @@ def _portrait(key, run: pp.Run, system: pp.SimulatedSystem, oracle: pp.Episode):
     return plots.phase_portrait(key, run.posterior, system.transition, visited=visited)
 
 
-class RecordedPendulum(NamedTuple):
-    """Recordings of a pendulum, one to fit and one held out."""
-
-    source: str
-    dynamics: pp.Dynamics
-    data: pp.Transitions
-    held_out: str
-    states: np.ndarray  # (T + 1, 2) of the held-out recording
-    actions: np.ndarray  # (T, 1)
-    restart: int  # steps from one restart of its predictions to the next
+# Of two recordings: words for the one that is fitted, its dynamics and data; words for the one held out, its states
+# (T + 1, 2) and actions (T, 1), and the steps from one restart of its predictions to the next.
+Recorded = tuple[str, pp.Dynamics, pp.Transitions, str, np.ndarray, np.ndarray, int]
 
 
 def identify(key, out: Path) -> pp.Posterior:
     """Fit a recording, print the table, save the figures."""
     data_key, fit_key, fan_key = jax.random.split(key, 3)
     folder = os.environ.get("PHYSPPL_DATA")
-    recorded = real(folder) if folder else simulated(data_key)
-    say(f"1. Identify a pendulum: {recorded.source}.")
+    source, dynamics, data, held_out, states, actions, restart = real(folder) if folder else simulated(data_key)
+    say(f"1. Identify a pendulum: {source}.")
     with timed("fitted"):
-        posterior = pp.fit(fit_key, recorded.dynamics, recorded.data, Laplace())
+        posterior = pp.fit(fit_key, dynamics, data, Laplace())
     say(f"\n{posterior.summary()}\n")
     with timed("drawn: identified.png, fan.png"):
         plots.parameters(posterior).savefig(out / "identified.png")
-        title = f"Open-loop predictions of {recorded.held_out}, not used in the fit"
-        figure = plots.fan(fan_key, posterior, recorded.states, recorded.actions, restart=recorded.restart, title=title)
-        figure.savefig(out / "fan.png")
+        title = f"Open-loop predictions of {held_out}, not used in the fit"
+        plots.fan(fan_key, posterior, states, actions, restart=restart, title=title).savefig(out / "fan.png")
     return posterior
 
 
-def real(folder: str) -> RecordedPendulum:
+def real(folder: str) -> Recorded:
     """Recordings of the real simple pendulum, smoothed, at 100 Hz."""
     train, tests = benchmarks.simple_pendulum(folder)
     [test] = tests["direct collocation"]
     piece = test.between(0.1, 3.11)
     action = pp.ActionSpace(torque=pp.Bounded(-6.0, 6.0, "N m"))  # its motor's rated torque
     dynamics = pp.Dynamics(pendulum.program_with_coulomb, pendulum.state, action, dt=test.dt)
-    names = " and ".join(repr(r.name) for r in train)
-    return RecordedPendulum(
-        f"recordings {names} of a real one, in {folder}", dynamics, benchmarks.transitions(train),
-        "a real swing-up ('direct collocation')", piece.state, piece.inputs[:-1], 100,
-    )  # fmt: skip
+    source = f"recordings {' and '.join(repr(r.name) for r in train)} of a real one, in {folder}"
+    held_out = "a real swing-up ('direct collocation')"
+    return source, dynamics, benchmarks.transitions(train), held_out, piece.state, piece.inputs[:-1], 100
 
 
-def simulated(key) -> RecordedPendulum:
+def simulated(key) -> Recorded:
     """Simulated recordings under random torques, with friction that the program lacks."""
     system, task = pendulum.system(coulomb=FRICTION), pendulum.swing_up
     train, test = (
@@ -99,6 +88,5 @@ def simulated(key) -> RecordedPendulum:
     source = f"a simulated recording, with {FRICTION} N·m of dry friction that the program does not know"
     data = pp.Transitions.from_trajectory(train.states, train.actions)
     held_out = "a second simulated recording"
-    return RecordedPendulum(
-        source, pendulum.dynamics(), data, held_out, np.asarray(test.states)[:121], np.asarray(test.actions)[:120], 40
-    )
+    states, actions = np.asarray(test.states)[:121], np.asarray(test.actions)[:120]
+    return source, pendulum.dynamics(), data, held_out, states, actions, 40

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 from tyro.conf import arg
@@ -18,12 +19,11 @@ from tyro.conf import arg
 import physppl as pp
 from physppl import plots
 from physppl.cli import machine, report
-from physppl.cli.console import make_writable, timed
+from physppl.cli.console import listed, make_writable, timed
 from physppl.data import readers
 from physppl.data.trajectories import concrete_spacing, lagged
 from physppl.evaluation.recording_forecasts import predict_ahead, standardised_residuals
 from physppl.inference import HMC, Laplace
-from physppl.internal.units import label
 from physppl.plots.recordings import prediction, residuals
 from physppl.posterior.backend import Backend
 
@@ -70,7 +70,7 @@ def identify(
     --variation is the sd by which parameters differ between recordings, in unconstrained space, where a prior's sd is
     about 1 (0.04, say): one recording cannot determine it, and without it the posterior holds for that recording alone.
     """
-    options = {k: _plain(v) for k, v in locals().items()}
+    options = dict(locals())
     start = time.perf_counter()
     emit = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
     with _one_line_errors(program), redirect_stdout(sys.stderr) if json else nullcontext():
@@ -99,14 +99,9 @@ def identify(
                 for i, r in enumerate(recorded.test)
             ]
         scores = report.scores(ahead, dynamics.sensing.space)
-        facts = {
-            "model": name,
-            "options": options,
-            "seconds": seconds,
-            "log_evidence_by_delay": evidence,
-            "files": recorded.facts(),
-        }
-        result = report.result(posterior, table, verdict, identified, scores, facts)
+        result = report.result(
+            posterior, table, verdict, identified, scores, name, evidence, recorded.facts(), seconds, options
+        )
         with timed("drawn and saved", emit):
             plots.parameters(posterior).savefig(out / "parameters.png")
             names = [path.stem for path in recorded.test_paths]
@@ -115,7 +110,7 @@ def identify(
             residuals(errors, recorded.train, dynamics).savefig(out / "residuals.png")
             posterior.to_arviz().to_netcdf(out / "posterior.nc")
             result["seconds"]["total"] = time.perf_counter() - start
-            text = json_text.dumps(report.finite(result), indent=2, allow_nan=False)
+            text = json_text.dumps(report.plain(result), indent=2, allow_nan=False)
             (out / "identified.json").write_text(text + "\n")
     if json:
         print(text)
@@ -153,11 +148,10 @@ def _chosen_dynamics(model: str | None, program: Path | None, data: Sequence[Pat
         raise ValueError(f"give either --model, one of {names}, or --program, a Python file that defines `dynamics`.")
     dynamics = machine.program(program) if program is not None else machine.model(str(model))
     if not data:
-        spaces = (dynamics.sensing.space, dynamics.action)
-        names = ", ".join(label(n, u) for s in spaces for n, u in zip(s.names, s.units, strict=True))
         raise ValueError(
             f"no recording: --data is empty; {model or program} takes CSV, npz or netCDF files with a time column, its "
-            f"inputs, and what was measured of: {names}. --columns maps other names."
+            f"inputs, and what was measured of: {listed(dynamics.sensing.space)}, {listed(dynamics.action)}. --columns "
+            "maps other names."
         )
     return dynamics
 
@@ -190,9 +184,8 @@ def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -
 
 
 def _opening(name: str, dynamics: pp.Dynamics, recorded: IdentificationData, held_out) -> str:
-    spaces = (dynamics.sensing.space, dynamics.action)
-    names = [", ".join(label(n, u) for n, u in zip(s.names, s.units, strict=True)) for s in spaces]
-    lines = [f"{name}: sensors {names[0]}; inputs {names[1]}; every {dynamics.dt:.4g} s."]
+    sensors, inputs = listed(dynamics.sensing.space), listed(dynamics.action)
+    lines = [f"{name}: sensors {sensors}; inputs {inputs}; every {dynamics.dt:.4g} s."]
     for path, data in zip(recorded.paths, recorded.train, strict=True):
         missing = int(np.sum(~data.valid))
         note = f", {missing} without a reading" if missing else ""
@@ -236,12 +229,7 @@ def _delayed(key, dynamics, train, delay: str | None, emit) -> tuple[pp.Dynamics
         return dynamics.rebound(input_delay=int(delay)), None
     undelayed, evidence = dynamics.rebound(input_delay=0), {}
     for steps in DELAYS:  # delayed inputs are shifted rows: one compiled program serves all delays
-        parts = [
-            pp.Trajectories(
-                r.observations, np.asarray(lagged(r.actions, steps)), r.times, valid=r.valid, segment=r.segment
-            )
-            for r in train
-        ]
+        parts = [eqx.tree_at(lambda data: data.actions, r, np.asarray(lagged(r.actions, steps))) for r in train]
         with timed(f"input {steps} samples late", emit):
             posterior = _fit(key, undelayed, pp.Trajectories.stack(parts), Laplace())
         evidence[str(steps)] = float(posterior.log_evidence)
@@ -281,10 +269,3 @@ def _one_line_errors(program: Path | None) -> Iterator[None]:
         if isinstance(error, OSError | KeyError | ValueError | TypeError | pp.FitError):
             raise SystemExit(f"physppl identify: {text}") from None
         raise
-
-
-def _plain(value: Any) -> Any:
-    """Convert an option to JSON's types."""
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value

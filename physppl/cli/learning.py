@@ -10,7 +10,7 @@ import numpy as np
 
 import physppl as pp
 from physppl import plots
-from physppl.cli.acting import LearningProblem, animate
+from physppl.cli.acting import LearningProblem, animate_last
 from physppl.cli.console import say, timed
 from physppl.control.episodes import solved_episodes
 from physppl.control.loops import HEAD
@@ -46,7 +46,7 @@ class Learning(NamedTuple):
 
 def learn(key, number: int, learning: Learning, episodes: int, out: Path) -> pp.Run:
     """Swing up by posterior sampling, print the table, save the figures and the animation."""
-    (name, task, dynamics, system, truth, _), planner = learning.machine, learning.planner
+    (_, task, dynamics, system, truth, _), planner = learning.machine, learning.planner
     say(f"{number}. " + "\n   ".join(learning.opening))
     run_key, oracle_key, random_key, plot_key, draw_key = jax.random.split(key, 5)
     say(f"\n{HEAD}")
@@ -64,8 +64,7 @@ def learn(key, number: int, learning: Learning, episodes: int, out: Path) -> pp.
         figure = loops.returns(run, oracle=[e.returns for e in oracle], random=[e.returns for e in random])
         figure.savefig(out / "returns.png")
         learning.figure(plot_key, run, system, oracle[0]).savefig(out / learning.figure_name)
-        last = jax.tree.map(lambda x: x[-1], run.episodes)
-        animate(name, out / "swing_up.gif", last, dynamics, f"episode {episodes}")
+        animate_last(learning.machine, out / "swing_up.gif", run)
     return run
 
 

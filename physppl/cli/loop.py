@@ -10,12 +10,11 @@ from tyro.conf import Positional, arg
 
 import physppl as pp
 from physppl import plots
-from physppl.cli.acting import MACHINES, LearningProblem, animate, machine
-from physppl.cli.console import list_files, make_writable, numbers, one_line_errors, say, timed
+from physppl.cli.acting import MACHINES, LearningProblem, animate_last, machine
+from physppl.cli.console import list_files, listed, make_writable, numbers, one_line_errors, say, timed
 from physppl.control.loops import HEAD
 from physppl.inference import Laplace
 from physppl.internal.files import write
-from physppl.internal.units import label
 from physppl.planning import ICEM, MPPI, GradientShooting, Planner, RandomShooting
 from physppl.plots import loops
 from physppl.posterior.summary import summarise
@@ -94,7 +93,8 @@ def _loop(command: str, model: str, options: Options, objective: pp.Objective, m
         if options.episodes < 1:
             raise ValueError(f"--episodes must be at least 1; got {options.episodes}.")
         problem = _machine(model, options)
-        planner, acquisition = _planner(options), _acquisition(options)
+        planner, every = _planner(options), options.every
+        acquisition = pp.Thompson(every) if options.acquisition == "thompson" else pp.PosteriorMean(every)
         make_writable(out, command)
         finished = _claim(out, command, {"model": model} | asdict(options) | more)
         say(_opening(command, problem, planner, options))
@@ -143,10 +143,6 @@ def _planner(options: Options) -> Planner:
     return kind(**arguments)
 
 
-def _acquisition(options: Options) -> pp.Acquisition:
-    return pp.Thompson(options.every) if options.acquisition == "thompson" else pp.PosteriorMean(options.every)
-
-
 def _claim(out: Path, command: str, settings: dict[str, Any]) -> int:
     """Record the run's settings in the folder and count the episodes already there.
 
@@ -177,12 +173,9 @@ def _count(episodes: int) -> str:
 def _opening(command: str, problem: LearningProblem, planner: Planner, options: Options) -> str:
     """Description of the problem, printed before the loop starts."""
     dynamics, task = problem.dynamics, problem.task
-    names = [
-        ", ".join(label(n, u) for n, u in zip(s.names, s.units, strict=True)) for s in (dynamics.state, dynamics.action)
-    ]
     sites = [name for name in problem.truth if name in problem.system.transition.sites]
     lines = [
-        f"{command} {problem.name}: state {names[0]}; action {names[1]}; "
+        f"{command} {problem.name}: state {listed(dynamics.state)}; action {listed(dynamics.action)}; "
         f"{task.steps} steps of {dynamics.dt:g} s an episode.",
         f"   To learn: {', '.join(sites)}, and the process noise.",
     ]
@@ -207,9 +200,7 @@ def _results(run: pp.Run, problem: LearningProblem, out: Path) -> None:
     with timed("drawn and saved"):
         plots.parameters(run.posterior, problem.truth).savefig(out / "parameters.png")
         loops.returns(run).savefig(out / "returns.png")
-        last = jax.tree.map(lambda x: x[-1], run.episodes)
-        title = f"episode {len(run.seconds)}"
-        animate(problem.name, out / "last_episode.gif", last, problem.dynamics, title)
+        animate_last(problem, out / "last_episode.gif", run)
         tree = run.posterior.to_arviz(jax.random.key(0))
         tree.to_netcdf(out / "posterior.nc")
     say(f"   check of the posterior: {tree.attrs['check']}")

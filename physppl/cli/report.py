@@ -3,6 +3,7 @@
 import math
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from physppl.evaluation.recording_forecasts import Ahead
 from physppl.internal.errors import Status
 from physppl.internal.units import label, pretty
 from physppl.posterior.identifiability import DETERMINED, UNDETERMINED, Identifiability
-from physppl.posterior.summary import Summary, aligned
+from physppl.posterior.summary import aligned
 
 PACKAGES = ("physppl", "jax", "numpyro", "numpy")
+ERRORS = {"rmse": "mean", "rmse_straight": "straight", "rmse_constant": "constant"}  # of which prediction
 FEW = 0.7  # share of readings in 90 % intervals; a smaller one is unlikely to be chance, even with few held-out motions
 LISTED = 3  # combinations that are listed
 
@@ -26,8 +28,8 @@ def scores(ahead: list[list[Ahead]], sensors: StateSpace) -> list[dict]:
         count = np.array([len(a.times) for a in at_horizon])
         for i, (name, unit) in enumerate(zip(sensors.names, sensors.units, strict=True)):
             rmse = {
-                of: float(np.sqrt(np.average([a.rmse(of)[i] ** 2 for a in at_horizon], weights=count)))
-                for of in ("mean", "straight", "constant")
+                error: float(np.sqrt(np.average([a.rmse(of)[i] ** 2 for a in at_horizon], weights=count)))
+                for error, of in ERRORS.items()
             }
             inside = float(np.concatenate([a.inside[:, i] for a in at_horizon]).mean())
             rows.append(
@@ -36,9 +38,7 @@ def scores(ahead: list[list[Ahead]], sensors: StateSpace) -> list[dict]:
                     "unit": pretty(unit),
                     "horizon": at_horizon[0].horizon,
                     "predictions": int(count.sum()),
-                    "rmse": rmse["mean"],
-                    "rmse_straight": rmse["straight"],
-                    "rmse_constant": rmse["constant"],
+                    **rmse,
                     "coverage_90": inside,
                 }
             )
@@ -52,7 +52,7 @@ def table(rows: list[dict]) -> str:
         [
             label(row["sensor"], row["unit"]),
             f"{row['horizon']:.3g} s",
-            *(f"{row[k]:.3g}" for k in ("rmse", "rmse_straight", "rmse_constant")),
+            *(f"{row[error]:.3g}" for error in ERRORS),
             f"{row['coverage_90']:.0%}",
             str(row["predictions"]),
         ]
@@ -87,8 +87,18 @@ def determined(identified: Identifiability) -> str:
     return f"{text}: {'; '.join(listed)}" if listed else text
 
 
-def result(posterior, summary: Summary, verdict, identified: Identifiability, rows: list[dict], facts: dict) -> dict:
-    """All results, as the dict written to JSON."""
+def result(posterior, summary, verdict, identified, rows, model, evidence, files, seconds, options) -> dict:
+    """All results, as the dict written to JSON.
+
+    Args:
+        summary, verdict, identified: the posterior's `summary()`, `check()` and `identifiability`.
+        rows: of `scores`.
+        model: its name.
+        evidence: {input delay: log evidence}, or None.
+        files: the recordings that were used.
+        seconds: of the fit.
+        options: of the command.
+    """
     dynamics, sensing = posterior.model, posterior.model.sensing
     columns = ("mean", "sd", "low", "high", "unit", "contraction", "verdict")
     names = {"low": "p5", "high": "p95", "contraction": "sd_over_prior_sd"}
@@ -100,14 +110,14 @@ def result(posterior, summary: Summary, verdict, identified: Identifiability, ro
         for i, value in enumerate(identified.eigenvalues)
     ]
     return {
-        "model": facts["model"],
+        "model": model,
         "method": posterior.method,
         "status": Status(int(posterior.status)).name,
         "dt": dynamics.dt,
         "sensors": _units(sensing.space),
         "inputs": _units(dynamics.action),
         "input_delay": sensing.delay if isinstance(sensing.delay, int) else "inferred",
-        "log_evidence_by_delay": facts["log_evidence_by_delay"],
+        "log_evidence_by_delay": evidence,
         "parameters": parameters,
         "verdict": verdict.verdict,
         "reasons": [{"verdict": r.verdict, "finding": r.finding, "remedy": r.remedy} for r in verdict.reasons],
@@ -115,9 +125,9 @@ def result(posterior, summary: Summary, verdict, identified: Identifiability, ro
         "identifiability": {"combinations": combinations, "unused": list(identified.unused)},
         "held_out": rows,
         "remarks": remarks(rows),
-        "files": facts["files"],
-        "seconds": {"fit": facts["seconds"]["seconds"], "compiling": facts["seconds"]["compiling"]},
-        "options": facts["options"],
+        "files": files,
+        "seconds": {"fit": seconds["seconds"], "compiling": seconds["compiling"]},
+        "options": options,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
 
@@ -126,12 +136,14 @@ def _units(space: StateSpace | ActionSpace) -> dict[str, str]:
     return {name: pretty(unit) for name, unit in zip(space.names, space.units, strict=True)}
 
 
-def finite(value: Any) -> Any:
-    """Replace numbers that are not finite, which JSON lacks, by None."""
+def plain(value: Any) -> Any:
+    """Convert to what JSON has: paths to text, numbers that are not finite to None."""
     if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

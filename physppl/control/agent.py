@@ -99,14 +99,11 @@ class Actor:
                 "observations pass agent(key, from_observation=...)."
             )
         key = jax.random.fold_in(jax.random.fold_in(self._key, self._episodes), self._state.steps)
-        action, self._state, _ = controlled(self._agent, key, self._state, jnp.asarray(observation, float))
+        action, self._state, _ = _control(self._agent, key, self._state, jnp.asarray(observation, float))
         return np.asarray(action)
 
 
-@eqx.filter_jit
-def controlled(agent: Agent, key, state: AgentState, observation):
-    """Compiled `Agent.control`."""
-    return agent.control(key, state, observation)
+_control = eqx.filter_jit(Agent.control)
 
 
 @eqx.filter_jit

@@ -1,6 +1,7 @@
 """Episodes of an agent on a machine, compiled as a whole or stepped from Python."""
 
 import warnings
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -70,11 +71,8 @@ def play(key: PRNGKeyArray, system: System | HostSystem, task: Task, agent: Agen
         ValueError: where the step or the coordinates of machine and agent differ.
     """
     check_match(system, agent.transitions.dynamics)
-    if isinstance(system, HostSystem):
-        record = _hosted(key, system, task, agent)
-    else:
-        record = _compiled(key, system, task, agent)
-    return _checked(record, agent.transitions.dynamics)
+    run: Callable[..., Episode] = _hosted if isinstance(system, HostSystem) else _compiled
+    return _checked(run(key, system, task, agent), agent.transitions.dynamics)
 
 
 @eqx.filter_jit
@@ -113,29 +111,24 @@ def _hosted(key, system: HostSystem, task: Task, agent: Agent) -> Episode:
     jax.block_until_ready(control(0, agent_state, np.zeros((batch, width))))  # compiled before the machine moves
     states = [_checked_observation(system.reset(int(jax.random.randint(seed_key, (), 0, 2**31 - 1))), agent, batch, 0)]
     alive, terminated = np.ones(batch, bool), np.zeros(batch, bool)
-    actions, rewards, valid, failed = [], [], [], []
+    rows: list[tuple] = []  # actions, rewards, valid, failed of each step
     for step in range(task.steps):
         action, agent_state, info = control(step, agent_state, states[-1])
-        actions.append(np.asarray(action))
-        after = system.step(actions[-1])
+        action = np.asarray(action)
+        after = system.step(action)
         ended, truncated = (_per_machine(x, batch, n, bool) for n, x in zip(after._fields[2:], after[2:], strict=True))
         observed = np.where(alive[:, None], after.states, states[-1])
         states.append(_checked_observation(observed, agent, batch, step + 1))
-        reward = _stage_rewards(task, observed, actions[-1]) if after.rewards is None else after.rewards
-        rewards.append(_per_machine(reward, batch, "rewards", float))
-        valid.append(alive)
-        failed.append(np.asarray(info["failed"]))
+        reward = _stage_rewards(task, observed, action) if after.rewards is None else after.rewards
+        rows.append((action, _per_machine(reward, batch, "rewards", float), alive, np.asarray(info["failed"])))
         terminated |= alive & ended
         alive = alive & ~(ended | truncated)
         if not alive.any():
             break
-    missing = task.steps - len(actions)  # records have the same length, whenever the episode ended
-    if missing:
-        states += [states[-1]] * missing
-        for rows, fill in ((actions, actions[-1]), (rewards, np.zeros(batch)), (failed, np.zeros(batch))):
-            rows += [fill] * missing
-        valid += [np.zeros(batch, bool)] * missing
-    states, actions, rewards, valid, failed = (np.stack(x, axis=1) for x in (states, actions, rewards, valid, failed))
+    missing = task.steps - len(rows)  # records have the same length, whenever the episode ended
+    states += [states[-1]] * missing
+    rows += [(rows[-1][0], np.zeros(batch), np.zeros(batch, bool), np.zeros(batch))] * missing
+    states, actions, rewards, valid, failed = (np.stack(x, axis=1) for x in (states, *zip(*rows, strict=True)))
     record = Episode(states, actions, rewards, valid, terminated, failed)
     return record if batch > 1 else jax.tree.map(lambda x: x[0], record)
 

@@ -107,14 +107,12 @@ class GymSystem(HostSystem):
         self._machines.close()
 
     def _state(self, i: int, observation: Any) -> Float[np.ndarray, " D"]:
-        names = self.dynamics.state.names
+        names, source, value = self.dynamics.state.names, "the observation", observation
         if self.from_simulator is not None:
             assert self._machines.envs is not None  # refused by __init__
             source, value = "from_simulator", self.from_simulator(self._machines.envs[i])
         elif self.from_observation is not None:
             source, value = "from_observation", self.from_observation(observation)
-        else:
-            source, value = "the observation", observation
         state = np.asarray(value, float)
         if state.shape != (len(names),):
             raise ValueError(

@@ -185,8 +185,7 @@ class SimulatedSystem(System):
         state_key, sensor_key = jax.random.split(key)
         noise = jax.random.normal(state_key, self.initial_state.shape, self.initial_state.dtype)
         start = self.initial_state + self.initial_sd * noise
-        space = self.transition.dynamics.action
-        drive = None if self.actuator is None else self.actuator.init(len(space))
+        drive = None if self.actuator is None else self.actuator.init(len(self.transition.dynamics.action))
         return SimulatedState(start, drive, jnp.zeros((), int)), self._observed(sensor_key, start)
 
     def step(self, key: PRNGKeyArray, state: SimulatedState, action: Float[Array, " A"]):

@@ -15,21 +15,13 @@ def check_transitions(data: Transitions, state: StateSpace, action: ActionSpace,
     Raises:
         ValueError: naming the row and coordinate of what is missing, not finite or out of bounds.
     """
-    for argument, space in (("states", state), ("actions", action)):
-        width = getattr(data, argument).shape[-1]
-        if width != len(space):
-            raise ValueError(
-                f"{where}: {argument} must have {len(space)} columns ({', '.join(space.names)}); got {width}."
-            )
+    spaces = {"states": state, "actions": action, "next_states": state}
+    _check_columns(data, spaces, where)
     if not is_concrete(data.states, data.actions, data.next_states, data.valid, data.times):
         return
     valid = np.asarray(data.valid)
     _check_finite(np.asarray(data.times)[..., None], valid, "times", ("time",), where)
-    for argument, space in (
-        ("states", state),
-        ("actions", action),
-        ("next_states", state),
-    ):
+    for argument, space in spaces.items():
         if getattr(data, argument) is not None:
             _check_finite(np.asarray(getattr(data, argument)), valid, argument, space.names, where)
     _check_bounds(np.asarray(data.actions), valid, action, where, "transition")
@@ -41,13 +33,8 @@ def check_trajectories(data: Trajectories, sensors: StateSpace, dynamics, where:
     Raises:
         ValueError: naming sample and coordinate, with the remedy.
     """
-    for argument, space in (("observations", sensors), ("actions", dynamics.action)):
-        values = getattr(data, argument)
-        if values is not None and values.shape[-1] != len(space):
-            raise ValueError(
-                f"{where}: {argument} must have {len(space)} columns ({', '.join(space.names)}); got "
-                f"{values.shape[-1]}. Name what is recorded: Dynamics(..., sensors=('angle',))."
-            )
+    remedy = " Name what is recorded: Dynamics(..., sensors=('angle',))."
+    _check_columns(data, {"observations": sensors, "actions": dynamics.action}, where, remedy)
     if data.start is not None:
         shape = (*data.batch_shape, len(dynamics.state))
         for name, value in zip(("mean", "sd"), data.start, strict=True):
@@ -96,6 +83,14 @@ def check_widths(states, actions, state: StateSpace, action: ActionSpace, where:
         if jnp.shape(value)[-1:] != (len(space),):
             names, shape = ", ".join(space.names), jnp.shape(value)
             raise ValueError(f"{where}: {argument} must end in {len(space)} ({names}); got shape {shape}.")
+
+
+def _check_columns(data, spaces: dict[str, StateSpace | ActionSpace], where: str, remedy: str = "") -> None:
+    for argument, space in spaces.items():
+        values = getattr(data, argument)
+        if values is not None and values.shape[-1] != len(space):
+            got, names = values.shape[-1], ", ".join(space.names)
+            raise ValueError(f"{where}: {argument} must have {len(space)} columns ({names}); got {got}.{remedy}")
 
 
 def _check_bounds(actions, valid, action: ActionSpace, where: str, row: str) -> None:

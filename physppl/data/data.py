@@ -24,7 +24,7 @@ class Data(ExactPickle, eqx.Module):
         likelihood: the Likelihood object that observes a kind of data from outside this library; else None.
         row: name of one outcome, for messages and as a dimension in ArviZ.
         part: name of one independent part, for messages.
-        outcome_field: name of the argument that holds the outcomes, for messages.
+        outcome_field: name of the field that holds the outcomes.
         sequential: True where the density is a recursion along time, far costlier than arithmetic on each outcome.
     """
 
@@ -46,9 +46,9 @@ class Data(ExactPickle, eqx.Module):
         """The same inputs without outcomes, for `numpyro.infer.Predictive`."""
 
     @property
-    @abstractmethod
     def outcomes(self) -> Any:
         """Recorded outcomes (..., N, d); None for inputs alone."""
+        return getattr(self, self.outcome_field)
 
     @abstractmethod
     def with_outcomes(self, outcomes) -> "Data":

@@ -33,6 +33,15 @@ class Measure(eqx.Module):
         """
 
 
+def _ranges(bounds) -> tuple[tuple[str, float, float], ...]:
+    if not isinstance(bounds, Mapping):
+        return tuple(bounds)
+    for name, limits in bounds.items():
+        if np.shape(limits) != (2,):
+            raise ValueError(f"Box: bounds of {name!r} must be (low, high); got {limits!r}.")
+    return tuple((name, float(low), float(high)) for name, (low, high) in bounds.items())
+
+
 class Box(Measure):
     """Uniform: angles over the full circle, other coordinates within `extent` scales, actions within their limits.
 
@@ -42,20 +51,14 @@ class Box(Measure):
     """
 
     extent: float = eqx.field(default=2.0, static=True)
-    bounds: Mapping[str, tuple[float, float]] | tuple[tuple[str, float, float], ...] = eqx.field(
-        default=(), static=True, converter=lambda bounds: _ranges(bounds)
-    )
+    bounds: tuple[tuple[str, float, float], ...] = eqx.field(default=(), static=True, converter=_ranges)
 
     def __check_init__(self):
         if not 0 < self.extent < np.inf:
             raise ValueError(f"Box: extent must be positive scales; got {self.extent}.")
-        for name, low, high in self._ranges:
+        for name, low, high in self.bounds:
             if not (np.isfinite(low) and np.isfinite(high) and low < high):
                 raise ValueError(f"Box: bounds of {name!r} must be finite, low < high; got {low}, {high}.")
-
-    @property
-    def _ranges(self) -> tuple[tuple[str, float, float], ...]:
-        return _ranges(self.bounds)
 
     def limits(self, model: HasSpaces) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper limits (D + A,) of states, then actions."""
@@ -63,7 +66,7 @@ class Box(Measure):
         half = np.where(state.is_angle, np.pi, self.extent * state.scale)
         low, high = np.concatenate([-half, action.low]), np.concatenate([half, action.high])
         names = [*state.names, *action.names]
-        for name, *bounds in self._ranges:
+        for name, *bounds in self.bounds:
             if name not in names:
                 raise unknown("coordinate", name, names, f"Box: {model}")
             i = names.index(name)
@@ -158,12 +161,3 @@ class Mixture(Measure):
         counts, keys = np.diff(stops, prepend=0), jax.random.split(key, len(self.parts))
         drawn = [part.sample(k, int(n), model, data) for part, k, n in zip(self.parts, keys, counts, strict=True) if n]
         return jnp.concatenate([states for states, _ in drawn]), jnp.concatenate([actions for _, actions in drawn])
-
-
-def _ranges(bounds) -> tuple[tuple[str, float, float], ...]:
-    if not isinstance(bounds, Mapping):
-        return tuple(bounds)
-    for name, limits in bounds.items():
-        if np.shape(limits) != (2,):
-            raise ValueError(f"Box: bounds of {name!r} must be (low, high); got {limits!r}.")
-    return tuple((name, float(low), float(high)) for name, (low, high) in bounds.items())

@@ -158,7 +158,8 @@ def recording(
             )
     readings = np.stack([values[name] for name in sensors.names], axis=-1)
     for i in np.flatnonzero(sensors.is_angle & unwrap):
-        readings[:, i] = _unwrapped(readings[:, i])
+        seen = np.isfinite(readings[:, i])  # missing readings stay missing
+        readings[seen, i] = np.unwrap(readings[seen, i])
     arrays = {"observations": readings, "actions": np.stack([values[name] for name in action.names], axis=-1)}
     return arrays | ({"dt": dt} if dt is not None else {"times": _times(values[TIME], keys[TIME], table.where)})
 
@@ -293,13 +294,6 @@ def _times(times: np.ndarray, key: str, where: str) -> np.ndarray:
             even = 10.0**-digits < SMALL_ROUNDING * np.median(steps) and np.ptp(times - grid) <= 2 * 10.0**-digits
             return grid if even else times
     return times
-
-
-def _unwrapped(angle: np.ndarray) -> np.ndarray:
-    """Unwrapped angles; missing readings stay missing."""
-    angle, seen = angle.copy(), np.isfinite(angle)
-    angle[seen] = np.unwrap(angle[seen])
-    return angle
 
 
 def _existing(path) -> Path:

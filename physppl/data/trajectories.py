@@ -1,6 +1,6 @@
 """Data of the trajectory likelihood: sensor readings over time, with padding and several recordings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -120,14 +120,12 @@ class Trajectories(Data):
 
     @property
     def inputs(self) -> "Trajectories":
-        return self._with(None)
-
-    @property
-    def outcomes(self) -> Any:
-        return self.observations
+        return self.with_outcomes(None)
 
     def with_outcomes(self, outcomes) -> "Trajectories":
-        return self._with(as_array(outcomes, "observations").reshape(*self.actions.shape[:-1], -1))
+        if outcomes is not None:
+            outcomes = as_array(outcomes, "observations").reshape(*self.actions.shape[:-1], -1)
+        return eqx.tree_at(lambda t: t.observations, self, outcomes, is_leaf=lambda x: x is None)
 
     def bucketed(self, step: float) -> "Trajectories":
         return self.rows().pad(fine_bucket(len(self)), step)
@@ -186,14 +184,9 @@ class Trajectories(Data):
         def hold(x):
             return np.concatenate([x, np.repeat(x[..., -1:, :], extra, axis=-2)], axis=-2)
 
-        return Trajectories(
-            None if self.observations is None else hold(np.asarray(self.observations)),
-            hold(np.asarray(self.actions)),
-            np.concatenate([times, times[..., -1:] + step * np.arange(1, extra + 1)], axis=-1),
-            valid=np.concatenate([self.valid, np.zeros((*self.batch_shape, extra), bool)], axis=-1),
-            start=self.start,
-            segment=self.segment,
-        )
+        times = np.concatenate([times, times[..., -1:] + step * np.arange(1, extra + 1)], axis=-1)
+        valid = np.concatenate([self.valid, np.zeros((*self.batch_shape, extra), bool)], axis=-1)
+        return self._over(hold, times, valid, self.start)
 
     @staticmethod
     def from_csv(path, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
@@ -256,37 +249,13 @@ class Trajectories(Data):
         parts = [p if p.batch_shape else p._recording_axis() for p in parts]
         step = max(map(concrete_spacing, parts)) or 1.0
         parts = [p.pad(longest, step) for p in parts]
-        start = None
-        if first.start is not None:
-            start = tuple(map(np.concatenate, zip(*(p.start for p in parts), strict=True)))
-        return Trajectories(
-            None if first.observations is None else np.concatenate([p.observations for p in parts]),
-            np.concatenate([p.actions for p in parts]),
-            np.concatenate([p.times for p in parts]),
-            valid=np.concatenate([p.valid for p in parts]),
-            start=start,
-            segment=first.segment,
-        )
+        fields = [(p.observations, p.actions, p.times, p.valid, p.start) for p in parts]
+        *arrays, valid, start = jax.tree.map(lambda *xs: np.concatenate(xs), *fields)
+        return Trajectories(*arrays, valid=valid, start=start, segment=first.segment)
 
     def _recording_axis(self) -> "Trajectories":
         """The recording with a leading axis of size one."""
-        start = None if self.start is None else tuple(x[None] for x in self.start)
-        readings = None if self.observations is None else self.observations[None]
-        return self._with(readings, self.actions[None], self.times[None], self.valid[None], start)
-
-    def _with(self, observations, actions=None, times=None, valid=None, start=None) -> "Trajectories":
-        return eqx.tree_at(
-            lambda t: (t.observations, t.actions, t.times, t.valid, t.start),
-            self,
-            (
-                observations,
-                self.actions if actions is None else actions,
-                self.times if times is None else times,
-                self.valid if valid is None else valid,
-                self.start if start is None else start,
-            ),
-            is_leaf=lambda x: x is None,
-        )
+        return jax.tree.map(lambda x: x[None], self)
 
     def rows(self) -> "Trajectories":
         """The data with a leading axis of recordings, as the likelihood takes them."""
@@ -296,14 +265,13 @@ class Trajectories(Data):
         """A contiguous piece of every recording; `start` is dropped unless the piece begins at the first sample."""
         if not isinstance(samples, slice) or samples.step not in (None, 1):
             raise TypeError("Trajectories can be cut by a slice of samples without a step, e.g. data[100:400].")
-        return Trajectories(
-            None if self.observations is None else self.observations[..., samples, :],
-            self.actions[..., samples, :],
-            self.times[..., samples],
-            valid=self.valid[..., samples],
-            start=self.start if samples.start in (None, 0) else None,
-            segment=self.segment,
-        )
+        start = self.start if samples.start in (None, 0) else None
+        return self._over(lambda x: x[..., samples, :], self.times[..., samples], self.valid[..., samples], start)
+
+    def _over(self, columns: Callable, times, valid, start) -> "Trajectories":
+        """The data over other samples, with `columns` of readings and inputs."""
+        readings = None if self.observations is None else columns(self.observations)
+        return Trajectories(readings, columns(self.actions), times, valid=valid, start=start, segment=self.segment)
 
 
 def fine_bucket(length: int) -> int:

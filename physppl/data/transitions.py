@@ -98,10 +98,6 @@ class Transitions(Data):
     def inputs(self) -> "Transitions":
         return Transitions(self.states, self.actions, valid=self.valid, times=self.times)
 
-    @property
-    def outcomes(self) -> Any:
-        return self.next_states
-
     def with_outcomes(self, outcomes) -> "Transitions":
         return Transitions(self.states, self.actions, outcomes, valid=self.valid, times=self.times)
 
@@ -146,34 +142,30 @@ class Transitions(Data):
         if extra == 0:
             return self
 
-        def grow(x, axis):
-            if x is None:
-                return None
-            if not len(self):  # nothing to repeat
-                return np.zeros((*x.shape[:axis], length, *x.shape[axis % x.ndim + 1 :]), x.dtype)
-            last = x[..., -1:, :] if axis == -2 else x[..., -1:]
-            xp = np if isinstance(x, np.ndarray) else jnp
-            return xp.concatenate([x, xp.repeat(last, extra, axis=axis)], axis=axis)
+        rows = len(self.batch_shape)  # the axis
 
-        valid = jnp.asarray(grow(self.valid, -1)) & (np.arange(length) < len(self))
-        valid = np.asarray(valid) if is_concrete(valid) else valid
-        return Transitions(
-            grow(self.states, -2), grow(self.actions, -2), grow(self.next_states, -2),
-            valid=valid, times=grow(self.times, -1),
-        )  # fmt: skip
+        def grow(x):
+            xp = np if isinstance(x, np.ndarray) else jnp
+            widths = [(0, extra if axis == rows else 0) for axis in range(x.ndim)]
+            return xp.pad(x, widths, "edge" if len(self) else "constant")
+
+        padded = jax.tree.map(grow, self)
+        valid = jnp.asarray(padded.valid) & (np.arange(length) < len(self))
+        return eqx.tree_at(lambda d: d.valid, padded, np.asarray(valid) if is_concrete(valid) else valid)
 
     @staticmethod
     def concatenate(parts: Sequence["Transitions"]) -> "Transitions":
         """The rows of several recordings of one machine, after each other."""
         _same_outcomes(parts)
-        return _combined(parts, lambda xs: np.concatenate(xs, axis=-2), lambda xs: np.concatenate(xs, axis=-1))
+        rows = len(parts[0].batch_shape)  # the axis
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=rows), *parts)
 
     @staticmethod
     def stack(parts: Sequence["Transitions"]) -> "Transitions":
         """A fleet: one leading entry per machine, padded to the longest, for `dynamics(data)` inside a plate."""
         _same_outcomes(parts)
         longest = max(len(p) for p in parts)
-        return _combined([p.pad(longest) for p in parts], np.stack, np.stack)
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *(p.pad(longest) for p in parts))
 
     @staticmethod
     def from_trajectory(states, actions, times=None) -> "Transitions":
@@ -229,12 +221,9 @@ class Transitions(Data):
         """A Dataset with dims (transition, state) and (transition, action), units in attrs; padding is dropped."""
         import xarray
 
-        keep = np.asarray(self.valid)
-        dims = ("transition", "state")
-        data: dict[str, Any] = {"states": (dims, np.asarray(self.states)[keep])}
-        data["actions"] = (("transition", "action"), np.asarray(self.actions)[keep])
-        if self.next_states is not None:
-            data["next_states"] = (dims, np.asarray(self.next_states)[keep])
+        keep, columns = np.asarray(self.valid), {"states": "state", "actions": "action", "next_states": "state"}
+        arrays = {name: (("transition", axis), getattr(self, name)) for name, axis in columns.items()}
+        data = {name: (dims, np.asarray(x)[keep]) for name, (dims, x) in arrays.items() if x is not None}
         coords = {"state": list(state.names), "action": list(action.names)}
         attrs = {"state_units": list(state.units), "action_units": list(action.units)}
         return xarray.Dataset(data, coords, attrs)
@@ -251,8 +240,7 @@ def _filled(states, actions, next_states, valid, times):
         finite = rows[source] if source is not None else xp.nan_to_num(rows)
         return xp.where(flat[:, None], rows, xp.where(xp.isfinite(rows), rows, finite)).reshape(x.shape)
 
-    outcomes = None if next_states is None else fill(next_states)
-    return fill(states), fill(actions), outcomes, fill(times[..., None])[..., 0]
+    return *jax.tree.map(fill, (states, actions, next_states)), fill(times[..., None])[..., 0]
 
 
 def _same_outcomes(parts: Sequence[Transitions]) -> None:
@@ -260,14 +248,6 @@ def _same_outcomes(parts: Sequence[Transitions]) -> None:
         raise ValueError("no Transitions were given.")
     if len({p.next_states is None for p in parts}) > 1:
         raise ValueError("some Transitions have next_states and some do not; use .inputs on all or none.")
-
-
-def _combined(parts, join_columns, join_rows) -> Transitions:
-    outcomes = None if parts[0].next_states is None else join_columns([p.next_states for p in parts])
-    return Transitions(
-        join_columns([p.states for p in parts]), join_columns([p.actions for p in parts]), outcomes,
-        valid=join_rows([p.valid for p in parts]), times=join_rows([p.times for p in parts]),
-    )  # fmt: skip
 
 
 def _from_table(table, state: StateSpace, action: ActionSpace, columns, units, labels=None) -> Transitions:

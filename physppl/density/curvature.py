@@ -5,12 +5,12 @@ other log densities, as a rule the prior's. A mean-only Gauss-Newton would leave
 and the exact Hessian of the likelihood can be indefinite.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.special import polygamma
@@ -48,7 +48,7 @@ def local(
     (rest, slope), push = jax.linearize(jax.value_and_grad(lambda z: space.log_prior(model, z, data)), z)
     _, hessian = jax.vmap(push)(jnp.eye(len(z), dtype=z.dtype))
     total = Local(rest, slope, -hessian)
-    for site, *jacobians in _observed(space, model, data, z):
+    for site, *jacobians in _observed(lambda z: space.trace(*latent_part(model, z, data)), z):
         total = added(total, _gaussian(site, *jacobians))
     if isinstance(model, Dynamics):
         total = added(total, likelihood(space, model, data, z, noises_held=noises_held))
@@ -127,11 +127,11 @@ def _reduced(value, shape):
     return jnp.sum(value, axes, keepdims=True).reshape(-1)
 
 
-def _observed(space: UnconstrainedSpace, model, data, z) -> Iterator[tuple]:
-    """Observed Gaussian sites of a trace, of a Dynamics those of its program alone, with their moments' Jacobians."""
+def _observed(trace: Callable[[Array], dict[str, Any]], z) -> Iterator[tuple]:
+    """Observed Gaussian sites of a trace at z, with their moments' Jacobians."""
 
     def moments(z):
-        sites = gaussians(space.trace(*latent_part(model, z, data)))
+        sites = gaussians(trace(z))
         return {name: _moments(site) for name, site in sites.items()}, sites
 
     _, push, sites = jax.linearize(moments, z, has_aux=True)
@@ -144,18 +144,15 @@ def _joint(space: UnconstrainedSpace, model: Dynamics, data, z) -> Local:
     """Likelihood of any outcomes, differentiated as a whole; the exact Hessian unless they are Normal or Student-t."""
     name = model.likelihood(data).site
 
-    def moments(z):
-        site = gaussians(space.trace(model, z, data))[name]
-        return _moments(site), site
+    def outcomes(z):
+        return {name: space.trace(model, z, data)[name]}
 
     def log_density(z):
-        site = space.trace(model, z, data)[name]
-        density = site["fn"].log_prob(site["value"])
-        return jnp.sum(density if site["scale"] is None else site["scale"] * density)
+        return space.log_densities(outcomes(z), z)[1]
 
-    if name in gaussians(space.trace(model, z, data)):
-        _, push, site = jax.linearize(moments, z, has_aux=True)
-        return _gaussian(site, *jax.vmap(push, out_axes=-1)(jnp.eye(len(z), dtype=z.dtype)))
+    if gaussians(outcomes(z)):
+        [(site, *jacobians)] = _observed(outcomes, z)
+        return _gaussian(site, *jacobians)
     return Local(*jax.value_and_grad(log_density)(z), -jax.hessian(log_density)(z))
 
 
@@ -207,15 +204,8 @@ def recording_points(
 
 def varying(single: UnconstrainedSpace, offsets: Float[Array, "... V"]) -> Float[Array, "... Q"]:
     """Offsets of the program's sites, with zeros for the others."""
-    columns, start = [], 0
-    for name, shape in zip(single.names, single.shapes, strict=True):
-        size = math.prod(shape)
-        if not of_program(name):
-            columns.append(jnp.zeros((*offsets.shape[:-1], size), offsets.dtype))
-        else:
-            columns.append(offsets[..., start : start + size])
-            start += size
-    return jnp.concatenate(columns, axis=-1)
+    entries = np.flatnonzero(single.where(of_program))
+    return jnp.zeros((*offsets.shape[:-1], single.size), offsets.dtype).at[..., entries].set(offsets)
 
 
 def scatter(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> Float[Array, " P"]:

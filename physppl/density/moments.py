@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from physppl.density import curvature
-from physppl.density.unconstrained import UnconstrainedSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace
 
 DRAWS = 4000  # of a prior that is not Gaussian in unconstrained space; sample variances of a Gaussian have an sd of 2 %
 PLACES = 4  # points at which the prior's curvature is compared: it is constant for a Gaussian
@@ -34,7 +34,7 @@ def prior(space: UnconstrainedSpace, model, data) -> tuple[np.ndarray, np.ndarra
 
 @eqx.filter_jit
 def _draws(space: UnconstrainedSpace, model, data) -> Float[Array, "S P"]:
-    return jax.vmap(lambda key: space.draw_prior(key, model, data))(jax.random.split(jax.random.key(0), DRAWS))
+    return space.prior_draws(jax.random.key(0), DRAWS, model, data)
 
 
 @eqx.filter_jit
@@ -42,15 +42,12 @@ def _shape(space: UnconstrainedSpace, model, data, points: Float[Array, "K P"]):
     """Slopes (K, P) and Hessians (K, P, P) of the log prior density."""
 
     def density(z):
-        return space.log_densities(space.trace(*latent_part(model, z, data)), z)[0]
+        return space.log_prior_alone(model, z, data)
 
     return jax.vmap(jax.grad(density))(points), jax.vmap(jax.hessian(density))(points)
 
 
-@eqx.filter_jit
-def local(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> tuple[Array, Array, Array]:
-    """The log joint density, its gradient (P,) and its curvature (P, P)."""
-    return curvature.local(space, model, data, z)
+local = eqx.filter_jit(curvature.local)  # compiled once for all that ask
 
 
 def information(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -> Float[np.ndarray, "P P"]:

@@ -124,6 +124,10 @@ class UnconstrainedSpace(eqx.Module):
         prior, other = self.log_densities({k: site for k, site in trace.items() if k not in normal}, z)
         return prior + other
 
+    def log_prior_alone(self, model: Callable, z: Float[Array, " P"], *args) -> Float[Array, ""]:
+        """Log density of z under the prior."""
+        return self.log_densities(self.trace(*latent_part(model, z, *args)), z)[0]
+
     def log_joint(self, model: Callable, z: Float[Array, " P"], *args) -> Float[Array, ""]:
         """Log density of z and the outcomes."""
         return sum(self.log_densities(self.trace(model, z, *args), z), jnp.zeros(()))
@@ -144,6 +148,11 @@ class UnconstrainedSpace(eqx.Module):
                 prior = prior + density + jnp.sum(bijection.log_abs_det_jacobian(parts[name], site["value"]))
         return prior, likelihood
 
+    def point(self, model: Callable, values: dict[str, Array], *args) -> Float[Array, " P"]:
+        """The vector at given values of the latent sites."""
+        model, *args = latent_part(model, *args)
+        return self.unconstrain(handlers.trace(handlers.substitute(model, values | self.params)).get_trace(*args))
+
     def unconstrain(self, trace: dict[str, Any]) -> Float[Array, " P"]:
         """The vector of a trace's latent values."""
         parts = [biject_to(trace[n]["fn"].support).inv(trace[n]["value"]).reshape(-1) for n in self.names]
@@ -151,15 +160,39 @@ class UnconstrainedSpace(eqx.Module):
 
     def draw_prior(self, key: PRNGKeyArray, model: Callable, *args) -> Float[Array, " P"]:
         """One prior draw of z."""
-        model, *args = latent_part(model, *args)
-        model = handlers.substitute(handlers.seed(model, key), data=self.params)
-        return self.unconstrain(handlers.trace(model).get_trace(*args))
+        return self.unconstrain(latent_trace(key, model, *args, values=self.params))
+
+    def prior_draws(self, key: PRNGKeyArray, count: int, model: Callable, *args) -> Float[Array, "count P"]:
+        """Several prior draws of z."""
+        return jax.vmap(lambda k: self.draw_prior(k, model, *args))(jax.random.split(key, count))
 
 
 def latent_part(model: Callable, *args) -> tuple:
     """The cheapest (model, arguments) that visits every latent site: of a Dynamics, its sites without outcomes."""
     sites = getattr(model, "sites", None)
     return (model, *args) if sites is None else (partial(sites, args[-1] if args else None), *args[:-1])
+
+
+def latent_trace(key: PRNGKeyArray, model: Callable, *args, values: dict[str, Array] | None = None) -> dict[str, Any]:
+    """Trace of one run of the latent part of a model, with some sites at given values."""
+    model, *args = latent_part(model, *args)
+    run = handlers.substitute(handlers.seed(model, key), data=values or {})
+    return handlers.trace(run).get_trace(*args)
+
+
+def latent_shapes(model: Callable, *args) -> dict[str, tuple[int, ...]]:
+    """{latent or `param` site: shape of its value}."""
+    model, *args = latent_part(model, *args)
+    shapes = {}
+
+    def run(key, args):
+        for name, site in latent_trace(key, model, *args).items():
+            if site["type"] == "param" or (site["type"] == "sample" and not site["is_observed"]):
+                shapes[name] = jnp.shape(site["value"])
+        return jnp.zeros(())
+
+    jax.eval_shape(run, jax.random.key(0), args)
+    return shapes
 
 
 def gaussians(trace: dict[str, Any]) -> dict[str, Gaussian]:

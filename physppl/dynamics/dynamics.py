@@ -109,10 +109,7 @@ class Dynamics:
             NOISE, dist.HalfNormal(0.1) if process_noise is None else process_noise,
             state.scale, ", ".join(state.units), self.owner,
         )  # fmt: skip
-        self.sensing = Sensing.of(
-            self, sensors, observe, measurement_noise, measurement_df,
-            input_delay, input_gain_error, input_timing_error, variation,
-        )  # fmt: skip
+        self.sensing = Sensing.of(self, options)
         self._content = content((program, state, action, self.dt, self.solver, self.substeps, self.noise, self.sensing))
 
     def __eq__(self, other) -> bool:

@@ -165,13 +165,12 @@ def smooth(course: Filtered) -> tuple[Float[Array, "N D"], Float[Array, "N D D"]
 
     def body(carry, sample):
         later_mean, later_covariance = carry
-        mean, covariance, next_mean, next_covariance, cross = sample
+        _, _, mean, covariance, next_mean, next_covariance, cross = sample
         gain = jnp.linalg.solve(next_covariance, cross.T).T
         mean = mean + gain @ (later_mean - next_mean)
         covariance = covariance + gain @ (later_covariance - next_covariance) @ gain.T
         return (mean, covariance), (mean, covariance)
 
     last = (course.mean[-1], course.covariance[-1])
-    rest = (course.mean, course.covariance, course.next_mean, course.next_covariance, course.cross)
-    _, (means, covariances) = jax.lax.scan(body, last, jax.tree.map(lambda x: x[:-1], rest), reverse=True)
+    _, (means, covariances) = jax.lax.scan(body, last, jax.tree.map(lambda x: x[:-1], course), reverse=True)
     return jnp.concatenate([means, last[0][None]]), jnp.concatenate([covariances, last[1][None]])

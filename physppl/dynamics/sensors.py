@@ -1,6 +1,6 @@
 """Sensors and inputs of recordings: measurement noise, delayed and inexact inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,26 +50,17 @@ class Sensing:
     variation: Scale | None
 
     @classmethod
-    def of(
-        cls,
-        dynamics,
-        sensors,
-        observe,
-        measurement_noise,
-        measurement_df: float | None,
-        input_delay: Any,
-        input_gain_error: Any,
-        input_timing_error: Any,
-        variation: Any,
-    ) -> "Sensing":
-        """Make the Sensing of a Dynamics from its arguments.
+    def of(cls, dynamics, options: Mapping[str, Any]) -> "Sensing":
+        """Make the Sensing of a Dynamics from its keyword arguments.
 
         Raises:
             ValueError: for sensors that are neither coordinates nor explained by `observe`, a delay or df out of range.
             KeyError: for a sensor that is no coordinate.
         """
         where, state, action = f"Dynamics({dynamics.name})", dynamics.state, dynamics.action
-        index: tuple[int, ...] = ()
+        sensors, observe, index = options["sensors"], options["observe"], ()
+        measurement_noise, measurement_df = options["measurement_noise"], options["measurement_df"]
+        input_delay = options["input_delay"]
         if isinstance(sensors, StateSpace) != (observe is not None):
             raise ValueError(
                 f"{where}: sensors are names of state coordinates, e.g. sensors=('angle',), or a StateSpace together "
@@ -98,15 +89,14 @@ class Sensing:
             measurement_noise = dist.HalfNormal(0.1)
         ones = (1.0,) * len(action)
 
-        def optional(name, value, unit):
-            return None if value is None else Scale.of(name, value, unit, "", where)
+        def optional(name, unit):
+            return None if options[name] is None else Scale.of(name, options[name], unit, "", where)
 
         return cls(
             sensors, observe, index,
             Scale.of(MEASUREMENT, measurement_noise, sensors.scale, ", ".join(sensors.units), where),
             None if measurement_df is None else float(measurement_df), input_delay,
-            optional(GAIN, input_gain_error, ones), optional(TIMING, input_timing_error, ones),
-            optional(VARIATION, variation, (1.0,)),
+            optional(GAIN, ones), optional(TIMING, ones), optional(VARIATION, (1.0,)),
         )  # fmt: skip
 
     @property

@@ -178,13 +178,8 @@ def trajectories(recordings: Sequence[Recording], segment: int = 1) -> Trajector
     parts = []
     for r in recordings:
         first, stop = max(r.margin, r.delay), len(r.state) - r.margin
-        count = r.position.shape[1]
-        sd = np.repeat([START_POSITION, START_VELOCITY], count)
-        parts.append(
-            Trajectories(
-                r.position[first:stop], r.inputs[first:stop], dt=r.dt, start=(r.state[first], sd), segment=segment
-            )
-        )
+        start = (r.state[first], np.repeat([START_POSITION, START_VELOCITY], r.position.shape[1]))
+        parts.append(Trajectories(r.position[first:stop], r.inputs[first:stop], dt=r.dt, start=start, segment=segment))
     return Trajectories.stack(parts)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
 from numpyro import handlers
 
-from physppl.data.trajectories import Trajectories
+from physppl.data.data import Data
 from physppl.data.transitions import Transitions
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
@@ -177,7 +177,7 @@ class Calibration:
 def calibrate(
     key: PRNGKeyArray,
     model: Dynamics,
-    design: Transitions | Trajectories,
+    design: Data,
     backend: Backend,
     *,
     datasets: int = 200,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from physppl.data.trajectories import Trajectories
-from physppl.data.transitions import Transitions
+from physppl.data.data import Data
 from physppl.dynamics import Dynamics
 from physppl.evaluation import compare_plots
 from physppl.evaluation.compare_checks import check_arguments, notes
@@ -23,6 +23,10 @@ from physppl.posterior.arviz import site_units
 from physppl.posterior.summary import DRAWS, EXPANDED, aligned, amount, labels
 
 DASH = "–"  # printed for a missing figure
+FIT_FIGURES = {  # with their units
+    "elpd_loo": "nats", "elpd_loo_se": "nats", "pareto_k_heavy": "1", "pareto_k_largest": "1",
+    "seconds": "s", "compile_seconds": "s",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +118,7 @@ def _cell(value, digits: str) -> str:
 
 def compare(
     posteriors: Mapping[str, Any],
-    test_data: Transitions | Trajectories | None = None,
+    test_data: Data | None = None,
     *,
     reference: str | None = None,
     horizons: Sequence[int] = (1, 5, 20),
@@ -145,83 +149,78 @@ def compare(
         ValueError: for no posterior; for posteriors of different spaces or steps; for test data without outcomes.
         KeyError: for an unknown reference, or sites that only the reference or only another posterior has.
     """
+    import xarray
+
     key = jax.random.key(0) if key is None else key
     check_key(key)
     horizons = check_arguments(posteriors, test_data, reference, horizons, draws)
-    data = {} if test_data is None else _predictions(key, posteriors, test_data, horizons, draws)
-    data |= _fit_figures(key, posteriors)
-    units: dict[str, str] = {}
+    columns, coordinates = {}, {}
+    if test_data is not None:
+        columns, coordinates = _predictions(key, posteriors, test_data, horizons, draws)
+    columns |= _fit_figures(key, posteriors)
     if reference is not None:
         distances, units = _distances(key, posteriors, reference)
-        data |= distances
+        columns |= distances
+        coordinates |= {"site": list(units), "site_unit": ("site", list(units.values()))}
+    dataset = xarray.Dataset(coords={"posterior": list(posteriors)})
+    for name, (dims, values, unit) in columns.items():
+        dataset[name] = xarray.Variable(dims, np.asarray(values, float), {"units": unit})
+    dataset = dataset.assign_coords(coordinates)
+    if reference is not None:
+        dataset.attrs["reference"] = reference
     first = next(iter(posteriors.values()))
     header = " | ".join([str(first.model), *(f"tested on {words}" for words in amount(test_data))])
-    dataset = _dataset(data, posteriors, test_data, horizons)
-    if reference is not None:
-        dataset = dataset.assign_coords(site=list(units), site_unit=("site", list(units.values())))
-        dataset.attrs["reference"] = reference
     return Comparison(dataset, header, notes(posteriors, test_data, dataset))
 
 
 Columns = dict[str, tuple[tuple[str, ...], Any, str]]  # {name: (dims, values, units)}
 
 
-def _predictions(key, posteriors, data, horizons, draws) -> Columns:
+def _predictions(key, posteriors, data, horizons, draws) -> tuple[Columns, dict[str, Any]]:
+    """Scores of each posterior at each horizon, and the coordinates of their axes."""
     model = next(p.model for p in posteriors.values() if isinstance(p.model, Dynamics))
-    scale = model.likelihood(data).space(model).scale
-    scores = [[_evaluate(key, p, data, h, draws) for h in horizons] for p in posteriors.values()]
-    missing = np.full(len(scale), np.nan)
-
-    def each(value, empty):
-        return [[empty if s is None else value(s) for s in row] for row in scores]
-
-    counts = np.array(each(lambda s: s.size, 0)).max(axis=0)
-    first = [row[0] for row in scores]
-    return {
-        "rmse": (("posterior", "horizon", "coordinate"), each(lambda s: s.rmse / scale, missing), "scale"),
-        "crps": (("posterior", "horizon", "coordinate"), each(lambda s: s.crps / scale, missing), "scale"),
-        "coverage": (
-            ("posterior", "horizon", "level", "coordinate"),
-            each(lambda s: s.coverage, np.full((len(LEVELS), len(scale)), np.nan)),
-            "1",
-        ),
-        "log_density": (("posterior",), [np.nan if s is None else s.log_density for s in first], "nats"),
-        "log_density_se": (("posterior",), [np.nan if s is None else s.log_density_se for s in first], "nats"),
-        "outcomes": (("horizon",), counts, "1"),
+    space = model.likelihood(data).space(model)
+    lost = np.full(len(space), np.nan)
+    missing = Scores(0, lost, lost, np.full((len(LEVELS), len(space)), np.nan), np.nan, np.nan)
+    scores = [_evaluate(key, p, data, h, draws) or missing for p in posteriors.values() for h in horizons]
+    stacked = [np.reshape(x, (len(posteriors), len(horizons), *np.shape(x[0]))) for x in zip(*scores, strict=True)]
+    size, rmse, crps, coverage, log_density, log_density_se = stacked
+    columns: Columns = {
+        "rmse": (("posterior", "horizon", "coordinate"), rmse / space.scale, "scale"),
+        "crps": (("posterior", "horizon", "coordinate"), crps / space.scale, "scale"),
+        "coverage": (("posterior", "horizon", "level", "coordinate"), coverage, "1"),
+        "log_density": (("posterior",), log_density[:, 0], "nats"),
+        "log_density_se": (("posterior",), log_density_se[:, 0], "nats"),
+        "outcomes": (("horizon",), size.max(axis=0), "1"),
+    }
+    return columns, {
+        "horizon": ("horizon", list(horizons), {"units": "steps"}),
+        "time": ("horizon", model.dt * np.array(horizons), {"units": "s"}),
+        "level": list(LEVELS),
+        "coordinate": list(space.names),
+        "scale": ("coordinate", space.scale, {"units": "unit"}),
+        "unit": ("coordinate", list(space.units)),
     }
 
 
 def _evaluate(key, posterior, data, steps: int, draws: int) -> Scores | None:
-    if not isinstance(posterior.model, Dynamics):
-        return None
-    try:
-        return evaluate(key, posterior, data, steps, draws)
-    except NotImplementedError:  # a posterior without functions
-        return None
+    if isinstance(posterior.model, Dynamics):
+        with suppress(NotImplementedError):  # a posterior without functions
+            return evaluate(key, posterior, data, steps, draws)
+    return None
 
 
 def _fit_figures(key, posteriors) -> Columns:
     """Leave-one-out estimates and times of each fit."""
-    estimates, times = [], []
+    rows = []
     for posterior in posteriors.values():
-        try:
-            estimates.append(leave_one_out(key, posterior))
-        except NotImplementedError:  # a posterior without samples
-            estimates.append(None)
-        times.append(posterior.timing or (np.nan, np.nan))
-    seconds, compiling = np.array(times).T
-
-    def figure(value):
-        return [np.nan if x is None else value(x) for x in estimates]
-
-    return {
-        "elpd_loo": (("posterior",), figure(lambda x: x.elpd), "nats"),
-        "elpd_loo_se": (("posterior",), figure(lambda x: x.se), "nats"),
-        "pareto_k_heavy": (("posterior",), figure(lambda x: x.heavy), "1"),
-        "pareto_k_largest": (("posterior",), figure(lambda x: x.pareto_k.max()), "1"),
-        "seconds": (("posterior",), seconds, "s"),
-        "compile_seconds": (("posterior",), compiling, "s"),
-    }
+        figures = [np.nan] * 4
+        with suppress(NotImplementedError):  # a posterior without samples
+            if left_out := leave_one_out(key, posterior):
+                figures = [left_out.elpd, left_out.se, left_out.heavy, left_out.pareto_k.max()]
+        rows.append([*figures, *(posterior.timing or (np.nan, np.nan))])
+    columns = zip(FIT_FIGURES.items(), np.array(rows, float).T, strict=True)
+    return {name: (("posterior",), values, unit) for (name, unit), values in columns}
 
 
 def _distances(key, posteriors, reference: str) -> tuple[Columns, dict[str, str]]:
@@ -263,23 +262,3 @@ def _scalars(key, posterior, method: str) -> tuple[dict[str, np.ndarray], dict[s
             draws |= dict(zip((name for name, _ in names), values.reshape(len(values), -1).T, strict=True))
             scalar_units |= dict(names)
     return draws, scalar_units
-
-
-def _dataset(columns: Columns, posteriors, test_data, horizons):
-    import xarray
-
-    dataset = xarray.Dataset(coords={"posterior": list(posteriors)})
-    for name, (dims, values, units) in columns.items():
-        dataset[name] = xarray.Variable(dims, np.asarray(values, float), {"units": units})
-    if test_data is not None:
-        model = next(p.model for p in posteriors.values() if isinstance(p.model, Dynamics))
-        space = model.likelihood(test_data).space(model)
-        dataset = dataset.assign_coords(
-            horizon=("horizon", list(horizons), {"units": "steps"}),
-            time=("horizon", model.dt * np.array(horizons), {"units": "s"}),
-            level=list(LEVELS),
-            coordinate=list(space.names),
-            scale=("coordinate", space.scale, {"units": "unit"}),
-            unit=("coordinate", list(space.units)),
-        )
-    return dataset

@@ -47,17 +47,13 @@ def check_arguments(posteriors, test_data, reference, horizons, draws) -> tuple[
 
 def _same_machine(models: dict[str, Dynamics]) -> None:
     """Refuse posteriors that predict different quantities; their programs may differ."""
-    quantities = {
-        name: {"state": m.state, "action": m.action, "sensors": m.sensing.space, "dt": m.dt}
-        for name, m in models.items()
-    }
-    for name, described in list(quantities.items())[1:]:
-        first = next(iter(quantities))
-        for what, value in described.items():
-            if value != quantities[first][what]:
+    quantities = [(m.state, m.action, m.sensing.space, m.dt) for m in models.values()]
+    for name, described in zip(models, quantities, strict=True):
+        for what, expected, got in zip(("state", "action", "sensors", "dt"), quantities[0], described, strict=True):
+            if expected != got:
                 raise ValueError(
-                    f"compare: {first!r} and {name!r} are about different machines: {what} {quantities[first][what]} "
-                    f"and {value}. Compare posteriors of one machine."
+                    f"compare: {next(iter(models))!r} and {name!r} are about different machines: {what} {expected} and "
+                    f"{got}. Compare posteriors of one machine."
                 )
 
 

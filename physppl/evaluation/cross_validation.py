@@ -12,7 +12,8 @@ from scipy.special import logsumexp
 from physppl.data.data import Data
 from physppl.data.trajectories import Trajectories
 from physppl.dynamics import Dynamics
-from physppl.evaluation.predictive_scores import outcome_terms, stepwise
+from physppl.evaluation.predictive_scores import outcome_terms
+from physppl.evaluation.recording_forecasts import stepwise
 from physppl.internal.errors import check_key
 from physppl.posterior.arviz import pointwise
 from physppl.posterior.backend import Backend, fit

@@ -14,7 +14,7 @@ from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics.kalman import propagate
 from physppl.dynamics.recordings import input_sd
 from physppl.dynamics.sensors import OFFSETS, VARIATION
-from physppl.language.integrate import rollout
+from physppl.language.integrate import course, rollout
 from physppl.posterior.posterior import Posterior
 
 
@@ -138,15 +138,12 @@ def _forecast(keys, transitions, states, inputs, times, noise: bool):
         if not noise:
             return rollout(transition, state, inputs, t=start)
 
-        def body(x, step):
-            key, action, t = step
-            x = transition.sample(key, x, action, t)
-            return x, x
+        def advance(x, key, action, t):
+            return transition.sample(key, x, action, t)
 
         passed = start + transition.dynamics.dt * jnp.arange(len(inputs))
-        steps = (jax.random.split(key, len(inputs)), inputs, passed)
         state = jnp.asarray(state, transition.noise.dtype)
-        return jnp.concatenate([state[None], jax.lax.scan(body, state, steps)[1]])
+        return course(advance, state, jax.random.split(key, len(inputs)), inputs, passed)
 
     windows = jax.vmap(roll, in_axes=(0, None, 0, 0, 0))
     return jax.vmap(windows, in_axes=(0, 0, None, None, None))(keys, transitions, states, inputs, times)

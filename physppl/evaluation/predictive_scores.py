@@ -148,7 +148,7 @@ def unbroken_windows(data: Transitions, model: Dynamics, steps: int) -> np.ndarr
 def _recordings(key, posterior: Posterior, data: Trajectories, steps: int, draws: int) -> Predicted | None:
     """Predictions of readings: one step by a filter under each draw, several by `predict_ahead`'s two moments."""
     if steps == 1:
-        return _one_step(key, posterior, stepwise(data), draws)
+        return _one_step(key, posterior, recording_forecasts.stepwise(data.rows()), draws)
     model = posterior.model
     recordings = forecastable(data, steps, model.dt)
     if not recordings:
@@ -173,12 +173,6 @@ def _one_step(key, posterior: Posterior, data: Data, draws: int) -> Predicted:
     outcomes, mixture, counted = jax.tree.map(flat, (outcomes, mixture, counted))
     means = outcomes - model.likelihood(data).space(model).difference(outcomes, mixture.means)
     return Predicted(outcomes, mixture._replace(means=means), counted)
-
-
-def stepwise(data: Trajectories) -> Trajectories:
-    """Recordings into which process noise enters at every sample, whatever the fit's segments."""
-    rows = data.rows()
-    return Trajectories(rows.observations, rows.actions, rows.times, valid=rows.valid, start=rows.start)
 
 
 def forecastable(data: Trajectories, steps: int, dt: float) -> list[Trajectories]:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray
 
@@ -12,6 +11,7 @@ from physppl.data.trajectories import Trajectories, lagged
 from physppl.dynamics.recordings import filtered
 from physppl.dynamics.sensors import DELAY
 from physppl.evaluation.forecasts import forecast_readings, mean_sites
+from physppl.internal.precision import doubles
 from physppl.posterior.posterior import Posterior
 
 WIDTH = 1.6448536269514722  # half the width of a Gaussian's central 90 % interval, in sds
@@ -146,13 +146,16 @@ def standardised_residuals(
 def _filter(key, posterior, recording: Trajectories):
     """Posterior mean of the sites, the data in double precision, and the filter's estimates (N, ...).
 
-    Noise enters at every sample, whatever the segments of the fit: within a segment the state would count as exact.
+    Noise enters at every sample: within a segment of the fit the state would count as exact.
     """
-    model, r = posterior.model.without_variation(), recording
-    recording = Trajectories(r.observations, r.actions, r.times, valid=r.valid, start=r.start)
-    sites = mean_sites(key, posterior)
-    data = jax.tree.map(lambda x: jnp.asarray(x, float if np.asarray(x).dtype.kind == "f" else None), recording)
+    model, sites = posterior.model.without_variation(), mean_sites(key, posterior)
+    data = doubles(stepwise(recording))
     return sites, data, jax.tree.map(lambda x: x[0], _filtered(model, sites, data))
+
+
+def stepwise(data: Trajectories) -> Trajectories:
+    """Recordings into which process noise enters at every sample, whatever the fit's segments."""
+    return Trajectories(data.observations, data.actions, data.times, valid=data.valid, start=data.start)
 
 
 _filtered = eqx.filter_jit(filtered)

@@ -53,6 +53,13 @@ _REMEDIES = {
 }
 
 
+def fit_status(converged, *, definite: jax.Array | bool = True, finite: jax.Array | bool = True) -> jax.Array:
+    """Status of a fit: the gravest of what went wrong."""
+    status = jnp.where(converged, Status.OK, Status.NOT_CONVERGED)
+    status = jnp.where(definite, status, Status.NOT_POSITIVE_DEFINITE)
+    return jnp.where(finite, status, Status.NONFINITE)
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Hint for a misspelt name: ' Did you mean ...?' with the close matches, then all known names."""
     known = list(known)
@@ -77,11 +84,8 @@ def check_key(key, argument: str = "key") -> None:
             return
         if key.dtype == np.uint32 and key.shape[-1:] == (2,):
             return
-    raise TypeError(f"`{argument}` must be a JAX random key; got {_describe(key)}. Pass jax.random.key(0).")
-
-
-def _describe(value) -> str:
-    return f"{type(value).__name__} {value!r}" if isinstance(value, int | float | str) else type(value).__name__
+    got = f"{type(key).__name__} {key!r}" if isinstance(key, int | float | str) else type(key).__name__
+    raise TypeError(f"`{argument}` must be a JAX random key; got {got}. Pass jax.random.key(0).")
 
 
 def as_array(value, argument: str) -> np.ndarray | jax.Array:
@@ -97,18 +101,13 @@ def as_array(value, argument: str) -> np.ndarray | jax.Array:
     except ValueError as error:
         raise ValueError(f"`{argument}` is ragged: {error}. Rows must have one length.") from None
     if array.dtype.kind not in "fiubc":
-        raise TypeError(
-            f"`{argument}` must be numeric; got {_first_text(array)}. Parse it first, e.g. Transitions.from_csv."
-        )
+        got = f"{array.ravel()[0]!r} (dtype {array.dtype})" if array.size else f"dtype {array.dtype}"
+        raise TypeError(f"`{argument}` must be numeric; got {got}. Parse it first, e.g. Transitions.from_csv.")
     if array.dtype.kind == "c":
         raise TypeError(f"`{argument}` must be real; got dtype {array.dtype}.")
     if array.dtype.kind != "f":
         return array.astype(np.float64)
     return value if isinstance(value, jax.Array) else array
-
-
-def _first_text(array: np.ndarray) -> str:
-    return f"{array.ravel()[0]!r} (dtype {array.dtype})" if array.size else f"dtype {array.dtype}"
 
 
 def is_concrete(*arrays) -> bool:

@@ -59,7 +59,8 @@ class _Digest:
         elif isinstance(value, ModuleType):
             self.add("module", value.__name__)
         elif isinstance(value, CodeType):
-            self._code(value)
+            self.add("code", value.co_name, value.co_code.hex(), value.co_names, value.co_varnames)
+            self.feed(value.co_consts)
         elif isinstance(value, MethodType):
             self.feed((value.__self__, value.__func__))
         elif isinstance(value, functools.partial):
@@ -88,10 +89,6 @@ class _Digest:
             if name in value.__globals__:
                 self.add(name)
                 self.feed(value.__globals__[name])
-
-    def _code(self, code: CodeType) -> None:
-        self.add("code", code.co_name, code.co_code.hex(), code.co_names, code.co_varnames)
-        self.feed(code.co_consts)
 
     def _class(self, value: type) -> None:
         self.add("class", value.__module__, value.__qualname__)

@@ -15,11 +15,7 @@ _enter, _exit = Messenger.__enter__, Messenger.__exit__
 
 def _locked_enter(self):
     _lock.acquire()
-    try:
-        return _enter(self)
-    except BaseException:
-        _lock.release()
-        raise
+    return _enter(self)
 
 
 def _locked_exit(self, exc_type, exc_value, traceback) -> None:

@@ -193,25 +193,27 @@ def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=Non
     if is_transition:
         return _transition_rollout(step, state, actions, starts)
 
-    def body(x, inputs):
-        t, u, length = inputs
-        x = stepper(step, length if dt is None else dt, solver, substeps)(t, x, u)
+    def advance(x, t, u, length):
+        return stepper(step, length if dt is None else dt, solver, substeps)(t, x, u)
+
+    return course(advance, state, starts, actions, lengths)
+
+
+def course(advance: Callable[..., Array], state: Array, *inputs) -> Array:
+    """States (T + 1, D), the initial one first, of advance(state, *inputs of a step) -> next state."""
+
+    def body(x, at):
+        x = advance(x, *at)
         return x, x
 
-    _, states = jax.lax.scan(body, state, (starts, actions, lengths))
+    _, states = jax.lax.scan(body, state, inputs)
     return jnp.concatenate([state[None], states])
 
 
 @jax.jit  # without jit the scan would compile again at every call from Python
 def _transition_rollout(transition, state, actions, starts):
     advance = transition.stepper()
-
-    def body(x, inputs):
-        x = advance(inputs[0], x, inputs[1])
-        return x, x
-
-    _, states = jax.lax.scan(body, state, (starts, actions))
-    return jnp.concatenate([state[None], states])
+    return course(lambda x, t, u: advance(t, x, u), state, starts, actions)
 
 
 def rollouts(transition, state, actions, *, t=0.0):
@@ -233,13 +235,7 @@ def rollouts(transition, state, actions, *, t=0.0):
     advance = jax.vmap(transition.stepper(), in_axes=(None, -1, -1), out_axes=-1)
     start = jnp.broadcast_to(state[:, None], (*state.shape, actions.shape[-1]))
     times = t + transition.dynamics.dt * jnp.arange(actions.shape[0]).astype(state.dtype)
-
-    def body(x, inputs):
-        x = advance(inputs[0], x, inputs[1])
-        return x, x
-
-    _, states = jax.lax.scan(body, start, (times, actions))
-    return jnp.concatenate([start[None], states])
+    return course(lambda x, t, u: advance(t, x, u), start, times, actions)
 
 
 def _as_float(state) -> Array:

@@ -29,7 +29,7 @@ class Acquisition(eqx.Module):
         """Transitions (S, K, ...) of an episode: S stages of `every` steps each, K particles."""
         count = 1 if self.every is None else -(-steps // self.every)
         keys = jax.random.split(key, count) if count > 1 else [key]
-        return _stacked([self.particles(k, posterior) for k in keys])
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self.particles(k, posterior) for k in keys))
 
     def particles(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
         """Transitions (K, ...) that planners average over; K = 1 unless a subclass takes more."""
@@ -47,7 +47,8 @@ class Thompson(Acquisition):
     draws: int = eqx.field(default=1, static=True)
 
     def __check_init__(self):
-        _check_every(self.every)
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"Acquisition: every must be at least 1 control step, or None; got {self.every}.")
         if self.draws < 1:
             raise ValueError(f"{type(self).__name__}: draws must be at least 1; got {self.draws}.")
 
@@ -103,12 +104,3 @@ class UserRule(Acquisition):
 
     def __call__(self, key: PRNGKeyArray, posterior: Posterior) -> AbstractTransition:
         return self.rule(key, posterior)
-
-
-def _stacked(transitions: list) -> AbstractTransition:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *transitions)
-
-
-def _check_every(every: int | None) -> None:
-    if every is not None and every < 1:
-        raise ValueError(f"Acquisition: every must be at least 1 control step, or None; got {every}.")

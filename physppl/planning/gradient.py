@@ -1,7 +1,5 @@
 """Gradient shooting: action sequences improved by the gradient of their value."""
 
-from typing import NamedTuple
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,14 +8,8 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.spaces import ActionSpace
-from physppl.planning.planner import BoundObjective, Planner, bounds, evaluate, shifted
+from physppl.planning.planner import BoundObjective, Planner, PlanState, better, bounds, evaluate, shifted
 from physppl.planning.proposals import Coloured, Proposal, draw
-
-
-class GradientPlan(NamedTuple):
-    best: Float[Array, "H A"]  # the last plan, shifted, in [-1, 1]
-    low: Float[Array, " A"]
-    high: Float[Array, " A"]
 
 
 class GradientShooting(Planner):
@@ -61,11 +53,11 @@ class GradientShooting(Planner):
         """Number starts x (steps + 1) x horizon, forward; all but the last starts x horizon include a reverse pass."""
         return self.starts * (self.steps + 1) * self.horizon
 
-    def init(self, action: ActionSpace) -> GradientPlan:
+    def init(self, action: ActionSpace) -> PlanState:
         low, high = bounds(action)
-        return GradientPlan(jnp.zeros((self.horizon, len(action)), low.dtype), low, high)
+        return PlanState(jnp.zeros((self.horizon, len(action)), low.dtype), low, high)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: GradientPlan):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
         low, high = plan_state.low, plan_state.high
         optimiser = self.optimiser or optax.adam(optax.cosine_decay_schedule(0.1, self.steps))
 
@@ -83,11 +75,6 @@ class GradientShooting(Planner):
             updated = jnp.clip(shares + step, -1.0, 1.0)
             return jax.tree.map(lambda new, old: jnp.where(finite, new, old), (updated, after), (shares, opt_state))
 
-        def better(best, best_value, shares, values):
-            winner = jnp.argmax(values)
-            best = jnp.where(values[winner] > best_value, shares[..., winner], best)
-            return best, jnp.maximum(values[winner], best_value)
-
         def body(carry, _):
             shares, opt_state, best, best_value = carry
             (_, values), gradient = jax.value_and_grad(loss, has_aux=True)(shares)
@@ -95,7 +82,7 @@ class GradientShooting(Planner):
             shares, opt_state = jax.vmap(update, in_axes=-1, out_axes=-1)(shares, opt_state, gradient)
             return (shares, opt_state, best, best_value), jnp.mean(values == -jnp.inf)
 
-        last = plan_state.best
+        last = plan_state.last
         noise = draw(key, self.proposal, (*last.shape, self.starts - 1), last.dtype)
         shares = jnp.concatenate([last[..., None], jnp.clip(self.spread * noise, -1.0, 1.0)], axis=-1)
         opt_state = jax.vmap(optimiser.init, in_axes=-1, out_axes=-1)(shares)
@@ -105,4 +92,4 @@ class GradientShooting(Planner):
         best, best_value = better(best, best_value, shares, values)
         failed = (jnp.sum(failed) + jnp.mean(values == -jnp.inf)) / (self.steps + 1)
         info = {"value": best_value, "failed": failed}
-        return actions(best[..., None])[..., 0], plan_state._replace(best=shifted(best)), info
+        return actions(best[..., None])[..., 0], plan_state._replace(last=shifted(best)), info

@@ -1,7 +1,5 @@
 """Model predictive path integral control: candidates averaged with weights by their value."""
 
-from typing import NamedTuple
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,14 +7,8 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.spaces import ActionSpace
-from physppl.planning.planner import BoundObjective, Planner, bounds, evaluate, shifted
+from physppl.planning.planner import BoundObjective, Planner, PlanState, better, evaluate, middle, shifted
 from physppl.planning.proposals import Coloured, Proposal, draw
-
-
-class PathIntegralPlan(NamedTuple):
-    mean: Float[Array, "H A"]
-    low: Float[Array, " A"]
-    high: Float[Array, " A"]
 
 
 class MPPI(Planner):
@@ -58,11 +50,10 @@ class MPPI(Planner):
         """Number (population x iterations + 1) x horizon: the mean is evaluated too."""
         return (self.population * self.iterations + 1) * self.horizon
 
-    def init(self, action: ActionSpace) -> PathIntegralPlan:
-        low, high = bounds(action)
-        return PathIntegralPlan(jnp.broadcast_to((low + high) / 2, (self.horizon, len(action))), low, high)
+    def init(self, action: ActionSpace) -> PlanState:
+        return middle(action, self.horizon)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PathIntegralPlan):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
         low, high = plan_state.low, plan_state.high
         sd = (self.spread * (high - low) / 2)[:, None]
 
@@ -71,18 +62,17 @@ class MPPI(Planner):
             noise = draw(key, self.proposal, (*mean.shape, self.population), mean.dtype)
             candidates = jnp.clip(mean[..., None] + sd * noise, low[:, None], high[:, None])
             values = evaluate(transitions, objective, state, candidates)
-            winner = jnp.argmax(values)
-            best = jnp.where(values[winner] > best_value, candidates[..., winner], best)
+            best, best_value = better(best, best_value, candidates, values)
             step = jnp.sum(weights(values, self.temperature) * (candidates - mean[..., None]), axis=-1)
             mean = jnp.clip(mean + step, low, high)
-            return (mean, best, jnp.maximum(values[winner], best_value)), jnp.mean(values == -jnp.inf)
+            return (mean, best, best_value), jnp.mean(values == -jnp.inf)
 
-        start = (plan_state.mean, plan_state.mean, jnp.asarray(-jnp.inf, state.dtype))
+        start = (plan_state.last, plan_state.last, jnp.asarray(-jnp.inf, state.dtype))
         (mean, best, best_value), failed = jax.lax.scan(iteration, start, jax.random.split(key, self.iterations))
         value = evaluate(transitions, objective, state, mean[..., None])[0]
         finite = jnp.isfinite(value)
         mean, value = jnp.where(finite, mean, best), jnp.where(finite, value, best_value)
-        return mean, plan_state._replace(mean=shifted(mean)), {"value": value, "failed": jnp.mean(failed)}
+        return mean, plan_state._replace(last=shifted(mean)), {"value": value, "failed": jnp.mean(failed)}
 
 
 def weights(values: Float[Array, " N"], temperature: float) -> Float[Array, " N"]:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,6 +14,19 @@ from physppl.data.spaces import ActionSpace
 from physppl.language.integrate import rollouts
 
 BoundObjective = Callable[[Array, Array], Array]
+
+
+class PlanState(NamedTuple):
+    """Plan state of planners that remember one sequence; A action, H horizon.
+
+    Attributes:
+        last: the last plan, shifted by a step, or the last action, in the planner's own units.
+        low, high: action limits.
+    """
+
+    last: Float[Array, "*H A"]
+    low: Float[Array, " A"]
+    high: Float[Array, " A"]
 
 
 class Planner(eqx.Module):
@@ -60,6 +73,13 @@ def evaluate(transitions, objective: BoundObjective, state, candidates: Float[Ar
     return jnp.where(jnp.isfinite(values), values, -jnp.inf)
 
 
+def better(best: Float[Array, "H A"], best_value, candidates: Float[Array, "H A N"], values: Float[Array, " N"]):
+    """The best candidate and its value where that is larger than the best so far, else these."""
+    winner = jnp.argmax(values)
+    best = jnp.where(values[winner] > best_value, candidates[..., winner], best)
+    return best, jnp.maximum(values[winner], best_value)
+
+
 def shifted(sequence: Float[Array, "H ..."]) -> Float[Array, "H ..."]:
     """Shift a sequence by one control step: drop the first entry, repeat the last."""
     return jnp.concatenate([sequence[1:], sequence[-1:]])
@@ -68,3 +88,9 @@ def shifted(sequence: Float[Array, "H ..."]) -> Float[Array, "H ..."]:
 def bounds(action: ActionSpace) -> tuple[Array, Array]:
     """Action limits (A,) at JAX's current precision."""
     return jnp.asarray(action.low, float), jnp.asarray(action.high, float)
+
+
+def middle(action: ActionSpace, horizon: int) -> PlanState:
+    """Plan state before the first step: the middle of the action range throughout."""
+    low, high = bounds(action)
+    return PlanState(jnp.broadcast_to((low + high) / 2, (horizon, len(action))), low, high)

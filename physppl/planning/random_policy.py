@@ -1,21 +1,12 @@
 """Coloured random actions: exploration without a model, and a baseline."""
 
-from typing import NamedTuple
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from physppl.data.spaces import ActionSpace
-from physppl.planning.planner import BoundObjective, Planner, bounds
-
-
-class RandomPolicyState(NamedTuple):
-    last: Float[Array, " A"]  # a standard normal number per action
-    low: Float[Array, " A"]
-    high: Float[Array, " A"]
+from physppl.planning.planner import BoundObjective, Planner, PlanState, bounds
 
 
 class RandomPolicy(Planner):
@@ -39,11 +30,11 @@ class RandomPolicy(Planner):
     def evaluations(self) -> int:
         return 0
 
-    def init(self, action: ActionSpace) -> RandomPolicyState:
+    def init(self, action: ActionSpace) -> PlanState:
         low, high = bounds(action)
-        return RandomPolicyState(jnp.zeros_like(low), low, high)
+        return PlanState(jnp.zeros_like(low), low, high)  # `last`: a standard normal number per action
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: RandomPolicyState):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
         del transitions, objective, state
         innovation = jax.random.normal(key, plan_state.last.shape, plan_state.last.dtype)
         current = self.correlation * plan_state.last + jnp.sqrt(1 - self.correlation**2) * innovation

@@ -1,22 +1,13 @@
 """Random shooting: the best of many random action sequences."""
 
-from typing import NamedTuple
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from physppl.data.spaces import ActionSpace
-from physppl.planning.planner import BoundObjective, Planner, bounds, evaluate, shifted
+from physppl.planning.planner import BoundObjective, Planner, PlanState, evaluate, middle, shifted
 from physppl.planning.proposals import Proposal, White, draw
-
-
-class RandomShootingPlan(NamedTuple):
-    best: Float[Array, "H A"]  # the last plan, shifted
-    low: Float[Array, " A"]
-    high: Float[Array, " A"]
 
 
 class RandomShooting(Planner):
@@ -44,21 +35,20 @@ class RandomShooting(Planner):
         """Number population x horizon."""
         return self.population * self.horizon
 
-    def init(self, action: ActionSpace) -> RandomShootingPlan:
-        low, high = bounds(action)
-        return RandomShootingPlan(jnp.broadcast_to((low + high) / 2, (self.horizon, len(action))), low, high)
+    def init(self, action: ActionSpace) -> PlanState:
+        return middle(action, self.horizon)
 
-    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: RandomShootingPlan):
+    def plan(self, key: PRNGKeyArray, transitions, objective: BoundObjective, state, plan_state: PlanState):
         low, high = plan_state.low[:, None], plan_state.high[:, None]
-        shape = (*plan_state.best.shape, self.population - 1)
+        shape = (*plan_state.last.shape, self.population - 1)
         if isinstance(self.proposal, White):
             sequences = jax.random.uniform(key, shape, low.dtype, low, high)
         else:
             noise = draw(key, self.proposal, shape, low.dtype)
             sequences = jnp.clip((low + high) / 2 + (high - low) / 2 * noise, low, high)
-        candidates = jnp.concatenate([plan_state.best[..., None], sequences], axis=-1)
+        candidates = jnp.concatenate([plan_state.last[..., None], sequences], axis=-1)
         values = evaluate(transitions, objective, state, candidates)
         winner = jnp.argmax(values)
         best = candidates[..., winner]
         info = {"value": values[winner], "failed": jnp.mean(values == -jnp.inf)}
-        return best, plan_state._replace(best=shifted(best)), info
+        return best, plan_state._replace(last=shifted(best)), info

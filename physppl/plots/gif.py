@@ -36,7 +36,7 @@ def film(path, states, actions, model, scene, charts: Sequence[Chart], every: in
         path: of the file.
         states: (T + 1, D); actions: (T, A).
         model: the Dynamics, for names, units, limits and dt.
-        scene: (axis) draws the machine and returns the function that moves it.
+        scene: (axis, states, actions) draws the machine and returns the function that moves it.
         charts: coordinates to plot over time; all actions are plotted.
         every: steps per frame; by default as many as 0.04 s has.
         title: above the machine.
@@ -44,6 +44,7 @@ def film(path, states, actions, model, scene, charts: Sequence[Chart], every: in
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
+    states, actions = np.asarray(states, float), np.asarray(actions, float)
     every = max(1, round(FRAME / model.dt)) if every is None else every
     heights = [1.4] * len(charts) + [1.0] * actions.shape[1]
     figure = new_figure(6.8, 0.7 + 0.72 * sum(heights) if len(heights) > 2 else 2.9)
@@ -52,7 +53,7 @@ def film(path, states, actions, model, scene, charts: Sequence[Chart], every: in
     grid = figure.add_gridspec(len(heights), 2, width_ratios=[1, 1.2], height_ratios=heights)
     stage = figure.add_subplot(grid[:, 0], aspect="equal")
     stage.axis("off")
-    move = scene(stage)
+    move = scene(stage, states, actions)
     clock = stage.text(0.5, -0.02, "0 s", ha="center", va="top", fontsize=9, transform=stage.transAxes)
     stage.set_title(title, loc="center")
     axes = [figure.add_subplot(grid[i, 1]) for i in range(len(heights))]

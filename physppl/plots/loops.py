@@ -16,13 +16,8 @@ def returns(runs: Run | Sequence[Run], *, oracle=None, random=None):
         oracle, random: returns of an agent with the true transition and of random actions: one number, or several,
             drawn as their mean and range.
     """
-    from matplotlib.ticker import MaxNLocator
-
     runs = [runs] if isinstance(runs, Run) else list(runs)
-    figure = new_figure(5.2, 3.1)
-    axis = figure.subplots()
-    longest = max(len(run.episodes.returns) for run in runs)
-    _levels(axis, oracle, random)
+    figure, axis = _episode_axis(max(len(run.episodes.returns) for run in runs), oracle, random)
     for run in runs:
         value = np.asarray(run.episodes.returns)
         value = value.reshape(len(value), -1).mean(axis=1)  # over machines in parallel
@@ -33,8 +28,6 @@ def returns(runs: Run | Sequence[Run], *, oracle=None, random=None):
             if mask.any():
                 caption = name if run.solved is not None else "episode"
                 axis.plot(episode[mask], value[mask], "o", ms=6, color=BLUE, mfc=face, zorder=4, label=caption)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel="episode", ylabel="return", xlim=(0.7, longest + 0.3))
     return legend(figure, [axis])
 
 
@@ -46,26 +39,24 @@ def learning_curves(returns: Mapping[str, np.ndarray], *, oracle=None, random=No
         returns: {agent: (seeds, episodes)}.
         oracle, random: as in `returns`.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    figure = new_figure(5.2, 3.1)
-    axis = figure.subplots()
-    _levels(axis, oracle, random)
-    longest = 1
+    figure, axis = _episode_axis(max((np.shape(x)[1] for x in returns.values()), default=1), oracle, random)
     for (name, values), colour in zip(returns.items(), (BLUE, ORANGE, PURPLE, INK), strict=False):
         values = np.asarray(values, float)
-        longest = max(longest, values.shape[1])
         episode = 1 + np.arange(values.shape[1])
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
         axis.plot(episode, middle, "o-", color=colour, ms=4, label=name, zorder=4)
         axis.fill_between(episode, low, high, color=colour, alpha=0.2, lw=0, zorder=3)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel="episode", ylabel="return", xlim=(0.7, longest + 0.3))
     return legend(figure, [axis])
 
 
-def _levels(axis, oracle, random) -> None:
-    """Draw mean and range of the returns of agents that do not learn."""
+def _episode_axis(longest: int, oracle, random):
+    """Figure and axis of returns over episodes, with mean and range of those of agents that do not learn."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(5.2, 3.1)
+    axis = figure.subplots()
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="episode", ylabel="return", xlim=(0.7, longest + 0.3))
     for values, colour, name in ((oracle, GREEN, "oracle"), (random, GREY, "random actions")):
         if values is None:
             continue
@@ -76,3 +67,4 @@ def _levels(axis, oracle, random) -> None:
             name, (1, values.mean()), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
             color=colour, va="center", annotation_clip=False,
         )  # fmt: skip
+    return figure, axis

@@ -30,11 +30,10 @@ def animate_pendulum(path, states, actions, model, *, upright=np.pi, every: int 
     from matplotlib.patches import Circle
     from matplotlib.transforms import Affine2D
 
-    states, actions = np.asarray(states, float), np.asarray(actions, float)
     limit = float(np.max(np.abs([model.action.low, model.action.high])))
-    angles = states[:, 0] - upright
 
-    def scene(axis) -> Update:
+    def scene(axis, states, actions) -> Update:
+        angles = states[:, 0] - upright
         axis.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
         axis.add_patch(Circle((0, 0), 1.0, fill=False, color=FAINT, lw=0.9))
         axis.plot([0], [1], marker="x", color=ORANGE, ms=6, mew=1.4)
@@ -74,12 +73,11 @@ def animate_cartpole(
     """
     from matplotlib.patches import FancyBboxPatch, Rectangle
 
-    states, actions = np.asarray(states, float), np.asarray(actions, float)
     wide, tall = 0.3 * pole, 0.2 * pole
-    far = max(np.abs(states[:, 0]).max(), track or 0.0, pole)
     limit = float(np.max(np.abs([model.action.low, model.action.high])))
 
-    def scene(axis) -> Update:
+    def scene(axis, states, actions) -> Update:
+        far = max(np.abs(states[:, 0]).max(), track or 0.0, pole)
         axis.set(xlim=(-far - 0.9 * wide, far + 0.9 * wide), ylim=(-1.25 * pole, 1.25 * pole))
         end = far if track is None else track
         axis.plot([-end, end], [-tall / 2] * 2, color=STEEL, lw=2.0, zorder=1, solid_capstyle="butt")
@@ -116,7 +114,6 @@ def animate_two_link(
         lengths: m, of the links.
         target: rad, both angles of the desired position.
     """
-    states, actions = np.asarray(states, float), np.asarray(actions, float)
     reach = 1.12 * sum(lengths)
 
     def joints(angles) -> np.ndarray:
@@ -124,9 +121,8 @@ def animate_two_link(
         steps = np.array(lengths)[:, None] * np.stack([np.sin(turned), -np.cos(turned)], 1)
         return np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)])
 
-    tips = np.array([joints(angles)[-1] for angles in states[:, :2]])
-
-    def scene(axis) -> Update:
+    def scene(axis, states, actions) -> Update:
+        tips = np.array([joints(angles)[-1] for angles in states[:, :2]])
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach))
         if target is not None:
             axis.plot(*joints(target).T, color=ORANGE, lw=5.0, alpha=0.25, solid_capstyle="round", zorder=1)
@@ -166,13 +162,11 @@ def animate_furuta(
         arm, pendulum: m, their lengths.
         arm_range: rad, largest arm angle either way, drawn as a sector.
     """
-    states, actions = np.asarray(states, float), np.asarray(actions, float)
-    elbow, tip = furuta_points(states[:, 0], states[:, 1], arm, pendulum)
-    view = _Camera(azimuth=0.42, elevation=0.36, distance=0.6, centre=(0.02, 0.0, -0.005))
 
-    def scene(axis) -> Update:
+    def scene(axis, states, actions) -> Update:
         from matplotlib.patches import Polygon
 
+        elbow, tip = furuta_points(states[:, 0], states[:, 1], arm, pendulum)
         axis.set(xlim=(-0.16, 0.16), ylim=(-0.2, 0.16))
         half, top, floor = 0.045, -0.018, -0.14
         corners = half * np.array([[1, -1], [1, 1], [-1, 1], [-1, -1]])
@@ -233,16 +227,11 @@ def furuta_points(theta, alpha, arm: float, pendulum: float) -> tuple[np.ndarray
     return elbow, elbow + pendulum * (np.sin(alpha)[..., None] * across - np.cos(alpha)[..., None] * up)
 
 
-class _Camera:
+def view(points, azimuth=0.42, elevation=0.36, distance=0.6, centre=(0.02, 0.0, -0.005)) -> np.ndarray:
     """Perspective projection of points (N, 3) onto the image plane (N, 2), m at the centre's distance."""
-
-    def __init__(self, azimuth: float, elevation: float, distance: float, centre):
-        ca, sa, ce, se = np.cos(azimuth), np.sin(azimuth), np.cos(elevation), np.sin(elevation)
-        self.towards = np.array([ce * ca, ce * sa, se])  # from the centre to the camera
-        self.right, self.up = np.array([-sa, ca, 0.0]), np.array([-se * ca, -se * sa, ce])
-        self.distance, self.centre = distance, np.asarray(centre)
-
-    def __call__(self, points) -> np.ndarray:
-        points = np.atleast_2d(points) - self.centre
-        magnification = self.distance / (self.distance - points @ self.towards)
-        return np.stack([points @ self.right, points @ self.up], 1) * magnification[:, None]
+    ca, sa, ce, se = np.cos(azimuth), np.sin(azimuth), np.cos(elevation), np.sin(elevation)
+    towards = np.array([ce * ca, ce * sa, se])  # from the centre to the camera
+    right, up = np.array([-sa, ca, 0.0]), np.array([-se * ca, -se * sa, ce])
+    points = np.atleast_2d(points) - np.asarray(centre)
+    magnification = distance / (distance - points @ towards)
+    return np.stack([points @ right, points @ up], 1) * magnification[:, None]

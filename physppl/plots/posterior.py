@@ -136,12 +136,10 @@ def fan(
     for i, (axis, name, unit) in enumerate(zip(axes, model.state.names, model.state.units, strict=False)):
         for b, first in enumerate(begins):
             t = times[first : first + length + 1]
-            median_label = {} if b else {"label": "median"}
             for outer, shade in enumerate((0.20, 0.32, 0.48)):
-                band_label = {} if b else {"label": f"{(95, 80, 50)[outer]} %"}
                 low, high = bands[outer, b, :, i], bands[6 - outer, b, :, i]
-                axis.fill_between(t, low, high, color=BLUE, alpha=shade, lw=0, **band_label)
-            axis.plot(t, bands[3, b, :, i], color=BLUE, lw=1.1, **median_label)
+                axis.fill_between(t, low, high, color=BLUE, alpha=shade, lw=0, label=f"{(95, 80, 50)[outer]} %")
+            axis.plot(t, bands[3, b, :, i], color=BLUE, lw=1.1, label="median")
         axis.plot(times, states[: steps + 1, i], color=INK, lw=1.2, ls=(0, (1, 1.2)), label="measured")
         axis.set_ylabel(label(name, unit))
         axis.yaxis.set_major_locator(MaxNLocator(5))

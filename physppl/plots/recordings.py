@@ -45,10 +45,9 @@ def prediction(ahead: Sequence[Ahead], recordings: Sequence[Trajectories], dynam
             axis.step(clock[rows], np.asarray(recording.actions)[rows, i], where="post", color=GREEN, lw=1.0)
         panels[0, column].set_title(_short(name), fontsize=8.5)
         panels[-1, column].set(xlabel="time [s]", xlim=(times[0], times[-1]))
-    spaces = ((sensors, panels[: len(sensors), 0]), (action, panels[len(sensors) :, 0]))
-    for space, axes in spaces:
-        for axis, name, unit in zip(axes, space.names, space.units, strict=True):
-            axis.set_ylabel(label(name.replace("_", " "), unit))
+    coordinates, units = (*sensors.names, *action.names), (*sensors.units, *action.units)
+    for axis, name, unit in zip(panels[:, 0], coordinates, units, strict=True):
+        axis.set_ylabel(label(name.replace("_", " "), unit))
     figure.align_ylabels(panels[:, 0])
     return legend(figure, [panels[0, 0]])
 
@@ -66,11 +65,9 @@ def residuals(errors: Sequence[np.ndarray], recordings: Sequence[Trajectories], 
     sensors = dynamics.sensing.space
     figure = new_figure(6.8, 1.7 * len(sensors) + 0.7)
     panels = figure.subplots(len(sensors), 2, sharey=True, sharex="col", width_ratios=[4, 1], squeeze=False)
-    elapsed, times = 0.0, []
-    for recording in recordings:
-        clock = np.asarray(recording.times, float)
-        times.append(clock - clock[0] + elapsed)
-        elapsed += clock[-1] - clock[0]
+    clocks = [np.asarray(recording.times, float) for recording in recordings]
+    begins = np.cumsum([0.0, *(clock[-1] - clock[0] for clock in clocks)])
+    times = [clock - clock[0] + begin for clock, begin in zip(clocks, begins, strict=False)]
     grid = np.linspace(-SDS, SDS, 200)
     for i, name in enumerate(sensors.names):
         course, histogram = panels[i]
@@ -92,7 +89,7 @@ def residuals(errors: Sequence[np.ndarray], recordings: Sequence[Trajectories], 
         course.set_title(title.replace("-", "−"), fontsize=8.5)
         course.set(ylabel=f"{name.replace('_', ' ')} [sd]", ylim=(-SDS, SDS))
         histogram.set_xticks([])
-    panels[-1, 0].set(xlabel="time [s]", xlim=(0, elapsed))
+    panels[-1, 0].set(xlabel="time [s]", xlim=(0, begins[-1]))
     panels[-1, 1].set_xlabel("density")
     return figure
 

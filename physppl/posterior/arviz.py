@@ -8,7 +8,7 @@ from numpyro import handlers
 from numpyro.infer import log_likelihood
 
 from physppl.data.data import Data
-from physppl.density.unconstrained import latent_part
+from physppl.density.unconstrained import latent_trace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, OFFSETS, TIMING
 from physppl.internal.errors import Status
@@ -24,8 +24,7 @@ def datatree(key, posterior, draws: int, verdict: Check):
     draw_key, prior_key = jax.random.split(key)
     with jax.enable_x64(True):
         samples = posterior.samples(draw_key, draws, group_by_chain=True)
-        flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in samples.items()}
-        prior = _prior(prior_key, posterior, list(flat), draws)
+        prior = _prior(prior_key, posterior, list(samples), draws)
         observed = _observed(posterior)
         likelihood = _pointwise(posterior, samples, observed)
     groups = {
@@ -36,7 +35,7 @@ def datatree(key, posterior, draws: int, verdict: Check):
     }
     if stats := posterior.sample_stats():
         groups["sample_stats"] = stats
-    coords, dims = _coordinates(posterior, flat)
+    coords, dims = _coordinates(posterior, samples)
     groups = {g: {_plain(k): np.asarray(v) for k, v in values.items()} for g, values in groups.items()}
     tree = from_dict(groups, coords=coords, dims=dims)
     if isinstance(posterior.data, Data) and (coordinates := posterior.data.coordinates()):
@@ -47,11 +46,8 @@ def datatree(key, posterior, draws: int, verdict: Check):
     for group in ("posterior", "prior"):
         for name in map(str, tree[group].data_vars):
             tree[group][name].attrs["units"] = units.get(name, "")
-    tree.attrs |= {
-        "backend": posterior.method,
-        "model": str(posterior.model),
-    }
-    tree.attrs |= {"status": Status(int(posterior.status)).name} | posterior.facts()
+    status = Status(int(posterior.status)).name
+    tree.attrs |= {"backend": posterior.method, "model": str(posterior.model), "status": status} | posterior.facts()
     if posterior.timing is not None:
         tree.attrs |= {"fit_seconds": posterior.timing.seconds, "compile_seconds": posterior.timing.compiling}
     tree.attrs |= {"check": verdict.verdict, "check_reasons": "\n".join(map(str, verdict.reasons))}
@@ -75,15 +71,9 @@ def _pointwise(posterior, samples, observed) -> dict[str, np.ndarray]:
 
 def site_units(posterior) -> dict[str, str]:
     """{site: unit} as the program declares them; of the process noise the units of the coordinates."""
-    model, *args = latent_part(posterior.model, posterior.data)
     with jax.enable_x64(True), UnitTable() as table:  # the data are in double precision
-        jax.eval_shape(lambda k: _run(model, k, args), jax.random.key(0))
+        jax.eval_shape(lambda k: (latent_trace(k, posterior.model, posterior.data), 0)[1], jax.random.key(0))
     return {_plain(k): v for k, v in table.items()}
-
-
-def _run(model, key, args):
-    handlers.seed(model, key)(*args)
-    return 0
 
 
 def _plain(name: str) -> str:
@@ -92,11 +82,8 @@ def _plain(name: str) -> str:
 
 
 def _prior(key, posterior, names, draws: int):
-    model, *args = latent_part(posterior.model, posterior.data)
-
     def draw(key):
-        run = handlers.substitute(handlers.seed(model, key), data=posterior.params)
-        trace = handlers.trace(run).get_trace(*args)
+        trace = latent_trace(key, posterior.model, posterior.data, values=posterior.params)
         return {name: trace[name]["value"] for name in names}
 
     return jax.jit(jax.vmap(draw))(jax.random.split(key, draws))

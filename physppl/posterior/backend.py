@@ -83,6 +83,18 @@ def empty(dynamics: Dynamics) -> Transitions:
     )
 
 
+def one_machine(backend: str, model, data) -> Dynamics:
+    """The model, if it is a Dynamics and the data are Transitions of one machine.
+
+    Raises:
+        TypeError: naming the backend and what came.
+    """
+    if not isinstance(model, Dynamics) or not isinstance(data, Transitions) or data.batch_shape:
+        got = f"{type(model).__name__} and {type(data).__name__}"
+        raise TypeError(f"{backend} takes Transitions of one machine and a Dynamics; got {got}.")
+    return model
+
+
 @eqx.filter_jit
 def _fit(key, backend: Backend[P], model, data) -> P:
     return backend.fit(key, model, doubles(data))

@@ -10,11 +10,10 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
-from numpyro import handlers
 
 from physppl.data.data import Data
 from physppl.density.forms import Form
-from physppl.density.unconstrained import UnconstrainedSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics, sensors
 from physppl.internal import gaussians
 from physppl.internal.errors import Status, check_key, is_concrete
@@ -24,6 +23,11 @@ from physppl.language.transition import AbstractTransition, AverageTransition
 from physppl.posterior.verdict import Figures, Reason
 
 MEAN_DRAWS, ENTROPY_DRAWS = 16, 4096  # where a posterior has no closed form
+
+States = Float[Array | np.ndarray, "*B D"]
+Actions = Float[Array | np.ndarray, "*B A"]
+StateRows = Float[Array | np.ndarray, "M D"]
+ActionRows = Float[Array | np.ndarray, "M A"]
 
 
 class AbstractPosterior(ExactPickle, eqx.Module):
@@ -35,9 +39,9 @@ class AbstractPosterior(ExactPickle, eqx.Module):
 
     The rest is optional, with a default on this class:
 
-    - `site_space()` and `unconstrained()`: the space of the model's sites, and the posterior in it, as a `GaussianForm`
-      or `DrawsForm` (`physppl.density.forms`). Without them `check` answers `not checked`, and `identifiability` and
-      `machine` refuse.
+    - `unconstrained()`: the posterior in the space of the model's sites, as a `GaussianForm` or `DrawsForm`
+      (`physppl.density.forms`), and `site_space()`, that space, where it is to be had at less cost. Without them
+      `check` answers `not checked`, and `identifiability` and `machine` refuse.
     - `findings()`: reasons against the fit that only its backend can find, and figures; None for no statement.
     - `sample_stats()` of a sampler, `facts()`, scalars worth keeping; closed forms of `_mean`, `_entropy`, `_several`.
 
@@ -73,19 +77,14 @@ class AbstractPosterior(ExactPickle, eqx.Module):
 
     def _mean(self) -> AbstractTransition:
         """The predictive mean as a function; without a closed form, the average of a few draws."""
-        members = jax.vmap(self._draw)(jax.random.split(jax.random.key(0), MEAN_DRAWS))
-        first = jax.tree.map(lambda x: x[0], members)
-        return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
+        return averaged(self._several(jax.random.key(0), MEAN_DRAWS))
 
     def _entropy(self) -> Float[Array, ""]:
         """Entropy of the Gaussian with the posterior's covariance in unconstrained space, from samples."""
-        space, (model, *args) = UnconstrainedSpace.of(self.model, self.data), latent_part(self.model, self.data)
+        space = UnconstrainedSpace.of(self.model, self.data)
         samples = {k: v.reshape(-1, *v.shape[2:]) for k, v in self._samples(jax.random.key(0), ENTROPY_DRAWS).items()}
-
-        def point(sites):
-            return space.unconstrain(handlers.trace(handlers.substitute(model, sites)).get_trace(*args))
-
-        points = jax.vmap(point)(samples)[:, np.flatnonzero(of_program(space))]
+        points = jax.vmap(lambda sites: space.point(self.model, sites, self.data))(samples)
+        points = points[:, np.flatnonzero(of_program(space))]
         return gaussians.entropy(jnp.atleast_2d(jnp.cov(points, rowvar=False)))
 
     def _several(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
@@ -93,7 +92,8 @@ class AbstractPosterior(ExactPickle, eqx.Module):
 
     def site_space(self) -> UnconstrainedSpace | None:
         """The unconstrained space of the model's sites in which the posterior is held, or None."""
-        return None
+        form = self.unconstrained()
+        return None if form is None else form.space
 
     def unconstrained(self) -> Form | None:
         """The posterior in unconstrained space, as a Gaussian or as draws; None where it is held in neither form."""
@@ -124,73 +124,90 @@ class AbstractPosterior(ExactPickle, eqx.Module):
     def draw(self, key: PRNGKeyArray) -> AbstractTransition:
         """One coherent transition function, drawn from the posterior; new draws never retrace."""
         check_key(key)
-        return self._call(_draw, key)
+        return self._call("_draw", key)
 
     def draws(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
         """Several transition functions on a leading axis; of an ensemble its members, all equally often."""
         check_key(key)
-        return self._call(_several, key, count)
+        return self._call("_several", key, count)
 
     def mean(self) -> AbstractTransition:
         """The posterior mean as a transition function, for certainty-equivalent control."""
-        return self._call(_mean)
+        return self._call("_mean")
 
     def entropy(self) -> Float[Array, ""]:
         """Posterior entropy, nats, of the program's parameters, in unconstrained space and in Gaussian approximation.
 
         Its decrease from one fit to the next is the information in the data between, whatever the parameters' units.
         """
-        return self._call(_entropy)
+        return self._call("_entropy")
 
-    def basis(
-        self, states: Float[Array | np.ndarray, "*B D"], actions: Float[Array | np.ndarray, "*B A"], t=0.0
-    ) -> tuple[Array, Array]:
+    def basis(self, states: States, actions: Actions, t=0.0) -> tuple[Array, Array]:
         """Mean (..., D) and factor (..., D, R) of the next state, process noise excluded.
 
         The factors of any two inputs give their covariance, Cov[f(x), f(x')] = F(x) F(x')': the posterior is over
         functions, not over points. `t` is the time of each input, s, or one for all.
         """
-        return self._call(_basis, states, actions, t)
+        return self._call("_flat_basis", states, actions, t)
 
-    def covariance(
-        self, states: Float[Array | np.ndarray, "M D"], actions: Float[Array | np.ndarray, "M A"], t=0.0
-    ) -> Float[Array, "MD MD"]:
+    def covariance(self, states: StateRows, actions: ActionRows, t=0.0) -> Float[Array, "MD MD"]:
         """Joint covariance (M D, M D) of the next states at M inputs, process noise excluded."""
-        return self._call(_covariance, states, actions, t)
+        return self._call("_covariance", states, actions, t)
 
-    def predict(
-        self, states: Float[Array | np.ndarray, "*B D"], actions: Float[Array | np.ndarray, "*B A"], t=0.0
-    ) -> dist.MultivariateNormal:
+    def predict(self, states: States, actions: Actions, t=0.0) -> dist.MultivariateNormal:
         """The predictive distribution of the next state, process noise included: a NumPyro distribution over (..., D).
 
         Its mean and covariance are the posterior's; sample-based backends take those of their draws.
         """
-        mean, covariance, lower = self._call(_moments, states, actions, t)
+        mean, covariance, lower = self._call("_moments", states, actions, t)
         distribution = dist.MultivariateNormal(mean, scale_tril=lower)
         distribution.covariance_matrix = covariance
         return distribution
 
-    def information_gain(
-        self, states: Float[Array | np.ndarray, "M D"], actions: Float[Array | np.ndarray, "M A"], t=0.0
-    ) -> Float[Array, ""]:
+    def information_gain(self, states: StateRows, actions: ActionRows, t=0.0) -> Float[Array, ""]:
         """Information, nats, from measuring the next states at these inputs, jointly (a per-step sum counts twice)."""
-        return self._call(_information_gain, states, actions, t)
+        return self._call("_information_gain", states, actions, t)
 
     def noise(self) -> Float[Array, " D"]:
         """Process-noise sd (D,) of the predictive distribution, in the coordinates' units."""
-        return self._call(_noise)
+        return self._call("_noise")
 
     def samples(self, key: PRNGKeyArray, draws: int = 1000, *, group_by_chain: bool = False) -> dict[str, Array]:
         """{site: values} in constrained space and the sites' units; (draws, ...), or (chains, draws, ...)."""
         check_key(key)
-        samples = self._call(_samples, key, draws)
+        samples = self._call("_samples", key, draws)
         if group_by_chain:
             return samples
         return {name: value.reshape(-1, *value.shape[2:]) for name, value in samples.items()}
 
-    def _call(self, function, *args):
-        """Call a compiled function of the posterior in double precision, and cast its result to the caller's."""
-        if function is not _samples and not isinstance(self.model, Dynamics):
+    def _flat_basis(self, states, actions, t):
+        """The basis at (..., D) inputs, through the implementer's (M, D)."""
+        self.model.check_widths(states, actions)
+        shape = states.shape
+        if actions.shape[:-1] != shape[:-1]:
+            raise ValueError(f"states (..., D) and actions (..., A) must go together; got {shape} and {actions.shape}.")
+        times = jnp.broadcast_to(t, shape[:-1]).reshape(-1)
+        mean, factor = self._basis(states.reshape(-1, shape[-1]), actions.reshape(-1, actions.shape[-1]), times)
+        return mean.reshape(shape), factor.reshape(*shape, -1)
+
+    def _covariance(self, states, actions, t):
+        _, factor = self._flat_basis(states, actions, t)
+        factor = factor.reshape(-1, factor.shape[-1])
+        return factor @ factor.T
+
+    def _moments(self, states, actions, t):
+        mean, factor = self._flat_basis(states, actions, t)
+        covariance = gaussians.outer(factor) + jnp.diag(self._noise() ** 2)
+        return mean, covariance, jnp.linalg.cholesky(covariance)
+
+    def _information_gain(self, states, actions, t):
+        _, factor = self._flat_basis(states, actions, t)
+        noise = jnp.broadcast_to(self._noise(), factor.shape[:-1]).reshape(-1)
+        return gaussians.information_gain(factor.reshape(-1, factor.shape[-1]), noise)
+
+    def _call(self, method: str, *args):
+        """Call a method, compiled, in double precision, and cast its result to the caller's."""
+        if method != "_samples" and not isinstance(self.model, Dynamics):
             raise TypeError(
                 "this posterior is about a NumPyro model that is not a Dynamics: it has samples() and to_arviz(). "
                 "Of a fleet, posterior.machine(index) has the rest; else build a transition from its samples with "
@@ -199,7 +216,7 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         dtype = jnp.result_type(float)
         with jax.enable_x64(True):
             args = [jnp.asarray(a, float) if isinstance(a, float | list) else a for a in args]
-            return function(self, *args, dtype)
+            return _run(self, method, args, dtype)
 
     @property
     def timing(self) -> Timing | None:
@@ -216,84 +233,18 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         return f"{self.method} posterior of {self.model}; status {status}{took}"
 
 
-def _compiled(function):
-    """Jitted, inputs in double precision, floating results in the dtype of the last argument."""
-
-    @eqx.filter_jit
-    def run(posterior, *args):
-        *args, dtype = args
-        args = [a.astype(float) if eqx.is_array(a) and jnp.issubdtype(a.dtype, jnp.floating) else a for a in args]
-        result = function(posterior, *args)
-        return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, result)
-
-    return run
+@eqx.filter_jit
+def _run(posterior, method: str, args, dtype):
+    """Result of a method, with inputs in double precision and floating results in `dtype`."""
+    args = [a.astype(float) if eqx.is_array(a) and jnp.issubdtype(a.dtype, jnp.floating) else a for a in args]
+    result = getattr(posterior, method)(*args)
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, result)
 
 
-@_compiled
-def _draw(posterior, key):
-    return posterior._draw(key)
-
-
-@_compiled
-def _several(posterior, key, count):
-    return posterior._several(key, count)
-
-
-@_compiled
-def _mean(posterior):
-    return posterior._mean()
-
-
-@_compiled
-def _entropy(posterior):
-    return posterior._entropy()
-
-
-@_compiled
-def _basis(posterior, states, actions, t):
-    return _flat_basis(posterior, states, actions, t)
-
-
-@_compiled
-def _covariance(posterior, states, actions, t):
-    _, factor = _flat_basis(posterior, states, actions, t)
-    factor = factor.reshape(-1, factor.shape[-1])
-    return factor @ factor.T
-
-
-@_compiled
-def _moments(posterior, states, actions, t):
-    mean, factor = _flat_basis(posterior, states, actions, t)
-    covariance = gaussians.outer(factor) + jnp.diag(posterior._noise() ** 2)
-    return mean, covariance, jnp.linalg.cholesky(covariance)
-
-
-@_compiled
-def _information_gain(posterior, states, actions, t):
-    _, factor = _flat_basis(posterior, states, actions, t)
-    noise = jnp.broadcast_to(posterior._noise(), factor.shape[:-1]).reshape(-1)
-    return gaussians.information_gain(factor.reshape(-1, factor.shape[-1]), noise)
-
-
-@_compiled
-def _noise(posterior):
-    return posterior._noise()
-
-
-@_compiled
-def _samples(posterior, key, draws):
-    return posterior._samples(key, draws)
-
-
-def _flat_basis(posterior, states, actions, t):
-    """The basis at (..., D) inputs, through the implementer's (M, D)."""
-    posterior.model.check_widths(states, actions)
-    shape = states.shape
-    if actions.shape[:-1] != shape[:-1]:
-        raise ValueError(f"states (..., D) and actions (..., A) must go together; got {shape} and {actions.shape}.")
-    times = jnp.broadcast_to(t, shape[:-1]).reshape(-1)
-    mean, factor = posterior._basis(states.reshape(-1, shape[-1]), actions.reshape(-1, actions.shape[-1]), times)
-    return mean.reshape(shape), factor.reshape(*shape, -1)
+def averaged(members: AbstractTransition) -> AverageTransition:
+    """The average of the functions on a leading axis."""
+    first = jax.tree.map(lambda x: x[0], members)
+    return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
 
 
 def with_fields(posterior, **fields):

@@ -50,18 +50,19 @@ def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Chec
     Args:
         key: random key of the summary's draws; `jax.random.key(0)` by default.
     """
+    header = " | ".join([posterior.method, str(posterior.model), *amount(posterior.data)])
     # A fit without a finite density or covariance is not checked further; other statuses are measured below.
-    reasons = [reason for reason in status_reasons(posterior.status) if reason.verdict == UNUSABLE]
-    figures, not_checked = {}, []
-    form = None if reasons else posterior.unconstrained()
-    if not reasons and form is None:
+    if fatal := [reason for reason in status_reasons(posterior.status) if reason.verdict == UNUSABLE]:
+        return Check(header, tuple(fatal), {})
+    form, of_backend, not_checked = posterior.unconstrained(), posterior.findings(), []
+    parts = [of_backend or ([], {})]
+    fit_checked = of_backend is not None or isinstance(form, GaussianForm) or bool(posterior.sample_stats())
+    if form is None:
         not_checked.append(
             f"the fit, the solver, and what the data left open: {posterior.method} keeps neither a Gaussian nor draws "
             "in unconstrained space"
         )
-    of_backend = None if reasons else posterior.findings()
-    parts = [] if of_backend is None else [of_backend]
-    if form is not None:
+    else:
         with jax.enable_x64(True):
             if isinstance(form, GaussianForm):
                 parts.append(_mode(posterior, form))
@@ -69,16 +70,13 @@ def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Chec
                 parts.append(_sampler(posterior, form))
             parts += [_optimised(posterior), _solver(posterior, form)]
         parts.append(_data(posterior, form, jax.random.key(0) if key is None else key))
-        if isinstance(form, GaussianForm) and len(form.mode) > DIMENSIONS:
-            not_checked.append(f"the shape of the posterior around its mode: {len(form.mode)} dimensions are too many")
-    fit_checked = bool(reasons) or of_backend is not None or isinstance(form, GaussianForm)
-    fit_checked = fit_checked or bool(posterior.sample_stats())
-    if not fit_checked and form is not None:
-        not_checked.append("the fit: its draws come without a sampler's diagnostics")
-    for new_reasons, new_figures in parts:
-        reasons, figures = reasons + new_reasons, figures | new_figures
+        if not fit_checked:
+            not_checked.append("the fit: its draws come without a sampler's diagnostics")
+    if isinstance(form, GaussianForm) and len(form.mode) > DIMENSIONS:
+        not_checked.append(f"the shape of the posterior around its mode: {len(form.mode)} dimensions are too many")
+    reasons = [reason for found, _ in parts for reason in found]
     reasons.sort(key=lambda reason: reason.verdict != UNUSABLE)
-    header = " | ".join([posterior.method, str(posterior.model), *amount(posterior.data)])
+    figures = {name: value for _, measured in parts for name, value in measured.items()}
     return Check(header, tuple(reasons), figures, tuple(not_checked), fit_checked)
 
 

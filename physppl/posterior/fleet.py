@@ -84,12 +84,8 @@ def _find_dynamics(model: Callable, data: Transitions) -> tuple[Dynamics, tuple[
         visited.append((dynamics, names, sizes, bool(record.observed)))
         return rows.outcomes
 
-    def run(key):
-        with Visit(visit):
-            handlers.seed(model, key)(data)
-        return jnp.zeros(())
-
-    jax.eval_shape(run, jax.random.key(0))
+    with Visit(visit):
+        jax.eval_shape(lambda k: (handlers.seed(model, k)(data), jnp.zeros(()))[1], jax.random.key(0))
     if len(visited) != 1:
         inside = ", ".join(dynamics.name for dynamics, *_ in visited) or "none"
         raise TypeError(f"machine: the model must run one Dynamics in a plate; it runs {len(visited)} ({inside}).")

@@ -14,7 +14,7 @@ from numpyro import handlers
 
 from physppl.density.forms import DrawsForm, Form
 from physppl.density.moments import information, prior
-from physppl.density.unconstrained import UnconstrainedSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, latent_trace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import DELAY
 from physppl.internal.errors import unknown
@@ -217,13 +217,12 @@ def _simulated(model: Dynamics, data, sites):
 
 def _point(space: UnconstrainedSpace, model, data, median, at: dict[str, Any]):
     """The point of unconstrained space at given site values, at the median elsewhere."""
-    latent, *args = latent_part(model, data)
     values = dict(space.sites(model, jnp.asarray(median), data))
     for name, value in at.items():
         if name not in values:
             raise unknown("site", name, values, "identifiability(at=...)")
         values[name] = jnp.broadcast_to(jnp.asarray(value, float), values[name].shape)
-    trace = handlers.trace(handlers.substitute(latent, data=values)).get_trace(*args)
+    trace = latent_trace(jax.random.key(0), model, data, values=values)
     for name in at:
         if not np.all(trace[name]["fn"].support(values[name])):
             raise ValueError(f"identifiability(at=...): {name} = {at[name]} is outside its prior's bounds.")

@@ -1,15 +1,14 @@
 """The posterior that users hold: its contract, and the reports on it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from physppl.density.forms import Form
-from physppl.language.transition import AbstractTransition
 from physppl.posterior import arviz, diagnostics, fleet, saving, summary
 from physppl.posterior.base import AbstractPosterior
 from physppl.posterior.verdict import Check
@@ -59,11 +58,20 @@ class Posterior(AbstractPosterior):
         return MachinePosterior(marginal.model, marginal.data, self.status, self.method, marginal, self)
 
 
+def _answered_by(part: str, *names: str) -> Iterator[Any]:
+    """Methods that a posterior leaves to another, `part` of it."""
+
+    def method(name: str):
+        return lambda self, *args: getattr(getattr(self, part), name)(*args)
+
+    return map(method, names)
+
+
 class MachinePosterior(Posterior):
     """The posterior of one machine of a fleet; made by `posterior.machine(index)`.
 
-    `samples` and `summary` are of the machine's own sites and of the population's; `check` is that of the fleet's fit,
-    and the fleet's posterior is the one to save or update.
+    `samples` and `summary` are of the machine's own sites and of the population's; `check`, `facts` and `sample_stats`
+    are those of the fleet's fit, and the fleet's posterior is the one to save or update.
 
     Attributes:
         marginal: the fleet's posterior in the machine's own sites.
@@ -73,39 +81,9 @@ class MachinePosterior(Posterior):
     marginal: Any
     fleet: Posterior
 
-    def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
-        return self.marginal._draw(key)
-
-    def _basis(self, states, actions, times):
-        return self.marginal._basis(states, actions, times)
-
-    def _samples(self, key: PRNGKeyArray, draws: int):
-        return self.marginal._samples(key, draws)
-
-    def _noise(self) -> Array:
-        return self.marginal._noise()
-
-    def _mean(self) -> AbstractTransition:
-        return self.marginal._mean()
-
-    def _entropy(self) -> Float[Array, ""]:
-        return self.marginal._entropy()
-
-    def _several(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
-        return self.marginal._several(key, count)
-
-    def site_space(self):
-        return self.marginal.site_space()
-
-    def unconstrained(self) -> Form | None:
-        return self.marginal.unconstrained()
-
-    def sample_stats(self) -> dict[str, Array]:
-        return self.fleet.sample_stats()
-
-    def facts(self) -> dict[str, float]:
-        """Scalars of the fleet's fit."""
-        return self.fleet.facts()
+    _draw, _basis, _samples, _noise = _answered_by("marginal", "_draw", "_basis", "_samples", "_noise")
+    _mean, _entropy, _several = _answered_by("marginal", "_mean", "_entropy", "_several")
+    sample_stats, facts = _answered_by("fleet", "sample_stats", "facts")
 
     def moments(self) -> dict[str, tuple[Array, Array]]:
         """{site: (mean, sd)} of the machine and of the population, deterministic sites included, in the sites' units.

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from physppl.density.unconstrained import UnconstrainedSpace, latent_part
+from physppl.density.unconstrained import UnconstrainedSpace, latent_shapes
 from physppl.dynamics import Dynamics
 from physppl.internal.files import write
 from physppl.internal.progress import Timing
@@ -100,7 +100,7 @@ def encode(posterior: AbstractPosterior) -> bytes:
         figures = _figures(model, data, draws, posterior.site_space())
         header = {
             "format": FORMAT,
-            "versions": _versions(),
+            "versions": {name: metadata.version(name) for name in ("physppl", "jax", "numpyro")},
             "model": _description(model),
             "timing": posterior.timing,
             "posterior": tree,
@@ -134,10 +134,6 @@ def _opened(content: bytes, where: str) -> tuple[dict[str, Any], bytes]:
     return header, body[start:]
 
 
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("physppl", "jax", "numpyro")}
-
-
 def _description(model) -> dict[str, Any]:
     """Arguments of a Dynamics beside its program."""
     if not isinstance(model, Dynamics):
@@ -153,26 +149,11 @@ def _description(model) -> dict[str, Any]:
     return {"kind": "a Dynamics"} | arguments
 
 
-def _latent_shapes(model, data) -> dict[str, tuple[int, ...]]:
-    """{latent or `param` site: shape of its value}."""
-    run, *args = latent_part(model, data)
-    shapes = {}
-
-    def trace(key, args):
-        for name, site in handlers.trace(handlers.seed(run, key)).get_trace(*args).items():
-            if site["type"] == "param" or (site["type"] == "sample" and not site["is_observed"]):
-                shapes[name] = jnp.shape(site["value"])
-        return jnp.zeros(())
-
-    jax.eval_shape(trace, jax.random.key(0), args)
-    return shapes
-
-
 def _draws(posterior: AbstractPosterior) -> dict[str, Array]:
     """{latent or `param` site: values (DRAWS, ...)}, by a fixed random key."""
     samples, draws = posterior.samples(jax.random.key(0, impl="threefry2x32"), DRAWS), {}
     samples = samples | {k: jnp.broadcast_to(v, (DRAWS, *v.shape)) for k, v in posterior.params.items()}
-    for site in _latent_shapes(posterior.model, posterior.data):
+    for site in latent_shapes(posterior.model, posterior.data):
         if site not in samples:
             raise ValueError(f"save: samples() of this {type(posterior).__name__} has no site {site!r}.")
         draws[site] = samples[site][np.linspace(0, len(samples[site]) - 1, DRAWS).round().astype(int)]
@@ -234,16 +215,14 @@ def _recognise(posterior: AbstractPosterior, saved: dict[str, Any], draws, figur
         raise ValueError(f"{refusal}: it was {saved['kind']}, this is {current['kind']} ({model}). {remedy}")
     with jax.enable_x64(True):
         try:
-            sites = _latent_shapes(model, data)
+            sites = latent_shapes(model, data)
         except Exception as error:
             raise ValueError(f"{refusal}: this one does not run on the saved data: {error} {remedy}") from error
         shapes = {name: value.shape[1:] for name, value in draws.items()}
         differs = [f"site {name!r} is missing" for name in shapes if name not in sites]
         differs += [f"site {name!r} is new" for name in sites if name not in shapes]
         differs += [
-            f"site {name!r} had shape {shapes[name]}, has {sites[name]}"
-            for name in shapes
-            if name in sites and shapes[name] != sites[name]
+            f"site {name!r} had shape {x}, has {sites[name]}" for name, x in shapes.items() if sites.get(name, x) != x
         ]
         differs = differs or [f"{k} was {saved[k]}, is {current[k]}" for k in saved if saved[k] != current.get(k)]
         if differs:

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
-from numpyro import handlers
 
 from physppl.data.data import Data
-from physppl.density.unconstrained import latent_part
+from physppl.density.unconstrained import latent_trace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, TIMING
 from physppl.internal.errors import Status, unknown
@@ -151,10 +150,9 @@ def entries(key: PRNGKeyArray, posterior) -> list[Entry]:
 
 def _prior(key: PRNGKeyArray, posterior, names) -> dict[str, tuple]:
     """{site: (draws, (low, high) of its support or None where that is not two-sided)}."""
-    model, *args = latent_part(posterior.model, posterior.data)
 
     def latent(key):
-        trace = handlers.trace(handlers.seed(model, key)).get_trace(*args)
+        trace = latent_trace(key, posterior.model, posterior.data)
         return {name: site for name, site in trace.items() if name in names}  # in the program's order
 
     keys = jax.random.split(key, DRAWS)

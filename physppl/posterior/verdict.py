@@ -1,6 +1,7 @@
 """Verdicts on a fit: reasons against it, measured figures, and the checks that were not possible."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from physppl.internal.errors import Status
 
@@ -29,6 +30,15 @@ def status_reasons(status) -> list[Reason]:
     finding, _, remedy = status.remedy.partition(": ")
     fatal = status in (Status.NONFINITE, Status.NOT_POSITIVE_DEFINITE)
     return [Reason(UNUSABLE if fatal else DOUBTFUL, finding, remedy)]
+
+
+class StatusAlone:
+    """Base of posteriors whose status is all that is known of their fit."""
+
+    status: Any
+
+    def findings(self) -> tuple[list[Reason], Figures]:
+        return status_reasons(self.status), {}
 
 
 @dataclass(frozen=True)
