@@ -140,7 +140,7 @@ def test_noises_count_what_parameters_explain(x64):
     problem = Problem(UnconstrainedSpace.of(dynamics, data), dynamics, jax.tree.map(jnp.asarray, data))
     z, squares, gamma = jnp.zeros(6), jnp.array([20.0, 90.0]), jnp.array([4.0, 10.0])
     log_noise = problem.log_noise(z)
-    entries = jax.jit(lambda z: structured._noises(problem, z, log_noise, squares, gamma))(z)
+    entries = jax.jit(lambda z: structured._noise_entries(problem, z, log_noise, squares, gamma))(z)
     ratio = problem.log_noise(z.at[problem.noises].set(entries)) - log_noise
     np.testing.assert_allclose(np.exp(2 * ratio), squares / (40 - gamma), rtol=1e-4)
 
