@@ -270,7 +270,8 @@ def test_what_is_derived_has_a_unit_and_stands_in_plates(model):
         kinds.update({name: site["type"] for name, site in trace.items()})
         return {name: site["value"] for name, site in trace.items() if site["type"] == "deterministic"}
 
-    with UnitTable() as units:
+    units: dict[str, str] = {}
+    with UnitTable(units):
         derived = jax.eval_shape(shapes, jax.random.key(0))
     assert set(derived) <= set(units) and kinds["next_state"] == "sample"
     assert derived or model is double_pendulum  # whose sites say all

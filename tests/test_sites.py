@@ -60,7 +60,8 @@ def test_any_numpyro_prior_is_taken_and_units_are_kept_outside_the_trace():
     trace = handlers.trace(handlers.seed(program, 0)).get_trace()
     assert isinstance(trace["damping"]["fn"], dist.HalfNormal)
     dynamics = pp.Dynamics(program, state, action, dt=0.1, process_noise=0.1)
-    with UnitTable() as table, handlers.seed(rng_seed=0), handlers.scope(prefix="arm"):
+    table: dict[str, str] = {}
+    with UnitTable(table), handlers.seed(rng_seed=0), handlers.scope(prefix="arm"):
         dynamics.sites()
     assert table == {"arm/damping": "N m s/rad"}
 

@@ -52,5 +52,6 @@ class Likelihood(ABC, Generic[D]):
     def observe(self, dynamics, data: D) -> Any:
         """Declare the dynamics' sites, then observe the outcomes, or draw them where they are None."""
 
-    def declare(self, dynamics, record: Record, data: D) -> None:  # noqa: B027
+    def declare(self, dynamics, record: Record, data: D) -> None:
         """Sample the latent sites that this kind of data adds to the program's; none by default."""
+        return None

@@ -162,18 +162,14 @@ def visitor() -> Callable | None:
 
 
 class UnitTable(Messenger):
-    """A handler that collects {site name in traces: unit} of every Dynamics run inside.
+    """A handler that collects {site name in traces: unit} of every Dynamics run inside, in `units`.
 
     The `infer` dicts of sites lose their units under reparam.
     """
 
-    def __init__(self):
-        self.units: dict[str, str] = {}
+    def __init__(self, units: dict[str, str]):
+        self.units = units
         super().__init__()
-
-    def __enter__(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        super().__enter__()
-        return self.units
 
 
 def note_units(units: Mapping[str, str]) -> None:

@@ -71,7 +71,8 @@ def _pointwise(posterior, samples, observed) -> dict[str, np.ndarray]:
 
 def site_units(posterior) -> dict[str, str]:
     """{site: unit} as the program declares them; of the process noise the units of the coordinates."""
-    with jax.enable_x64(True), UnitTable() as table:  # the data are in double precision
+    table: dict[str, str] = {}
+    with jax.enable_x64(True), UnitTable(table):  # the data are in double precision
         jax.eval_shape(lambda k: (latent_trace(k, posterior.model, posterior.data), 0)[1], jax.random.key(0))
     return {_plain(k): v for k, v in table.items()}
 
