@@ -163,7 +163,8 @@ class Dynamics:
         Raises:
             TypeError: for an object that is not data, or data of a kind without a likelihood.
         """
-        likelihood = getattr(data, "likelihood", None) or LIKELIHOODS.get(type(data))
+        of_kind = (LIKELIHOODS[kind] for kind in type(data).__mro__ if kind in LIKELIHOODS)
+        likelihood = getattr(data, "likelihood", None) or next(of_kind, None)
         if likelihood is None:
             kinds = "Transitions(states=, actions=, next_states=) or Trajectories(observations=, actions=, times=)"
             raise TypeError(f"{self.owner} takes {kinds}; got {type(data).__name__}.")

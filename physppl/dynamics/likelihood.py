@@ -10,7 +10,10 @@ from physppl.language.program import Record
 
 
 class Dependence(enum.Enum):
-    """Dependence between outcomes at given parameters, by which a density is differentiated."""
+    """Dependence between outcomes at given parameters, by which a density is differentiated.
+
+    ROWS is for data laid out as Transitions, RECORDINGS as Trajectories; other kinds are JOINT.
+    """
 
     ROWS = "each outcome depends on its own inputs alone"
     RECORDINGS = "outcomes of one recording depend on each other"
