@@ -14,9 +14,10 @@ from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, Predictive
 
 import physppl as pp
-from physppl.data.trajectories import fine_bucket, lagged
+from physppl.data.trajectories import fine_bucket
 from physppl.density.curvature import local
 from physppl.density.unconstrained import UnconstrainedSpace
+from physppl.dynamics.sensors import lagged
 from physppl.inference import Laplace
 from physppl.models import pendulum
 

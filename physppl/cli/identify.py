@@ -21,7 +21,8 @@ from physppl import plots
 from physppl.cli import machine, report
 from physppl.cli.console import listed, make_writable, timed
 from physppl.data import readers
-from physppl.data.trajectories import concrete_spacing, lagged
+from physppl.data.trajectories import concrete_spacing
+from physppl.dynamics.sensors import lagged
 from physppl.evaluation.recording_forecasts import predict_ahead, standardised_residuals
 from physppl.inference import HMC, Laplace
 from physppl.plots.recordings import prediction, residuals

@@ -246,20 +246,16 @@ class Trajectories(Data):
             values = [getattr(p, field) for p in parts]
             if len(set(values if field == "segment" else [v is None for v in values])) > 1:
                 raise ValueError(f"stack: the recordings differ in {field}; give it to all or none, and the same.")
-        parts = [p if p.batch_shape else p._recording_axis() for p in parts]
+        parts = [p.rows() for p in parts]
         step = max(map(concrete_spacing, parts)) or 1.0
         parts = [p.pad(longest, step) for p in parts]
         fields = [(p.observations, p.actions, p.times, p.valid, p.start) for p in parts]
         *arrays, valid, start = jax.tree.map(lambda *xs: np.concatenate(xs), *fields)
         return Trajectories(*arrays, valid=valid, start=start, segment=first.segment)
 
-    def _recording_axis(self) -> "Trajectories":
-        """The recording with a leading axis of size one."""
-        return jax.tree.map(lambda x: x[None], self)
-
     def rows(self) -> "Trajectories":
         """The data with a leading axis of recordings, as the likelihood takes them."""
-        return self if self.batch_shape else self._recording_axis()
+        return self if self.batch_shape else jax.tree.map(lambda x: x[None], self)
 
     def __getitem__(self, samples: slice) -> "Trajectories":
         """A contiguous piece of every recording; `start` is dropped unless the piece begins at the first sample."""
@@ -287,17 +283,3 @@ def concrete_spacing(data: Trajectories) -> float:
     """Median time between samples, s; of a single sample 0."""
     steps = np.diff(np.asarray(data.times, float), axis=-1)
     return float(np.median(steps)) if steps.size else 0.0
-
-
-def lagged(actions, delay):
-    """Inputs (N, A) as they arrive, `delay` samples late.
-
-    A fraction blends two held inputs as their mean over the step. Before the first input the first one is taken.
-    """
-    if isinstance(delay, int):
-        return actions[jnp.maximum(jnp.arange(len(actions)) - delay, 0)]
-    whole = jnp.floor(delay).astype(int)
-    part = delay - whole
-    index = jnp.arange(len(actions)) - whole
-    newer, older = (actions[jnp.clip(i, 0, len(actions) - 1)] for i in (index, index - 1))
-    return (1 - part) * newer + part * older

@@ -19,10 +19,10 @@ from numpyro.primitives import _PYRO_STACK
 
 from physppl.data.checks import check_trajectories
 from physppl.data.spaces import StateSpace
-from physppl.data.trajectories import Trajectories, lagged
+from physppl.data.trajectories import Trajectories
 from physppl.dynamics.kalman import Filtered, Samples, SampleStep, kalman_filter
 from physppl.dynamics.likelihood import Dependence, Likelihood
-from physppl.dynamics.sensors import DELAY, OFFSETS, Sensing, of_program
+from physppl.dynamics.sensors import DELAY, OFFSETS, Sensing, lagged, of_program
 from physppl.language.integrate import Step, StepResidual, stepper
 from physppl.language.program import Record, rebuild, refuse_unknown
 

@@ -119,3 +119,17 @@ class Sensing:
                 f"({len(self.space)},); got {reading.shape}."
             )
         return reading
+
+
+def lagged(actions, delay):
+    """Inputs (N, A) as they arrive, `delay` samples late.
+
+    A fraction blends two held inputs as their mean over the step. Before the first input the first one is taken.
+    """
+    if isinstance(delay, int):
+        return actions[jnp.maximum(jnp.arange(len(actions)) - delay, 0)]
+    whole = jnp.floor(delay).astype(int)
+    part = delay - whole
+    index = jnp.arange(len(actions)) - whole
+    newer, older = (actions[jnp.clip(i, 0, len(actions) - 1)] for i in (index, index - 1))
+    return (1 - part) * newer + part * older

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray
 
-from physppl.data.trajectories import Trajectories, lagged
+from physppl.data.trajectories import Trajectories
 from physppl.dynamics.recordings import filtered
-from physppl.dynamics.sensors import DELAY
+from physppl.dynamics.sensors import DELAY, lagged
 from physppl.evaluation.forecasts import forecast_readings, mean_sites
 from physppl.internal.precision import doubles
 from physppl.posterior.posterior import Posterior
