@@ -124,6 +124,10 @@ def test_crps_is_the_integral_over_the_distribution_function(x64):
         pairs = 2 * (error - fair[i, j])  # E|X - X'| of different draws
         own = np.mean(2 * parts.std() / np.sqrt(np.pi))
         assert integral == pytest.approx(error - (6 * pairs + own) / 14, abs=1e-4)
+    one = scoring_rules.NormalMixture(found.means[:1], found.sds[:1])
+    error, sd = outcomes - np.asarray(found.means[0]), np.broadcast_to(found.sds, found.means.shape)[0]
+    closed, _ = gaussian_scores(error, sd)
+    np.testing.assert_allclose(scoring_rules.crps(jnp.asarray(outcomes), one).mean(0), closed, rtol=1e-9)
 
 
 def _absolute(mean, sd):

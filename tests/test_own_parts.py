@@ -68,3 +68,4 @@ def test_own_parts_are_compared(shortlist):
     result = pp.compare({"Laplace": laplace, "Shortlist": shortlist}, strides(linear_data(2, rows=12)), draws=20)
     assert np.all(np.isfinite(result.dataset.rmse.sel(horizon=1)))
     assert int(result.dataset.outcomes.sel(horizon=1)) == 12
+    assert any(note.endswith("each stride of Strides is forecast by itself.") for note in result.notes)

@@ -229,7 +229,10 @@ def _column(table: Table, name: str, key: str) -> np.ndarray:
         raise KeyError(f"{table.where} has no column {key!r}{for_whom}.{hint} Map names to columns: {name}=column.")
     values = np.asarray(table.arrays[array])
     if values.dtype.kind not in "fiub":
-        row = next((i for i, x in enumerate(values.ravel()) if not _is_number(x)), 0)
+        import pandas
+
+        cells = pandas.Series(values.ravel())
+        row = int(np.argmax([*(pandas.to_numeric(cells, errors="coerce").isna() & cells.notna()), False]))
         got = repr(str(values.ravel()[row])) if values.size else values.dtype
         raise TypeError(f"{table.where}: column {key!r} must be numeric; got {got} in row {row}.")
     if values.ndim == 2 and values.shape[1] == 1 and index is None:
@@ -242,14 +245,6 @@ def _column(table: Table, name: str, key: str) -> np.ndarray:
             f"{'Its columns are ' + ', '.join(_indexed(array, values)) if values.ndim == 2 else 'It is one column'}."
         )
     return values[:, index].astype(float)
-
-
-def _is_number(x) -> bool:
-    try:
-        float(x)
-    except ValueError:
-        return False
-    return True
 
 
 def _keys(table: Table) -> list[str]:

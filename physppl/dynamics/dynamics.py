@@ -28,7 +28,10 @@ from physppl.language.noise import Scale
 from physppl.language.program import Program, Record, note_units, rebuild, visitor
 from physppl.language.transition import Transition
 
-LIKELIHOODS: dict[type, Likelihood[Any]] = {Transitions: OneStep(), Trajectories: FilteredReadings()}
+LIKELIHOODS: dict[type, Likelihood[Any]] = {
+    Transitions: OneStep(),
+    Trajectories: FilteredReadings(),
+}
 
 
 class Dynamics:

@@ -99,9 +99,11 @@ def notes(posteriors, test_data, dataset) -> tuple[str, ...]:
 def _missing_windows(posteriors, test_data, dataset) -> list[str]:
     """Note of the horizons over which some of the test data, or all, cannot be forecast."""
     model = next(p.model for p in posteriors.values() if isinstance(p.model, Dynamics))
-    if model.likelihood(test_data).dependence is not Dependence.RECORDINGS:
+    if (dependence := model.likelihood(test_data).dependence) is not Dependence.RECORDINGS:
         empty = ", ".join(str(h) for h in dataset.horizon.values[dataset.outcomes.values == 0])
-        why = "rows follow each other where each row's next state is the next row's state."
+        why = f"each {test_data.row} of {type(test_data).__name__} is forecast by itself."
+        if dependence is Dependence.ROWS:
+            why = "rows follow each other where each row's next state is the next row's state."
         return [f"the test data hold no window of {empty} steps: {why}"] if empty else []
     count = test_data.rows().batch_shape[0]
     short = {h: count - len(forecastable(test_data, int(h), model.dt)) for h in dataset.horizon.values if h > 1}
