@@ -67,13 +67,13 @@ def test_the_sum_of_steps_counts_twice_what_two_steps_both_tell():
 def test_sums_weights_and_terminal_terms(posterior):
     states, actions = plan(posterior, 5)
     last = pp.Terminal(lambda x: jnp.sum(x**2))
-    mixed = (2.0 * pp.TaskReward() + pp.InformationGain() * 0.1 + last).bind(TASK, posterior)
+    mixed = (2.0 * (pp.TaskReward() + pp.InformationGain() * 0.05) + last).bind(TASK, posterior)
     parts = [term.bind(TASK, posterior)(states, actions) for term in (pp.TaskReward(), pp.InformationGain(), last)]
     assert float(mixed(states, actions)) == pytest.approx(float(2 * parts[0] + 0.1 * parts[1] + parts[2]), rel=1e-5)
     assert float(parts[2]) == pytest.approx(float(jnp.sum(states[-1] ** 2)), rel=1e-6)
     # Bound anew it is the same function: nothing compiles again.
     assert jax.tree.structure(mixed) == jax.tree.structure(
-        (2.0 * pp.TaskReward() + pp.InformationGain() * 0.1 + last).bind(TASK, posterior)
+        (2.0 * (pp.TaskReward() + pp.InformationGain() * 0.05) + last).bind(TASK, posterior)
     )
 
 
