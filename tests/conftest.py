@@ -38,8 +38,9 @@ def pytest_configure(config):
     if quick:
         settings["disable_most_optimizations"] = True
         if jax.__version_info__[:2] == (0, 10):  # XLA ends a process that names a flag it no longer knows
-            flag = "--xla_cpu_use_fusion_emitters=false"  # the older emitters compile twice as fast
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+            # The older emitters compile twice as fast, and whole modules a fifth faster than their parts side by side.
+            flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     for name, value in settings.items():
         os.environ[f"JAX_{name.upper()}"] = str(value)
         jax.config.update(f"jax_{name}", value)

@@ -203,7 +203,8 @@ def test_fingerprints_are_the_same_in_every_process():
         run = {"capture_output": True, "text": True, "check": True, "env": os.environ | {"PYTHONHASHSEED": seed}}
         return subprocess.run([sys.executable, "-c", PRINTS], **run).stdout
 
-    assert told("1") == told("2") and len(told("3").split()) == 3
+    first = told("1")
+    assert first == told("2") and len(first.split()) == 3
 
 
 LOOP = """
@@ -211,18 +212,24 @@ import sys, jax, numpy as np, physppl as pp
 from physppl.inference import Laplace
 from physppl.models import pendulum
 from physppl.planning import ICEM
-run = pp.psrl(
-    jax.random.key(0), pendulum.system(coulomb=0.1), pendulum.swing_up, pendulum.dynamics(), Laplace(), ICEM(), 8,
-    checkpoints=sys.argv[1],
-)
-leaves = jax.tree.leaves((run.episodes, run.posterior, run.data, run.entropy))
-np.savez(sys.argv[2], *map(np.asarray, leaves))
+system, dynamics, whole = pendulum.system(coulomb=0.1), pendulum.dynamics(), sys.argv[1] == "swing-up"
+task = pendulum.swing_up if whole else pp.Task(pendulum.swing_up.reward, steps=15)
+planner, episodes = (ICEM(), 8) if whole else (ICEM(10, population=20), 20)
+for folder in sys.argv[2:]:  # one loop after the other
+    run = pp.psrl(jax.random.key(0), system, task, dynamics, Laplace(), planner, episodes, checkpoints=folder)
+    leaves = jax.tree.leaves((run.episodes, run.posterior, run.data, run.entropy))
+    np.savez(folder + ".npz", *map(np.asarray, leaves))
 """
 
 
-def killed(folder, result, seconds: float | None) -> bool:
-    """Runs the loop in a process of its own; whether it was over before it was killed."""
-    process = subprocess.Popen([sys.executable, "-c", LOOP, str(folder), str(result)], stderr=subprocess.DEVNULL)
+def started(what: str, *folders) -> subprocess.Popen:
+    """Loops in a process of their own: swing-ups, or short episodes."""
+    return subprocess.Popen([sys.executable, "-c", LOOP, what, *map(str, folders)], stderr=subprocess.DEVNULL)
+
+
+def killed(folder, seconds: float | None) -> bool:
+    """Runs a loop of swing-ups; whether it was over before it was killed."""
+    process = started("swing-up", folder)
     try:
         assert process.wait(seconds) == 0, "the loop failed by itself"
         return True
@@ -241,29 +248,28 @@ def contents(path) -> list[np.ndarray]:
 def test_twenty_kills_change_nothing(tmp_path):
     """SIGKILL at 20 random moments, of one loop and its successors and of loops begun anew."""
     start = time.perf_counter()
-    assert killed(tmp_path / "whole", tmp_path / "whole.npz", None)
+    assert killed(tmp_path / "whole", None)
     lasts = time.perf_counter() - start
     whole, rng, kills, attempt = contents(tmp_path / "whole.npz"), np.random.default_rng(0), 0, 0
     while kills < 20:
-        folder, result = tmp_path / f"loop{attempt}", tmp_path / f"loop{attempt}.npz"
-        while not killed(folder, result, rng.uniform(0.1, 1.1) * lasts):
+        folder = tmp_path / f"loop{attempt}"
+        while not killed(folder, rng.uniform(0.1, 1.1) * lasts):
             kills += 1
         attempt += 1
-        for ours, expected in zip(contents(result), whole, strict=True):
+        for ours, expected in zip(contents(f"{folder}.npz"), whole, strict=True):
             assert np.array_equal(ours, expected)
     assert attempt >= 2
 
 
 def test_a_kill_changes_nothing(tmp_path):
-    """One, as soon as the second episode is there."""
-    assert killed(tmp_path / "whole", tmp_path / "whole.npz", None)
-    process = subprocess.Popen([sys.executable, "-c", LOOP, str(tmp_path / "loop"), str(tmp_path / "loop.npz")])
-    while not (tmp_path / "loop" / "episode_0002.npz").exists():
+    """One, as soon as the second episode is there; what goes on, in another process, ends as what was never killed."""
+    process = started("short", tmp_path / "killed")
+    while not (tmp_path / "killed" / "episode_0002.npz").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "loop" / "episode_0008.npz").exists()
-    assert killed(tmp_path / "loop", tmp_path / "loop.npz", None)
-    for ours, expected in zip(contents(tmp_path / "loop.npz"), contents(tmp_path / "whole.npz"), strict=True):
-        assert np.array_equal(ours, expected)
+    assert not (tmp_path / "killed" / "episode_0020.npz").exists()
+    assert started("short", tmp_path / "killed", tmp_path / "whole").wait() == 0
+    pairs = zip(contents(tmp_path / "killed.npz"), contents(tmp_path / "whole.npz"), strict=True)
+    assert all(np.array_equal(ours, expected) for ours, expected in pairs)

@@ -12,7 +12,7 @@ import xarray
 from PIL import Image
 
 import physppl as pp
-from physppl.cli import main
+from physppl.cli import learning, main
 from physppl.models import furuta as machine
 
 FIGURES = {"swing_up_parameters.png", "returns.png", "fan.png"}
@@ -20,9 +20,13 @@ PENDULUM_FIGURES = FIGURES | {"identified.png", "phase_portrait.png"}
 
 
 def run(out, *arguments: str) -> str:
-    """What a demo of one episode prints. Its posteriors go unchecked: that compiles long, and has its own tests."""
+    """What a demo of one episode prints, with one episode for comparison.
+
+    Its posteriors go unchecked: that compiles long, and has its own tests.
+    """
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as text:
         patch.delenv("PHYSPPL_DATA", raising=False)
+        patch.setattr(learning, "BASELINES", 1)
         patch.setattr(pp.Posterior, "check", lambda *_: pp.Check("not checked", (), {}))
         main(["demo", "--out", str(out), "--episodes", "1", *arguments])
     return text.getvalue()
@@ -57,7 +61,7 @@ def test_the_demo_learns_a_furuta_with_friction_its_program_lacks(furuta):
     assert text.count("compiling") >= 5 and "verdict" in text and str(out) in text
     assert float(named(text, "1")[1]) < float(named(text, "oracle")[1])
     oracle, random = named(text, "oracle"), named(text, "random")
-    assert oracle[3] == "3/3" and random[3] == "0/3"
+    assert oracle[3] == "1/1" and random[3] == "0/1"
     assert float(oracle[1]) > 180 > 0 > float(random[1])  # at most one per step for 256 steps; random ones leave
     assert named(text, "pendulum_length")[-3] == "0.086"  # 2/3 of the rod's 0.129 m
     assert {line.split()[0] for line in text.splitlines() if line.endswith(("learned", "informed"))} >= {
@@ -72,7 +76,7 @@ def test_the_pendulum_demo_identifies_and_learns(pendulum):
     assert "mass 1 kg, length 1 m, damping 0.05 N·m·s/rad, dry friction 0.1 N·m" in text
     assert text.count("compiling") >= 6 and "verdict" in text and str(out) in text
     oracle, random = named(text, "oracle"), named(text, "random")
-    assert oracle[3] == "3/3" and random[3] == "0/3"
+    assert oracle[3] == "1/1" and random[3] == "0/1"
     assert float(oracle[1]) > 100 > 30 > float(random[1])  # at most one per step for 200 steps
     for name in ("mass", "length", "damping", "process_noise[velocity]"):
         assert text.count(f"\n{name} ") == 2

@@ -24,6 +24,7 @@ from physppl.inference import HMC, Laplace
 from physppl.inference.draws import BASIS_DRAWS, DrawsPosterior
 from physppl.models import pendulum
 
+SCIENCE = pytest.mark.science
 parametrise = pytest.mark.parametrize("backend", backends)
 STATES = np.array([[0.3, -0.5], [1.0, 0.2], [-2.0, 0.7]])
 ACTIONS = np.array([[0.5], [-0.9], [0.1]])
@@ -356,7 +357,10 @@ def test_results_have_the_callers_precision_and_the_belief_double(backend, doubl
     )
 
 
-@parametrise
+# A batch of samplers compiles for long, and each sampler is a batch of chains.
+@pytest.mark.parametrize(
+    "backend", [pytest.param(*p.values, id=p.id, marks=SCIENCE if p.id == "HMC" else p.marks) for p in backends]
+)
 def test_fits_run_side_by_side_under_vmap(backend, x64):
     """The core is pure: two recordings in one program equal one after the other."""
     if isinstance(backend, HMC):  # along a chain rounding grows

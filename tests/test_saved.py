@@ -407,7 +407,7 @@ def damage(draw) -> bytes:
     return bytes(content)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(damage())
 def test_a_damaged_file_never_loads_as_another_belief(tmp_path_factory, content):
     assume(content != FILES["other"])
