@@ -193,3 +193,11 @@ def test_steps_after_an_end_are_no_data():
     memory.add(record)
     assert np.array_equal(memory.data().valid, [True, True, False, False, False, False])
     assert np.array_equal(memory.data().next_states[:3, 0], [1.0, 2.0, 3.0])
+
+
+def test_every_episode_has_keys_of_its_own():
+    """Random actions of two episodes of one loop differ in every step; those of a second loop are the same."""
+    task = pp.Task(pendulum.swing_up.reward, steps=8)
+    arguments = (pendulum.system(), task, pendulum.dynamics(), Laplace(starts=1), RandomPolicy(), 2)
+    first, again = (pp.psrl(jax.random.key(0), *arguments).episodes.actions for _ in range(2))
+    assert np.all(np.abs(first[0] - first[1]) > 1e-6) and np.array_equal(first, again)
