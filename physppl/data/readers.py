@@ -232,7 +232,7 @@ def _column(table: Table, name: str, key: str) -> np.ndarray:
         import pandas
 
         cells = pandas.Series(values.ravel())
-        row = int(np.argmax([*(pandas.to_numeric(cells, errors="coerce").isna() & cells.notna()), False]))
+        row = int(np.argmax([*(pandas.isna(pandas.to_numeric(cells, errors="coerce")) & cells.notna()), False]))
         got = repr(str(values.ravel()[row])) if values.size else values.dtype
         raise TypeError(f"{table.where}: column {key!r} must be numeric; got {got} in row {row}.")
     if values.ndim == 2 and values.shape[1] == 1 and index is None:
