@@ -204,7 +204,7 @@ def test_a_confounded_parameter_is_named_once():
 
 
 def test_a_prior_that_misses_the_truth_is_told():
-    check = pp.check(fitted(lambda: pp.physical("gain", 0.0, 0.705), noise=1e-3))
+    check = pp.check(fitted(lambda: pp.physical("gain", 0.0, 0.69), noise=1e-3))
     assert found(check, "at the edge of the prior").finding.startswith("gain:")
 
 

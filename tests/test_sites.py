@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 import scipy.stats
 from numpyro import handlers
-from numpyro.infer.util import unconstrain_fn
+from numpyro.infer.util import constrain_fn, potential_energy, unconstrain_fn
 
 import physppl as pp
 from physppl.language.program import UnitTable
@@ -50,6 +50,38 @@ def test_the_bounds_are_the_support_and_virtual_space_is_the_logit(x64):
     virtual = unconstrain_fn(handlers.seed(program, 0), (), {}, {"mass": jnp.array(0.6)})["mass"]
     share = (0.6 - 0.1) / 1.9
     assert float(virtual) == pytest.approx(np.log(share / (1 - share)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("low", "high", "loc", "scale"), [(1e-5, 5e-3, 0.0, 1.0), (0.5, 2.0, 0.7, 0.3)])
+def test_on_a_logarithmic_scale_it_is_the_same_of_the_logarithm(x64, getkey, low, high, loc, scale):
+    prior = bounded(low, high, loc, scale, log=True)
+    x = low * (high / low) ** np.linspace(0.01, 0.99, 23)
+    by_hand = density_of_bounded(np.log(x), np.log(low), np.log(high), loc, scale) / x
+    np.testing.assert_allclose(np.exp(prior.log_prob(x)), by_hand, rtol=1e-9)
+    draws = np.asarray(prior.sample(getkey(), (20_000,)))
+    share = np.log(draws / low) / np.log(high / low)
+    assert scipy.stats.kstest((np.log(share / (1 - share)) - loc) / scale, "norm").pvalue > 1e-4
+
+
+def test_the_unconstrained_coordinate_of_a_logarithmic_site_is_a_gaussian(x64):
+    def program():
+        pp.physical("friction", 1e-5, 5e-3, log=True, unit="N m")
+
+    run = handlers.seed(program, 0)
+    z = jnp.linspace(-3.0, 3.0, 7)
+    values = jax.vmap(lambda z: constrain_fn(run, (), {}, {"friction": z})["friction"])(z)
+    np.testing.assert_allclose(values, 1e-5 * 500 ** (1 / (1 + np.exp(-z))), rtol=1e-12)
+    density = jax.vmap(lambda z: -potential_energy(run, (), {}, {"friction": z}))(z)
+    np.testing.assert_allclose(density, scipy.stats.norm.logpdf(z), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0.0, 1.0), "needs 0 < low; got low=0.0"), ((dist.HalfNormal(1.0), None), "a distribution and log=True")],
+)
+def test_a_logarithmic_scale_needs_two_positive_bounds(arguments, message):
+    with handlers.seed(rng_seed=0), pytest.raises(ValueError, match=message):
+        pp.physical("friction", *arguments, log=True)
 
 
 def test_any_numpyro_prior_is_taken_and_units_are_kept_outside_the_trace():

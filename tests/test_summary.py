@@ -106,8 +106,8 @@ def test_the_prior_is_called_the_prior():
 
 
 def edge_program():
-    """A mass whose prior has little at the truth: 0.9 kg is 2.8 sds out in virtual space."""
-    mass = pp.physical("mass", 0.1, 0.95, unit="kg")
+    """A mass whose prior ends before the truth, 0.9 kg."""
+    mass = pp.physical("mass", 0.1, 0.85, unit="kg")
     return pendulum.field(mass, 1.1, 0.08)
 
 
@@ -124,14 +124,23 @@ def rng(seed=0):
 def test_edges_by_hand():
     z = rng().standard_normal(4000)
     narrow = 0.01 * rng(1).standard_normal(4000)
+    wide = 0.3 * rng(1).standard_normal(4000)
+    ends = summary.Bounds(0.0, 1.0)
     unit = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
     assert not summary.at_edge(1.8 + narrow, z, None)
     assert summary.at_edge(2.3 + narrow, z, None) and summary.at_edge(-2.3 + narrow, z, None)
-    # between bounds the rule is the same in virtual space, and a wide prior still has its ends
-    assert summary.at_edge(unit(2.3 + narrow), unit(z), (0.0, 1.0))
-    assert not summary.at_edge(unit(1.8 + narrow), unit(z), (0.0, 1.0))
-    assert not summary.at_edge(unit(4.0 + narrow), unit(6 * z), (0.0, 1.0))
-    assert summary.at_edge(unit(5.0 + narrow), unit(6 * z), (0.0, 1.0))  # within one per cent of the upper end
+    # between bounds the edge is the bound: what the data hold away from it is no edge, however far out in the prior
+    assert not summary.at_edge(unit(2.3 + narrow), unit(z), ends)
+    assert not summary.at_edge(unit(-9.0 + narrow), unit(z), ends)
+    assert summary.at_edge(unit(2.4 + wide), unit(z), ends)
+    assert summary.at_edge(1 + unit(-2.4 + wide), 1 + unit(z), summary.Bounds(1.0, 2.0))
+    assert not summary.at_edge(unit(1.8 + wide), unit(z), ends)
+    assert not summary.at_edge(unit(4.0 + 6 * wide), unit(6 * z), ends)
+    assert summary.at_edge(unit(6.0 + 6 * wide), unit(6 * z), ends)  # within one per cent of the upper end
+    # on a logarithmic scale the lower half per cent of the range may hold half of the prior
+    decades = summary.Bounds(1e-5, 5e-3, log=True)
+    assert not summary.at_edge(1e-5 * 500 ** unit(0.5 + wide), 1e-5 * 500 ** unit(z), decades)
+    assert summary.at_edge(1e-5 * 500 ** unit(-2.4 + wide), 1e-5 * 500 ** unit(z), decades)
     # bounded below only: a half-normal allows zero, a log-normal does not
     assert not summary.at_edge(np.exp(-6 + narrow), np.abs(z), None)
     assert summary.at_edge(np.exp(-2.3 + narrow), np.exp(z), None)
@@ -182,3 +191,19 @@ def test_missing_rows_are_named(posterior):
     with pytest.raises(KeyError, match="Did you mean 'length'"):
         posterior.summary()["lenght"]
     assert jnp.isfinite(posterior.summary()["length"]["mean"])
+
+
+@pytest.mark.parametrize("high", [20.0, 200.0])
+def test_what_data_hold_far_from_both_bounds_is_no_edge(high):
+    """At .7 % of the range, five prior sds out, known to .1 %."""
+
+    def program():
+        rate = pp.physical("rate", 0.05, high, unit="1/s^2")
+        return lambda t, x, u: jnp.stack([x[1], u[0] - rate * jnp.sin(x[0])])
+
+    dynamics, key = pp.Dynamics(program, pendulum.state, pendulum.action, dt=0.1), jax.random.key(0)
+    states, actions = jax.random.normal(key, (100, 2)), jax.random.uniform(key, (100, 1), minval=-1.0)
+    after = jax.vmap(dynamics.transition({"rate": 1.36}))(states, actions)
+    after = after + 0.002 * jax.random.normal(jax.random.key(1), after.shape)
+    posterior = pp.fit(key, dynamics, pp.Transitions(states, actions, after), Laplace(starts=2))
+    assert posterior.summary()["rate"]["verdict"] == "learned"

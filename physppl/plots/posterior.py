@@ -57,15 +57,19 @@ def parameters(posterior: Posterior, truth: dict | None = None, *, key: PRNGKeyA
 
 
 def _densities(axis, entry: summary.Entry, row: dict) -> None:
-    logarithmic = entry.bounds is None and entry.prior.min() > 0
+    logarithmic = entry.prior.min() > 0 if entry.bounds is None else entry.bounds.log
     forward, inverse = (np.log, np.exp) if logarithmic else (np.asarray, np.asarray)
-    low, high = entry.bounds or np.quantile(np.concatenate([entry.prior, entry.draws]), [0.002, 0.998])
-    low, high = (min(low, 0.7 * entry.draws.min()), 1.5 * high) if logarithmic else (low, high)
+    if entry.bounds is None:
+        limits, (low, high) = None, np.quantile(np.concatenate([entry.prior, entry.draws]), [0.002, 0.998])
+        low, high = (min(low, 0.7 * entry.draws.min()), 1.5 * high) if logarithmic else (low, high)
+    else:
+        low, high, _ = entry.bounds
+        limits = (forward(low), forward(high))
     for draws, colour, opacity, order, what in (
         (entry.prior, GREY, 0.3, 1, "prior"),
         (entry.draws, BLUE, 0.55, 2, "posterior"),
     ):
-        points, density = _density(forward(draws), forward(low), forward(high), entry.bounds)
+        points, density = _density(forward(draws), forward(low), forward(high), limits)
         axis.fill_between(inverse(points), density, color=colour, alpha=opacity, lw=0, zorder=order, label=what)
         axis.plot(inverse(points), density, color=colour, lw=1.1, zorder=order)
     if "truth" in row:

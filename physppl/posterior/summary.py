@@ -16,6 +16,7 @@ from physppl.dynamics.sensors import GAIN, MEASUREMENT, TIMING
 from physppl.internal.errors import Status, unknown
 from physppl.internal.units import pretty
 from physppl.language.noise import PROCESS as NOISE
+from physppl.language.sites import LogInterval
 from physppl.posterior.arviz import site_units
 
 DRAWS = 4000  # sds are known to 1.1 %, their ratios to 1.6 %
@@ -23,7 +24,10 @@ DRAWS = 4000  # sds are known to 1.1 %, their ratios to 1.6 %
 LEARNED = 0.3  # of the prior's sd: more than nine tenths of its variance are gone
 INFORMED = 0.9  # from here on the ratio is 1 within six times the error of its estimate: still the prior
 TAIL = 0.0228  # of the prior's mass: two sds of the Gaussian in unconstrained space
-MARGIN = 0.01  # of the range between two bounds: a machine is rarely built within one per cent of a guess's end
+NEAR = 4.6  # logit of the last one per cent between two bounds: a machine is rarely built at a guess's end
+# A likelihood that pushes against a bound of x = low + (high - low) sigmoid(z) leaves z a posterior sd of
+# 1 / sqrt(1 + |z|) prior sds: .2 at |z| = 24. One that is narrower is held by the data, not by the bound.
+PUSHED = 0.1
 # A prior that is flat at its lower bound has 5 % of its mass below a tenth of its median; one with less than half of
 # that vanishes there and speaks against small values. A noise or a friction of nearly zero is no edge otherwise.
 VANISHING = 0.025
@@ -121,15 +125,30 @@ def summarise(key: PRNGKeyArray, posterior, *, truth: dict | None = None) -> Sum
     return Summary(_header(posterior), rows)
 
 
+class Bounds(NamedTuple):
+    """Both bounds of a site's support; `log` where its unconstrained coordinate is that of the logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def unconstrained(self, values: np.ndarray) -> np.ndarray:
+        """logit of the way from low to high, finite also where rounding puts a value on a bound."""
+        scale = np.log if self.log else np.asarray
+        way = (scale(values) - scale(self.low)) / (scale(self.high) - scale(self.low))
+        tiny = np.finfo(float).eps
+        return np.log(np.clip(way, tiny, 1.0)) - np.log(np.clip(1 - way, tiny, 1.0))
+
+
 class Entry(NamedTuple):
-    """One scalar of one site, with posterior and prior draws (S,), and the two bounds of its support if it has."""
+    """One scalar of one site, with posterior and prior draws (S,), and the bounds of its support if it has two."""
 
     name: str
     site: str
     unit: str
     draws: np.ndarray
     prior: np.ndarray
-    bounds: tuple[float, float] | None
+    bounds: Bounds | None
 
 
 def entries(key: PRNGKeyArray, posterior) -> list[Entry]:
@@ -149,7 +168,7 @@ def entries(key: PRNGKeyArray, posterior) -> list[Entry]:
 
 
 def _prior(key: PRNGKeyArray, posterior, names) -> dict[str, tuple]:
-    """{site: (draws, (low, high) of its support or None where that is not two-sided)}."""
+    """{site: (draws, bounds of its support or None where that is not two-sided)}."""
 
     def latent(key):
         trace = latent_trace(key, posterior.model, posterior.data)
@@ -218,32 +237,34 @@ def _verdict(contraction: float, edge: bool) -> str:
     return learned if contraction < LEARNED else informed if contraction < INFORMED else prior
 
 
-def at_edge(draws: np.ndarray, prior: np.ndarray, bounds: tuple[float, float] | None) -> bool:
-    """True if the posterior lies where its prior has almost no mass, or against one of its bounds.
+def at_edge(draws: np.ndarray, prior: np.ndarray, bounds: Bounds | None) -> bool:
+    """True if the posterior lies where its prior has almost no mass; between two bounds, if one of them holds it.
 
     Args:
         draws, prior: posterior and prior draws (S,).
-        bounds: the two bounds of the support, or None. A bound at zero is no edge.
+        bounds: of the support, or None. A bound at zero is no edge.
     """
-    median = np.median(draws)
-    low, high = np.quantile(prior, [TAIL, 1 - TAIL])
-    if bounds is None and prior.min() >= 0 and np.mean(prior < 0.1 * np.median(prior)) > VANISHING:
-        low = -math.inf
     if bounds is None:
-        return bool(median < low or median > high)
-    margin = MARGIN * (bounds[1] - bounds[0])
-    if bounds[0] == 0:  # a friction may be almost zero; nothing lies beyond
-        return bool(median > min(high, bounds[1] - margin))
-    return bool(median < max(low, bounds[0] + margin) or median > min(high, bounds[1] - margin))
+        open_below = prior.min() >= 0 and np.mean(prior < 0.1 * np.median(prior)) > VANISHING
+    else:
+        draws, prior = bounds.unconstrained(draws), bounds.unconstrained(prior)
+        if draws.std() < PUSHED * prior.std():
+            return False
+        open_below = bounds.low == 0  # a friction may be almost zero; nothing lies beyond
+    median, (low, high) = np.median(draws), np.quantile(prior, [TAIL, 1 - TAIL])
+    if bounds is not None:
+        low, high = max(low, -NEAR), min(high, NEAR)
+    low = -math.inf if open_below else low
+    return bool(median < low or median > high)
 
 
-def _bounds(support) -> tuple[float, float] | None:
+def _bounds(support) -> Bounds | None:
     """Both ends of an interval's support, the same for all entries."""
     support = getattr(support, "base_constraint", support)
     low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
     if low is None or high is None or np.size(low) != 1 or np.size(high) != 1:
         return None
-    return np.asarray(low).item(), np.asarray(high).item()
+    return Bounds(np.asarray(low).item(), np.asarray(high).item(), isinstance(support, LogInterval))
 
 
 def _header(posterior) -> str:
