@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 import hypothesis
 import jax
@@ -48,15 +47,10 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_maps():
-    """Compiled programs hold memory maps, of which Linux allows a process 65,530: they are freed in time.
-
-    Not after each file: half of all programs are single operations, which the next file needs again.
-    """
+    """Compiled programs hold memory maps, of which Linux allows a process 65,530: they are freed after each file."""
     yield
-    maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
-        gc.collect()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

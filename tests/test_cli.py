@@ -19,14 +19,14 @@ FIGURES = {"swing_up_parameters.png", "returns.png", "fan.png"}
 PENDULUM_FIGURES = FIGURES | {"identified.png", "phase_portrait.png"}
 
 
-def run(out, *arguments: str) -> str:
-    """What a demo of one episode prints, with one episode for comparison.
+def run(out, *arguments: str, baselines: int = learning.BASELINES) -> str:
+    """What a demo of one episode prints.
 
     Its posteriors go unchecked: that compiles long, and has its own tests.
     """
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as text:
         patch.delenv("PHYSPPL_DATA", raising=False)
-        patch.setattr(learning, "BASELINES", 1)
+        patch.setattr(learning, "BASELINES", baselines)
         patch.setattr(pp.Posterior, "check", lambda *_: pp.Check("not checked", (), {}))
         main(["demo", "--out", str(out), "--episodes", "1", *arguments])
     return text.getvalue()
@@ -36,7 +36,7 @@ def run(out, *arguments: str) -> str:
 def furuta(tmp_path_factory):
     """(folder, standard output) of the demo."""
     out = tmp_path_factory.mktemp("demo") / "made" / "by the demo"
-    return out, run(out)
+    return out, run(out, baselines=1)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_the_pendulum_demo_identifies_and_learns(pendulum):
     assert "mass 1 kg, length 1 m, damping 0.05 N·m·s/rad, dry friction 0.1 N·m" in text
     assert text.count("compiling") >= 6 and "verdict" in text and str(out) in text
     oracle, random = named(text, "oracle"), named(text, "random")
-    assert oracle[3] == "1/1" and random[3] == "0/1"
+    assert oracle[3] == "3/3" and random[3] == "0/3"
     assert float(oracle[1]) > 100 > 30 > float(random[1])  # at most one per step for 200 steps
     for name in ("mass", "length", "damping", "process_noise[velocity]"):
         assert text.count(f"\n{name} ") == 2

@@ -72,6 +72,9 @@ def bounded(low, high, loc=0.0, scale=1.0, name: str = "site", log: bool = False
 class LogInterval(type(constraints.interval(0.0, 1.0))):
     """Values between two positive bounds, whose unconstrained coordinate is that of their logarithm."""
 
+    def __repr__(self) -> str:
+        return f"log_interval(lower_bound={self.lower_bound}, upper_bound={self.upper_bound})"
+
 
 class Exp(transforms.ExpTransform):
     """The exponential function, onto a `LogInterval`."""

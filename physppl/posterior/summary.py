@@ -25,8 +25,8 @@ LEARNED = 0.3  # of the prior's sd: more than nine tenths of its variance are go
 INFORMED = 0.9  # from here on the ratio is 1 within six times the error of its estimate: still the prior
 TAIL = 0.0228  # of the prior's mass: two sds of the Gaussian in unconstrained space
 NEAR = 4.6  # logit of the last one per cent between two bounds: a machine is rarely built at a guess's end
-# A likelihood that pushes against a bound of x = low + (high - low) sigmoid(z) leaves z a posterior sd of
-# 1 / sqrt(1 + |z|) prior sds: .2 at |z| = 24. One that is narrower is held by the data, not by the bound.
+# A likelihood that pushes against a bound leaves the logit z a posterior sd of 1 / sqrt(1 + |z|) prior sds, .2 at
+# |z| = 24; a narrower posterior is held by the data.
 PUSHED = 0.1
 # A prior that is flat at its lower bound has 5 % of its mass below a tenth of its median; one with less than half of
 # that vanishes there and speaks against small values. A noise or a friction of nearly zero is no edge otherwise.
@@ -136,8 +136,8 @@ class Bounds(NamedTuple):
         """logit of the way from low to high, finite also where rounding puts a value on a bound."""
         scale = np.log if self.log else np.asarray
         way = (scale(values) - scale(self.low)) / (scale(self.high) - scale(self.low))
-        tiny = np.finfo(float).eps
-        return np.log(np.clip(way, tiny, 1.0)) - np.log(np.clip(1 - way, tiny, 1.0))
+        way = np.clip(way, np.finfo(float).eps, 1 - np.finfo(float).eps)
+        return np.log(way / (1 - way))
 
 
 class Entry(NamedTuple):
@@ -245,17 +245,14 @@ def at_edge(draws: np.ndarray, prior: np.ndarray, bounds: Bounds | None) -> bool
         bounds: of the support, or None. A bound at zero is no edge.
     """
     if bounds is None:
-        open_below = prior.min() >= 0 and np.mean(prior < 0.1 * np.median(prior)) > VANISHING
+        limit, open_below = math.inf, prior.min() >= 0 and np.mean(prior < 0.1 * np.median(prior)) > VANISHING
     else:
         draws, prior = bounds.unconstrained(draws), bounds.unconstrained(prior)
         if draws.std() < PUSHED * prior.std():
             return False
-        open_below = bounds.low == 0  # a friction may be almost zero; nothing lies beyond
+        limit, open_below = NEAR, bounds.low == 0  # a friction may be almost zero; nothing lies beyond
     median, (low, high) = np.median(draws), np.quantile(prior, [TAIL, 1 - TAIL])
-    if bounds is not None:
-        low, high = max(low, -NEAR), min(high, NEAR)
-    low = -math.inf if open_below else low
-    return bool(median < low or median > high)
+    return bool((median < max(low, -limit) and not open_below) or median > min(high, limit))
 
 
 def _bounds(support) -> Bounds | None:
