@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.density.curvature import scatter
-from physppl.density.forms import DrawsForm
+from physppl.density.forms import DrawsForm, FoundModes
 from physppl.density.unconstrained import UnconstrainedSpace, latent_shapes
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import R_HAT_LIMIT, Status, closest
@@ -30,11 +31,13 @@ class DrawsPosterior(Posterior):
     Attributes:
         points: (chains, draws, P).
         stats: per-draw diagnostics of the sampler, (chains, draws) each.
+        found: modes that the searches of its starts found, or None.
     """
 
     space: UnconstrainedSpace
     points: Float[Array, "C S P"]
     stats: dict[str, Array]
+    found: FoundModes | None = eqx.field(default=None, kw_only=True)
 
     def __init__(
         self,
@@ -45,9 +48,10 @@ class DrawsPosterior(Posterior):
         stats=None,
         status: Array | int = Status.OK,
         method="Draws",
+        found: FoundModes | None = None,
     ):
         self.model, self.data, self.space, self.points, self.stats = model, data, space, points, stats or {}
-        self.method = method
+        self.method, self.found = method, found
         finite = jnp.all(jnp.isfinite(points))
         self.status = jnp.where(finite, jnp.asarray(status), Status.NONFINITE)
 
@@ -55,7 +59,7 @@ class DrawsPosterior(Posterior):
         return self.stats
 
     def unconstrained(self) -> DrawsForm:
-        return DrawsForm(self.space, self.points)
+        return DrawsForm(self.space, self.points, self.found)
 
     def about(self, model, data, form: Any) -> "DrawsPosterior":
         return with_fields(self, model=model, data=data, space=form.space, points=form.points)

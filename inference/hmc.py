@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from physppl.density.curvature import local
+from physppl.density.forms import FoundModes
 from physppl.density.mode import find_mode, unit_of
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference.draws import DrawsPosterior, chain_status
@@ -53,7 +54,7 @@ class HMC(Backend[DrawsPosterior]):
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> DrawsPosterior:
         space = UnconstrainedSpace.of(model, data)
         start_key, chain_key = jax.random.split(key)
-        centres, factors = _starts(start_key, space, model, data, self.chains)
+        centres, factors, found = _starts(start_key, space, model, data, self.chains)
         plan = Plan(self.draws, self.warmup, self.target_acceptance, self.dense)
 
         def chain(key, centre, factor):
@@ -73,17 +74,18 @@ class HMC(Backend[DrawsPosterior]):
 
         points, stats = parallel_vmap(chain, jax.random.split(chain_key, self.chains), centres, factors)
         status = jnp.where(jnp.all(jnp.isfinite(stats["lp"])), chain_status(points, stats), Status.NONFINITE)
-        return DrawsPosterior(model, data, space, points, stats, status, "HMC")
+        return DrawsPosterior(model, data, space, points, stats, status, "HMC", found)
 
 
 def _starts(
     key, space: UnconstrainedSpace, model, data, chains: int, searches: int = 4, tries: int = 5, steps: int = 40
 ):
-    """Mode (C, P) and factor of the inverse curvature (C, P, P) for each chain, drawn by share of the evidence.
+    """Mode (C, P) and factor of the inverse curvature (C, P, P) for each chain, drawn by share of the evidence; modes.
 
     Trajectory likelihoods are so narrow that a sampler does not find their mass from the prior, and a chain never
     leaves a minor mode. So the searches, several for each chain and each from the likeliest of a few prior draws, are
-    pooled. Modes of comparable mass are all drawn, so that multimodality still shows as chains that disagree.
+    pooled. They are drawn at even spacings of their cumulated evidence, so that a mode with a chain's share of it has
+    a chain, and multimodality still shows as chains that disagree.
     """
     prior_key, mode_key = jax.random.split(key)
     draws = space.prior_draws(prior_key, chains * searches * tries, model, data)
@@ -94,6 +96,14 @@ def _starts(
     modes = jax.vmap(lambda z: find_mode(evaluate, z[None], unit, steps))(starts)
     factors = jax.vmap(gaussians.inverse_factor)(modes.local.curvature)
     evidence = jax.vmap(gaussians.log_evidence)(modes.local.log_joint, factors)
-    indices = jax.random.categorical(mode_key, jnp.where(jnp.isfinite(evidence), evidence, -1e30), shape=(chains,))
+    # A mode counts once, however many searches ended there.
+    found = FoundModes.of(modes)
+    gaps = jnp.abs(found.points[:, None] - found.points[None]) / found.sds
+    ends = jnp.maximum(jnp.sum(jnp.max(gaps, axis=-1) < 1.0, axis=1), 1)
+    share = jax.nn.softmax(jnp.where(jnp.isfinite(evidence), evidence - jnp.log(ends), -1e30))
+    # Ends of one mode must stand side by side for even spacings to count them together.
+    order = jnp.lexsort((*modes.point.T, jnp.round(modes.local.log_joint, 1)))
+    even = (jnp.arange(chains) + jax.random.uniform(mode_key)) / chains
+    indices = order[jnp.searchsorted(jnp.cumsum(share[order]), even).clip(0, len(share) - 1)]
     factors = jnp.where(jnp.isfinite(evidence)[:, None, None], factors, jnp.diag(unit))
-    return modes.point[indices], factors[indices]
+    return modes.point[indices], factors[indices], found

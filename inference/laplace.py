@@ -15,13 +15,14 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl.data.data import is_sequential
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import MANY, added, gaussian_prior, likelihood, local, row_jacobians, scatter
-from physppl.density.forms import GaussianForm
-from physppl.density.mode import Mode, find_mode, tolerance_of, unit_of
+from physppl.density.forms import CONVERGED, FLAT, FoundModes, GaussianForm
+from physppl.density.mode import EXACT, Mode, differentiable_mode, find_mode, find_modes, tolerance_of, unit_of
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
-from physppl.dynamics.sensors import MEASUREMENT, OFFSETS, VARIATION
+from physppl.dynamics.sensors import OFFSETS, VARIATION
+from physppl.inference.exploration import SCREENED, search_recordings
 from physppl.internal import gaussians
-from physppl.internal.errors import check_key, fit_status
+from physppl.internal.errors import Status, check_key, fit_status
 from physppl.internal.precision import doubles
 from physppl.language.transition import AbstractTransition, LinearisedTransition, Transition
 from physppl.posterior.backend import Backend, prepared, raise_or_warn, union
@@ -35,18 +36,22 @@ class Laplace(Backend["LaplacePosterior"]):
     Takes any NumPyro model; observed sites that are not Normal enter the curvature with their exact Hessian.
 
     Attributes:
-        starts: number of searches in parallel: from the prior's median, then from prior draws. On Trajectories only the
-            likeliest of these is searched.
+        starts: searches: from the prior's median, then from prior draws, side by side; the mode of the largest evidence
+            is taken. On Trajectories they run one after the other, from the likeliest of many draws on, until two
+            have ended at the same best mode.
         steps: evaluations of each search, at most.
         linearised: draws of the linearised function instead of the nonlinear program at sampled parameters. From a
             wide prior the linearised function can be unphysical (a negative control gain).
         recursive: `update` at the cost of the new data alone, exact for linear programs with known noise.
+        differentiable: `fit` has derivatives with respect to all that it depends on, in both modes: those of the mode
+            by the implicit function theorem, at the cost of an exact Hessian where they are taken.
     """
 
     starts: int = eqx.field(default=8, static=True)
     steps: int = eqx.field(default=200, static=True)
     linearised: bool = eqx.field(default=False, static=True)
     recursive: bool = eqx.field(default=False, static=True)
+    differentiable: bool = eqx.field(default=False, static=True)
 
     def __check_init__(self):
         if self.starts < 1 or self.steps < 1:
@@ -62,15 +67,29 @@ class Laplace(Backend["LaplacePosterior"]):
                 "HMC, which samples it."
             )
 
-        draws = space.prior_draws(key, max(self.starts, 15), model, data)
-        draws = draws.at[0].set(jnp.median(draws, axis=0))
-        unit, evaluate = unit_of(draws), partial(local, space, model, data)
-        if is_sequential(data):
-            start = _likeliest(space, model, data, draws)
-            mode = find_mode(evaluate, start[None], unit, self.steps, tolerance=tolerance_of(data), patience=0)
-        else:
-            mode = find_mode(evaluate, draws[: self.starts], unit, self.steps)
+        if not self.differentiable:
+            mode, found, drop = self._searched(key, space, model, data)
+            return LaplacePosterior(model, data, space, mode, self.linearised, found=found, drop=drop)
+        point, (decrement, steps) = differentiable_mode(
+            lambda z: space.log_joint(model, z, data), lambda: self._searched(key, space, model, data)[0]
+        )
+        mode = Mode(point, local(space, model, data, point), decrement, steps)
         return LaplacePosterior(model, data, space, mode, self.linearised)
+
+    def _searched(self, key, space: UnconstrainedSpace, model, data) -> tuple[Mode, FoundModes, Array | None]:
+        """The mode of the largest evidence, all modes that were found, and the fall of the density beside the best."""
+        sequential = is_sequential(data)
+        draws = space.prior_draws(key, SCREENED if sequential else max(self.starts, 15), model, data)
+        draws = draws.at[0].set(jnp.median(draws, axis=0))
+        unit, drop = unit_of(draws), None
+        if sequential:
+            tolerance = EXACT if self.differentiable else tolerance_of(data)
+            modes, drop = search_recordings(space, model, data, draws, unit, self.steps, self.starts, tolerance)
+        else:
+            modes = find_modes(partial(local, space, model, data), draws[: self.starts], unit, self.steps)
+        found = FoundModes.of(modes)
+        best = found.best(modes)
+        return jax.tree.map(lambda x: x[best], modes), found, drop
 
     def update(self, key: PRNGKeyArray, posterior: Posterior, data) -> "LaplacePosterior":
         """Posterior after more data, by one search from the previous mode.
@@ -127,21 +146,9 @@ def _update(backend: Laplace, model: Dynamics, space: UnconstrainedSpace, gaussi
 
     unit = jnp.linalg.norm(factor, axis=0)
     new_mode = find_mode(evaluate, mode[None], unit, backend.steps, tolerance=tolerance_of(data))
-    updated = LaplacePosterior(model, data, space, new_mode, backend.linearised)
+    updated = LaplacePosterior(model, data, space, new_mode, backend.linearised, recursive=backend.recursive)
     total = updated.log_evidence + (log_evidence if backend.recursive else 0.0)
     return eqx.tree_at(lambda p: p.log_evidence, updated, total)
-
-
-def _likeliest(space: UnconstrainedSpace, model, data, draws) -> Float[Array, " P"]:
-    """The likeliest of the prior draws, each tried with its sensor noise and with e^4 times less.
-
-    A density costs little beside its curvature, so one start only is searched. Its sensor noise should rather be too
-    small: with too large a noise a search can end at a mode that explains the motion as noise.
-    """
-    sensors = space.where(lambda name: name.endswith(MEASUREMENT))
-    draws = jnp.concatenate([draws, draws - 4.0 * sensors])
-    density = jax.lax.map(lambda z: space.log_joint(model, z, data), draws)
-    return draws[jnp.argmax(jnp.where(jnp.isfinite(density), density, -jnp.inf))]
 
 
 def at(model: Callable, data, point: Float[Array, " P"], *, linearised: bool = False) -> "LaplacePosterior":
@@ -195,6 +202,9 @@ class LaplacePosterior(GaussianPosterior):
         log_evidence: Laplace's estimate of log p(data), nats.
         decrement: squared length of the remaining step to the mode, in posterior sds.
         by_evidence: noises maximise the evidence, not the joint density.
+        recursive: the last search was on new data alone.
+        found: modes of all searches, or None.
+        drop: least fall of the log density two sds from the mode, as in `GaussianForm`; None where nobody looked.
     """
 
     space: UnconstrainedSpace
@@ -205,23 +215,42 @@ class LaplacePosterior(GaussianPosterior):
     steps: Array
     linearised: bool = eqx.field(static=True)
     by_evidence: bool = eqx.field(static=True)
+    recursive: bool = eqx.field(default=False, static=True, kw_only=True)
+    found: FoundModes | None = eqx.field(default=None, kw_only=True)
+    drop: Float[Array, ""] | None = eqx.field(default=None, kw_only=True)
 
     def __init__(
-        self, model, data, space: UnconstrainedSpace, mode: Mode, linearised: bool, method="Laplace", by_evidence=False
+        self,
+        model,
+        data,
+        space: UnconstrainedSpace,
+        mode: Mode,
+        linearised: bool,
+        method="Laplace",
+        by_evidence=False,
+        found: FoundModes | None = None,
+        drop=None,
+        recursive=False,
     ):
         self.model, self.data, self.space, self.linearised = model, data, space, linearised
-        self.method, self.by_evidence = method, by_evidence
+        self.method, self.by_evidence, self.recursive = method, by_evidence, recursive
+        self.found, self.drop = found, drop
         self.mode, self.decrement, self.steps = mode.point, mode.decrement, mode.steps
         self.factor = gaussians.inverse_factor(mode.local.curvature)
         self.log_evidence = gaussians.log_evidence(mode.local.log_joint, self.factor)
         definite, finite = jnp.all(jnp.isfinite(self.factor)), jnp.isfinite(mode.local.log_joint)
-        self.status = fit_status(mode.decrement < 2e-4, definite=definite, finite=finite)
+        status = fit_status(mode.decrement < CONVERGED, definite=definite, finite=finite)
+        flat = jnp.zeros((), bool) if drop is None else drop < FLAT
+        self.status = jnp.where((status == Status.OK) & flat, Status.FLAT, status)
 
     def facts(self) -> dict[str, float]:
         return super().facts() | {"steps": int(self.steps)}
 
     def unconstrained(self) -> GaussianForm:
-        return GaussianForm(self.space, self.mode, self.factor, self.decrement, self.by_evidence, self.linearised)
+        return GaussianForm(
+            self.space, self.mode, self.factor, self.decrement, self.by_evidence, self.linearised, self.recursive,
+            self.found, self.drop,
+        )  # fmt: skip
 
     def about(self, model, data, form: Any) -> "LaplacePosterior":
         return with_fields(self, model=model, data=data, space=form.space, mode=form.mode, factor=form.factor)

@@ -22,6 +22,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.density.curvature import Local, local
+from physppl.density.forms import CONVERGED
 from physppl.density.mode import find_mode, unit_of
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference.draws import DrawsPosterior
@@ -143,7 +144,7 @@ class NestedLaplace(Backend["NestedPosterior"]):
             )
             factor = gaussians.inverse_factor(mode.local.curvature[np.ix_(inner, inner)])
             log_density = gaussians.log_evidence(mode.local.log_joint, factor)
-            usable = jnp.isfinite(log_density) & (mode.decrement < 2e-4)
+            usable = jnp.isfinite(log_density) & (mode.decrement < CONVERGED)
             mean = corrected_mean(key, mode.point, factor)
             return Conditional(mode.point, mean, factor, jnp.where(usable, log_density, -jnp.inf))
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl.data.data import drawn_rows
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import Local, added, local
+from physppl.density.forms import CONVERGED
 from physppl.density.mode import find_mode, tolerance_of, unit_of
 from physppl.density.unconstrained import gaussians
 from physppl.inference.diversity import Joint, Member, Tilt
@@ -81,7 +82,7 @@ class Newton(Search):
                     return added(density, Local(value, slope, jnp.zeros_like(density.curvature)))  # no curvature
 
                 mode = find_mode(evaluate, start[None], unit, self.steps, tolerance=tolerance_of(data))
-                return Modes(mode.point, mode.local.log_joint, mode.decrement < 2e-4)
+                return Modes(mode.point, mode.local.log_joint, mode.decrement < CONVERGED)
 
             modes = parallel_vmap(search, starts, members)
             best = modes.points[jnp.argmax(modes.log_joint)]

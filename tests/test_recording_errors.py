@@ -138,7 +138,5 @@ def test_no_readings_give_the_prior_with_a_notice(notices):
     assert "no readings: the prior" in notices.text
     np.testing.assert_allclose(posterior.mode, 0.0, atol=0.01)
     np.testing.assert_allclose(posterior.factor, np.eye(3), atol=1e-9)
-    with pytest.raises(TypeError, match="update: the posterior is of Trajectories; got Transitions"):
-        Laplace().update(jax.random.key(0), posterior, pp.Transitions(np.zeros((3, 2)), u[:3], np.zeros((3, 2))))
     single = pp.fit(jax.random.key(0), dynamics, data(y[:1], u[:1]), Laplace(starts=2))  # one sample says as little
     np.testing.assert_allclose(single.factor, np.eye(3), atol=1e-9)

@@ -26,6 +26,8 @@ from physppl.internal.gaussians import lower_inverse
 from physppl.language.noise import FLOOR, PROCESS
 
 NOISES = (PROCESS, MEASUREMENT, GAIN, TIMING)
+# A half-normal prior of an sd has the sd pi / sqrt(8) in its logarithm, but no curvature far below its scale.
+NOISE_CURVATURE = 8 / np.pi**2
 MANY = 16  # inputs per output above which reverse mode is faster
 
 
@@ -48,6 +50,13 @@ def local(
     (rest, slope), push = jax.linearize(jax.value_and_grad(lambda z: space.log_prior(model, z, data)), z)
     _, hessian = jax.vmap(push)(jnp.eye(len(z), dtype=z.dtype))
     total = Local(rest, slope, -hessian)
+    if isinstance(model, Dynamics) and model.likelihood(data).dependence is Dependence.RECORDINGS:
+        # Readings tell sums of noises, and a Gaussian would let one of them grow without bound as another shrinks. Each
+        # keeps at least its prior's own width.
+        short = jnp.maximum(NOISE_CURVATURE + jnp.diagonal(hessian), 0.0)
+        total = total._replace(
+            curvature=total.curvature + jnp.diag(jnp.where(space.where(NOISES.__contains__), short, 0.0))
+        )
     for site, *jacobians in _observed(lambda z: space.trace(*latent_part(model, z, data)), z):
         total = added(total, _gaussian(site, *jacobians))
     if isinstance(model, Dynamics):

@@ -25,12 +25,13 @@ class Mode(NamedTuple):
     steps: Array
 
 
+EXACT = 1e-9  # posterior sds from the mode
 SEQUENTIAL_TOLERANCE = 0.01  # posterior sds: each evaluation is a recursion along all outcomes
 
 
 def tolerance_of(data) -> float:
     """Posterior sds from the mode at which a search may end."""
-    return SEQUENTIAL_TOLERANCE if is_sequential(data) else 1e-9
+    return SEQUENTIAL_TOLERANCE if is_sequential(data) else EXACT
 
 
 def unit_of(draws: Float[Array, "J P"]) -> Float[Array, " P"]:
@@ -43,14 +44,30 @@ def find_mode(
     evaluate: Callable[[Array], Local],
     starts: Float[Array, "K P"],
     unit: Float[Array, " P"],
-    steps: int,
+    steps: int | Array,
     patience: int = 25,
-    tolerance: float = 1e-9,
+    tolerance: float | Array = EXACT,
+    least_gain: float | Array = 0.0,
 ) -> Mode:
-    """The best mode reached from several starts, searched side by side.
+    """The best mode reached from several starts; arguments as of `find_modes`."""
+    modes = find_modes(evaluate, starts, unit, steps, patience, tolerance, least_gain)
+    winner = jnp.argmax(modes.local.log_joint)
+    return jax.tree.map(lambda x: x[winner], modes)._replace(steps=jnp.max(modes.steps))
 
-    The search ends when the best start has converged (next step shorter than `tolerance`) and the others have had
-    `patience` steps to overtake it.
+
+def find_modes(
+    evaluate: Callable[[Array], Local],
+    starts: Float[Array, "K P"],
+    unit: Float[Array, " P"],
+    steps: int | Array,
+    patience: int = 25,
+    tolerance: float | Array = EXACT,
+    least_gain: float | Array = 0.0,
+) -> Mode:
+    """Ends (K, ...) of searches from several starts, side by side.
+
+    They end when the best one has converged (next step shorter than `tolerance`) and the others have had `patience`
+    steps to overtake it.
 
     Args:
         evaluate: the local density.
@@ -59,28 +76,52 @@ def find_mode(
         steps: evaluations per start, at most.
         patience: evaluations granted to every start.
         tolerance: in posterior sds.
+        least_gain: nats that a search farther than an sd from a mode must gain in ten steps or so; else it is given up.
     """
     enough = tolerance**2
-    size, dtype = starts.shape[-1], starts.dtype
-    infinity = jnp.full(len(starts), jnp.inf, dtype)
+    count, size = starts.shape
+    dtype = starts.dtype
+    infinity = jnp.full(count, jnp.inf, dtype)
     unevaluated = Local(
-        -infinity, jnp.zeros_like(starts), jnp.broadcast_to(jnp.eye(size, dtype=dtype), (*starts.shape, size))
+        -infinity, jnp.zeros_like(starts), jnp.broadcast_to(jnp.eye(size, dtype=dtype), (count, size, size))
     )
 
     def unfinished(carry):
-        _, best, _, _, decrement, _, k = carry
+        (_, best, _, _, decrement, _), progress, k = carry
         settled = decrement[jnp.argmax(best.log_joint)] < enough
-        return (k < steps) & ~(settled & (k >= patience)) & jnp.any(decrement >= enough)
+        running = (decrement >= enough) & ((progress >= least_gain) | (decrement < 1.0))
+        return (k < steps) & ~(settled & (k >= patience)) & jnp.any(running)
 
     def body(carry):
-        *search, k = carry
-        return (*jax.vmap(lambda *s: _advance(evaluate, unit, *s))(*search), k + 1)
+        search, progress, k = carry
+        after = jax.vmap(lambda *s: _advance(evaluate, unit, *s))(*search)
+        gain = after[1].log_joint - search[1].log_joint
+        return after, 0.9 * progress + jnp.where(jnp.isfinite(gain), gain, 0.0), k + 1
 
-    damping = jnp.full(len(starts), 1e-3, dtype)
-    carry = (starts, unevaluated, starts, damping, infinity, jnp.zeros_like(unevaluated.curvature), 0)
-    point, best, _, _, decrement, _, k = jax.lax.while_loop(unfinished, body, carry)
-    winner = jnp.argmax(best.log_joint)
-    return Mode(point[winner], jax.tree.map(lambda x: x[winner], best), decrement[winner], jnp.asarray(k))
+    damping = jnp.full(count, 1e-3, dtype)
+    search = (starts, unevaluated, starts, damping, infinity, jnp.zeros_like(unevaluated.curvature))
+    carry = (search, jnp.full(count, 60 * least_gain, dtype), jnp.zeros((), int))
+    (point, best, _, _, decrement, _), _, k = jax.lax.while_loop(unfinished, body, carry)
+    return Mode(point, best, decrement, jnp.full(count, k))
+
+
+def differentiable_mode(log_joint: Callable[[Array], Array], search: Callable[[], Mode]) -> tuple[Array, tuple]:
+    """The mode (P,) that a search finds, with the derivatives of the implicit function theorem; decrement and steps.
+
+    At the mode z the gradient g(z, y) vanishes, so that dz/dy = -(dg/dz)^-1 dg/dy for whatever y the density depends
+    on. The search itself is not differentiated.
+    """
+    shape = jax.eval_shape(search)
+
+    def solve(_, start):
+        mode = search()
+        return mode.point, (mode.decrement, mode.steps.astype(mode.point.dtype))
+
+    def tangent_solve(linear, right):
+        return jnp.linalg.solve(jax.jacobian(linear)(right), right)
+
+    start = jnp.zeros(shape.point.shape, shape.point.dtype)
+    return jax.lax.custom_root(jax.grad(log_joint), start, solve, tangent_solve, has_aux=True)
 
 
 def _advance(evaluate, unit, point, best, candidate, damping, decrement, secant):

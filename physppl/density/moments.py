@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from physppl.density import curvature
-from physppl.density.unconstrained import UnconstrainedSpace
+from physppl.density.unconstrained import Gaussian, UnconstrainedSpace, gaussians
 
 DRAWS = 4000  # of a prior that is not Gaussian in unconstrained space; sample variances of a Gaussian have an sd of 2 %
 PLACES = 4  # points at which the prior's curvature is compared: it is constant for a Gaussian
@@ -57,6 +57,33 @@ def information(space: UnconstrainedSpace, model, data, z: Float[Array, " P"]) -
 
 
 @eqx.filter_jit
-def log_joint(space: UnconstrainedSpace, model, data, points: Float[Array, "K P"]) -> Float[Array, " K"]:
+def log_joint(space: UnconstrainedSpace, model, data, points: Float[Array | np.ndarray, "K P"]) -> Float[Array, " K"]:
     """Log joint densities at points of unconstrained space; without derivatives it compiles several times faster."""
     return jax.vmap(lambda z: space.log_joint(model, z, data))(points)
+
+
+@eqx.filter_jit
+def log_joint_and_outcomes(
+    space: UnconstrainedSpace, model, data, points: Float[Array | np.ndarray, "K P"]
+) -> tuple[Float[Array, " K"], dict[str, Gaussian]]:
+    """Log joint densities (K,) at points of unconstrained space, and the observed Gaussian sites at the first point.
+
+    Arrays of the sites are (..., N, d), transitions on the axis before the last.
+    """
+
+    def at(z):
+        trace = space.trace(model, z, data)
+        sites = {name: _rows_last(site, trace[name]) for name, site in gaussians(trace).items()}
+        return sum(space.log_densities(trace, z), jnp.zeros(())), sites
+
+    density, sites = jax.vmap(at)(points)
+    return density, jax.tree.map(lambda x: x[0], sites)
+
+
+def _rows_last(gaussian: Gaussian, site: dict) -> Gaussian:
+    """A site's arrays at the full shape, with the plate of transitions on the axis before the last."""
+    shape = jnp.shape(site["value"])
+    frames = [f.dim for f in site["cond_indep_stack"] if f.name.split("/")[-1] == "transition"]
+    axis = frames[0] - site["fn"].event_dim if frames else -2
+    full = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), gaussian)
+    return full if len(shape) < 2 else jax.tree.map(lambda x: jnp.moveaxis(x, axis, -2), full)

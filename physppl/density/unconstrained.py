@@ -148,6 +148,12 @@ class UnconstrainedSpace(eqx.Module):
                 prior = prior + density + jnp.sum(bijection.log_abs_det_jacobian(parts[name], site["value"]))
         return prior, likelihood
 
+    def log_jacobian(self, model: Callable, z: Float[Array, " P"], *args) -> Float[Array, ""]:
+        """Log determinant of the sites' constrained values with respect to z."""
+        trace, parts = self.trace(*latent_part(model, z, *args)), self.split(z)
+        each = [biject_to(trace[n]["fn"].support).log_abs_det_jacobian(parts[n], trace[n]["value"]) for n in self.names]
+        return sum((jnp.sum(x) for x in each), jnp.zeros((), z.dtype))
+
     def point(self, model: Callable, values: dict[str, Array], *args) -> Float[Array, " P"]:
         """The vector at given values of the latent sites."""
         model, *args = latent_part(model, *args)

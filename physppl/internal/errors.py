@@ -31,11 +31,17 @@ class Status(enum.IntEnum):
     NOT_POSITIVE_DEFINITE = 3
     DIVERGENCES = 4
     NOT_MIXED = 5
+    NO_MODE = 6
+    FLAT = 7
+    CLIMBING = 8
 
     @property
     def remedy(self) -> str:
         return _REMEDIES[self]
 
+
+# Statuses of a fit without a finite density or covariance, which must not be used.
+FATAL = (Status.NONFINITE, Status.NOT_POSITIVE_DEFINITE, Status.NO_MODE)
 
 _REMEDIES = {
     Status.OK: "the fit converged",
@@ -46,6 +52,13 @@ _REMEDIES = {
     Status.NOT_POSITIVE_DEFINITE: "the curvature at the mode is not positive definite: the prior is not log-concave "
     "there and the data do not make up for it; give a prior that is proper in unconstrained space, "
     "e.g. physical(name, low, high)",
+    Status.NO_MODE: "no search ended at a mode, and where the best one stopped the density is no Gaussian: raise "
+    "`steps` or `starts` of the backend, refine the solver (`substeps`) where fast motions make the density rough, or "
+    "give bounds that exclude them",
+    Status.FLAT: "the density around the mode is flatter than its curvature says, so that sds are too small: sample "
+    "with HMC, or give data or a prior for what they leave open (`physppl.identifiability`)",
+    Status.CLIMBING: "the evidence still rose when the steps were used up, so that noises and features are not yet its "
+    "own: raise `steps`",
     Status.DIVERGENCES: "more than one transition in a hundred of the sampler diverged: "
     "raise `target_acceptance` or `warmup`",
     Status.NOT_MIXED: f"the chains disagree (R-hat above {R_HAT_LIMIT}) or do not move: raise `warmup` and `draws`; if "
@@ -56,7 +69,7 @@ _REMEDIES = {
 def fit_status(converged, *, definite: jax.Array | bool = True, finite: jax.Array | bool = True) -> jax.Array:
     """Status of a fit: the gravest of what went wrong."""
     status = jnp.where(converged, Status.OK, Status.NOT_CONVERGED)
-    status = jnp.where(definite, status, Status.NOT_POSITIVE_DEFINITE)
+    status = jnp.where(definite, status, jnp.where(converged, Status.NOT_POSITIVE_DEFINITE, Status.NO_MODE))
     return jnp.where(finite, status, Status.NONFINITE)
 
 

@@ -17,7 +17,7 @@ from numpyro import handlers
 from physppl.data.data import Data, repeats
 from physppl.data.transitions import Transitions
 from physppl.dynamics import Dynamics
-from physppl.internal.errors import FitError, PhyspplWarning, Status, check_key, log
+from physppl.internal.errors import FATAL, FitError, PhyspplWarning, Status, check_key, log
 from physppl.internal.precision import doubles
 from physppl.internal.progress import Timing, compile_clock
 from physppl.posterior.posterior import Posterior
@@ -54,6 +54,8 @@ class Backend(eqx.Module, Generic[P]):
 def union(known, data) -> Data:
     """Known and new data of one kind, as one object; with a warning where some of the new data are known.
 
+    A prior has no data: after it come new ones of any kind.
+
     Raises:
         TypeError: for data of another kind, naming both.
     """
@@ -63,6 +65,8 @@ def union(known, data) -> Data:
             f"update joins Transitions or Trajectories; the posterior is of {kind}. Fit all data at once: "
             "fit(key, posterior.model, data, backend)."
         )
+    if isinstance(data, Data) and not known.count:  # a prior, of no kind of data
+        return data
     if type(data) is not type(known):
         raise TypeError(f"update: the posterior is of {kind}; got {type(data).__name__}.")
     known = jax.tree.map(np.asarray, known)  # NumPy indexes and joins rows without compiling
@@ -154,7 +158,7 @@ def prepared(model: Dynamics, data: Data) -> Data:
 def raise_or_warn(posterior: Posterior, who: str) -> None:
     """Raise or warn according to the status of a fit."""
     status = Status(int(posterior.status))
-    if status in (Status.NONFINITE, Status.NOT_POSITIVE_DEFINITE):
+    if status in FATAL:
         raise FitError(f"{who}: {status.name.lower().replace('_', ' ')}: {status.remedy}.")
     if status is not Status.OK:
         warnings.warn(f"{who}: {status.name.lower().replace('_', ' ')}: {status.remedy}.", PhyspplWarning, stacklevel=3)

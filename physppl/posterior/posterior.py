@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PRNGKeyArray
 
+from physppl.density.forms import GaussianForm
+from physppl.internal.errors import unknown
 from physppl.posterior import arviz, diagnostics, fleet, saving, summary
 from physppl.posterior.base import AbstractPosterior
 from physppl.posterior.verdict import Check
@@ -31,6 +34,26 @@ class Posterior(AbstractPosterior):
     def summary(self, key: PRNGKeyArray | None = None, *, truth: dict[str, Any] | None = None) -> summary.Summary:
         """The table of sites with units and verdicts, beside the truth where it is known; print it."""
         return summary.summarise(jax.random.key(0) if key is None else key, self, truth=truth)
+
+    def log_prob(self, values: dict[str, Any]) -> Array:
+        """Log density of site values (constrained, in the sites' units) under a posterior that is held as a Gaussian.
+
+        Args:
+            values: {site: value} of all latent sites.
+
+        Raises:
+            TypeError: for a posterior that is not held as a Gaussian of full rank in unconstrained space.
+            KeyError: for a site without a value, with close matches.
+        """
+        form = self.unconstrained()
+        if not isinstance(form, GaussianForm) or form.factor.shape[0] != form.factor.shape[1]:
+            raise TypeError(f"log_prob needs a Gaussian of full rank in unconstrained space; {self.method} keeps none.")
+        for name in form.space.names:
+            if name not in values:
+                raise unknown("value of site", name, values, "log_prob")
+        dtype = jnp.result_type(float)
+        with jax.enable_x64(True):
+            return _log_prob(form, self.model, self.data, dict(values)).astype(dtype)
 
     def check(self, key: PRNGKeyArray | None = None) -> Check:
         """One verdict on the fit, with its reasons and their remedies; print it."""
@@ -65,6 +88,16 @@ def _answered_by(part: str, *names: str) -> Iterator[Any]:
         return lambda self, *args: getattr(getattr(self, part), name)(*args)
 
     return map(method, names)
+
+
+@eqx.filter_jit
+def _log_prob(form: GaussianForm, model, data, values) -> Array:
+    values = {name: jnp.asarray(values[name], float) for name in form.space.names}
+    z = form.space.point(model, values, data)
+    white = jnp.linalg.solve(form.factor.T, z - form.mode)
+    log_det = jnp.linalg.slogdet(form.factor)[1]
+    gaussian = -0.5 * (white @ white + len(z) * jnp.log(2 * jnp.pi)) - log_det
+    return gaussian - form.space.log_jacobian(model, z, data)
 
 
 class MachinePosterior(Posterior):

@@ -1,9 +1,10 @@
 """Verdicts on a fit: reasons against it, measured figures, and the checks that were not possible."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from physppl.internal.errors import Status
+from physppl.internal.errors import FATAL, Status
 
 OK, DOUBTFUL, UNUSABLE, NOT_CHECKED = "ok", "doubtful", "unusable", "not checked"
 
@@ -22,13 +23,19 @@ class Reason:
         return f"{self.verdict}: {self.finding}. {self.remedy[0].upper()}{self.remedy[1:]}."
 
 
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names in one line, the first few where they are many."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
 def status_reasons(status) -> list[Reason]:
     """Reasons against a fit by its status; none where that is OK."""
     status = Status(int(status))
     if status is Status.OK:
         return []
     finding, _, remedy = status.remedy.partition(": ")
-    fatal = status in (Status.NONFINITE, Status.NOT_POSITIVE_DEFINITE)
+    fatal = status in FATAL
     return [Reason(UNUSABLE if fatal else DOUBTFUL, finding, remedy)]
 
 
