@@ -106,9 +106,10 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
                 f"FunctionSpaceVI: {self.points} points of {len(model.state)} coordinates cannot determine "
                 f"{program.size} weights: raise `points`, or lower `width`."
             )
-        prior = self.function_prior
+        prior, has_seen_data = self.function_prior, False
         if not isinstance(prior, Posterior):
-            prior = Laplace().fit(prior_key, model, data if prior == "conditioned" else doubles(empty(model)))
+            has_seen_data = prior == "conditioned"
+            prior = Laplace().fit(prior_key, model, data if has_seen_data else doubles(empty(model)))
         _check_prior(prior, model)
         states, actions = self.measure.sample(measure_key, self.points, model, data)
         mean, factor = self._moments(prior, model, states, actions)
@@ -141,7 +142,10 @@ class FunctionSpaceVI(Backend["FunctionPosterior"]):
         mode = noise_mode._replace(point=point, local=Local(at_mode, jnp.zeros_like(point), curvature))
         space = space.holding(_params(weights, hidden))
         lost = algebra.residual_variance(points, algebra.regress_prior(points, 1e-8))
-        return FunctionPosterior(network, data, space, mode, lost / algebra.typical(points.factor) ** 2, factor)
+        posterior = FunctionPosterior(network, data, space, mode, lost / algebra.typical(points.factor) ** 2, factor)
+        if has_seen_data:  # such a prior has no evidence in the same data
+            posterior = eqx.tree_at(lambda p: p.log_evidence, posterior, jnp.full_like(posterior.log_evidence, jnp.nan))
+        return posterior
 
     def update(self, key: PRNGKeyArray, posterior: Posterior, data) -> "FunctionPosterior":
         """Posterior after more data: a fit of the union of data with the same function prior."""

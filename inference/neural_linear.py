@@ -8,7 +8,10 @@ from jaxtyping import PRNGKeyArray
 
 from physppl.inference.evidence import maximise
 from physppl.inference.laplace import LaplacePosterior
+from physppl.internal.errors import Status
 from physppl.posterior.backend import Backend, one_machine
+
+LEFT = 0.5  # nats that the last steps may gain of a climb that has ended
 
 
 class NeuralLinear(Backend[LaplacePosterior]):
@@ -44,5 +47,7 @@ class NeuralLinear(Backend[LaplacePosterior]):
             TypeError: for models that are not a Dynamics, and data that are not Transitions of one machine.
         """
         model = one_machine("NeuralLinear", model, data)
-        space, mode = maximise(key, model, data, self.steps, self.rate)
-        return LaplacePosterior(model, data, space, mode, self.linearised, "NeuralLinear", by_evidence=True)
+        space, mode, gained = maximise(key, model, data, self.steps, self.rate)
+        posterior = LaplacePosterior(model, data, space, mode, self.linearised, "NeuralLinear", by_evidence=True)
+        climbing = (posterior.status == Status.OK) & (gained > LEFT)
+        return eqx.tree_at(lambda p: p.status, posterior, jnp.where(climbing, Status.CLIMBING, posterior.status))

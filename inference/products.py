@@ -85,11 +85,16 @@ class Leading(NamedTuple):
         excess = (1 + self.values) ** -0.5 - 1
         return vectors + ((vectors @ self.directions.T) * excess) @ self.directions
 
+    def preconditioned(self, whitened: Whitened, vectors: Float[Array, "k P"]) -> Float[Array, "k P"]:
+        """Products with I + A' A, preconditioned on both sides: close to the identity."""
+        vectors = self.precondition(vectors)
+        return self.precondition(vectors + whitened.pulled(whitened.pushed(vectors)))
+
 
 def traces(
     key: PRNGKeyArray, product: Callable[[Array], Array], size: int, functions: Callable[[Array], Array], dtype
-) -> Float[Array, " f"]:
-    """Traces of functions (f,) of a positive semi-definite matrix, by stochastic Lanczos quadrature."""
+) -> tuple[Float[Array, " f"], Float[Array, " f"]]:
+    """Traces of functions (f,) of a positive semi-definite matrix, by stochastic Lanczos quadrature, and their sds."""
     tridiagonal = decomp.tridiag_sym(min(DEPTH, size), reortho="full")
 
     def quadrature(start):
@@ -98,4 +103,5 @@ def traces(
         return size * (functions(jnp.maximum(values, 0.0)) @ vectors[0] ** 2)
 
     starts = jax.random.rademacher(key, (PROBES, size), dtype)
-    return jnp.mean(jax.lax.map(quadrature, starts), axis=0)
+    estimates = jax.lax.map(quadrature, starts)
+    return jnp.mean(estimates, axis=0), jnp.std(estimates, axis=0, ddof=1) / PROBES**0.5

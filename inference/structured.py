@@ -12,13 +12,13 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.transitions import Transitions
 from physppl.density.curvature import row_jacobians
-from physppl.density.forms import GaussianForm
+from physppl.density.forms import CONVERGED, GaussianForm
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.inference.evidence import free_space, with_params
 from physppl.inference.gauss_newton import Problem, descend, search
 from physppl.inference.laplace import GaussianPosterior
-from physppl.inference.structures import DataSpace, Root, Structure
+from physppl.inference.structures import DataSpace, Left, Root, Structure
 from physppl.internal import gaussians
 from physppl.internal.errors import fit_status
 from physppl.internal.precision import doubles
@@ -26,7 +26,6 @@ from physppl.language.transition import AbstractTransition
 from physppl.posterior.backend import Backend, one_machine
 
 MIN_WEIGHTS = 64  # entries from which a site counts as weights, which start at a prior draw
-PROBES = 64  # draws that estimate the number of effective parameters
 QUASI_NEWTON, GAUSS_NEWTON = 300, 5  # steps in each round after the first
 MAX_DECREMENT = 0.01  # of a converged search, for each effective parameter
 
@@ -37,8 +36,8 @@ class StructuredLaplace(Backend["StructuredPosterior"]):
     The posterior is that of `Laplace` with an approximate covariance. Noises maximise the evidence, not the joint
     density, in which their bias grows with the number of weights; so do the prior sds of the weights where the program
     makes them `param` sites (`residual(..., weights="all", learned=True)`, one for each matrix and bias). Both by
-    D. MacKay's fixed point (Neural Computation 4, 1992), with the number of effective parameters estimated from
-    posterior draws.
+    D. MacKay's fixed point (Neural Computation 4, 1992), with the effective number of parameters of the whole
+    covariance, whatever the structure keeps of it.
 
     Attributes:
         structure: `DataSpace()`, `Pathwise()`, `LowRank()`, `Diagonal()`, `LastLayer(size)` or `Full()`. The default
@@ -73,7 +72,7 @@ class StructuredLaplace(Backend["StructuredPosterior"]):
             ValueError: for priors that couple parameters, and `param` sites other than prior sds.
         """
         model = one_machine("StructuredLaplace", model, data)
-        param_key, start_key, fit_key = jax.random.split(key, 3)
+        param_key, start_key, fit_key, root_key = jax.random.split(key, 4)
         space, maps = free_space(param_key, model, data)
         Problem(space, model, data).check()
         z = starting_point(start_key, space, model, data)
@@ -84,21 +83,22 @@ class StructuredLaplace(Backend["StructuredPosterior"]):
 
         def run_round(carry, inputs):
             (z, free, _), (key, index) = carry, inputs
-            search_key, root_key, probe_key = jax.random.split(key, 3)
+            search_key, probe_key = jax.random.split(key)
             problem, last = at(free), index == self.rounds
             if space.size >= MIN_WEIGHTS:
                 z = descend(problem, z, jnp.where(index == 0, self.steps, QUASI_NEWTON))
             end = search(search_key, problem, z, jnp.where(last, self.polish, GAUSS_NEWTON))
-            root = covariance(root_key, problem, end.point, self.structure)
-            updated = update_hyperparameters(probe_key, problem, maps, free, end.point, root)
+            left = variances_left(probe_key, problem, end.point, self.structure)
+            updated = update_hyperparameters(problem, maps, free, end.point, left)
             updated = jax.tree.map(lambda new, old: jnp.where(last, old, new), updated, (end.point, free))
-            return (*updated, (end, root)), None
+            return (*updated, (end, left)), None
 
         keys = jax.random.split(fit_key, self.rounds + 1)
         blank = jax.eval_shape(lambda: run_round((z, free, None), (keys[0], 0))[0][2])
         blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), blank)
-        (_, free, (end, root)), _ = jax.lax.scan(run_round, (z, free, blank), (keys, jnp.arange(self.rounds + 1)))
-        return StructuredPosterior(at(free), end.point, root, end.decrement, self.linearised)
+        (_, free, (end, left)), _ = jax.lax.scan(run_round, (z, free, blank), (keys, jnp.arange(self.rounds + 1)))
+        root = covariance(root_key, at(free), end.point, self.structure)
+        return StructuredPosterior(at(free), end.point, root, left, end.decrement, self.linearised)
 
 
 def at(
@@ -108,8 +108,10 @@ def at(
     with jax.enable_x64(True):
         data, point, params = doubles(data), doubles(point), doubles(params or {})
         problem = Problem(UnconstrainedSpace.of(model, data, params=params), model, data)
-        root = covariance(key, problem, point, structure)
-        return StructuredPosterior(problem, point, root, jnp.zeros((), point.dtype), False)
+        root_key, probe_key = jax.random.split(key)
+        root = covariance(root_key, problem, point, structure)
+        left = variances_left(probe_key, problem, point, structure)
+        return StructuredPosterior(problem, point, root, left, jnp.zeros((), point.dtype), False)
 
 
 def starting_point(
@@ -127,19 +129,27 @@ def covariance(key: PRNGKeyArray, problem: Problem, z: Float[Array, " P"], struc
     return structure.root(key, whitened, z.dtype)
 
 
-def update_hyperparameters(key, problem: Problem, maps, free, z, root: Root) -> tuple[Float[Array, " P"], dict]:
+def variances_left(key: PRNGKeyArray, problem: Problem, z: Float[Array, " P"], structure: Structure) -> Left:
+    """Variances that the data leave, of the parameters and of the errors, at z."""
+    _, whitened = problem.whitened(z, problem.log_noise(z), problem.sds(z))
+    return structure.left(key, whitened, z.dtype)
+
+
+def effective(problem: Problem, left: Left) -> Float[Array, " D"]:
+    """Effective number of parameters in each output: its outcomes minus the sum of the variances left of its errors."""
+    valid = jnp.asarray(problem.data.valid)[:, None]
+    return jnp.sum(jnp.where(valid, 1 - left.errors.reshape(len(valid), -1), 0.0), axis=0)
+
+
+def update_hyperparameters(problem: Problem, maps, free, z, left: Left) -> tuple[Float[Array, " P"], dict]:
     """One fixed-point step to noises and prior sds that maximise the evidence (D. MacKay, 1992).
 
     At the maximum the sum of (weight / prior sd)^2 over a group of weights equals gamma, its number of effective
     parameters; and the noise variance of an output is the sum of its squared errors over N - gamma.
     """
     log_noise, sds = problem.log_noise(z), problem.sds(z)
-    error, whitened = problem.whitened(z, log_noise, sds)
-    shape = (-1, len(log_noise))
-    probes = root.spread(key, PROBES)
-    gamma = jnp.sum(whitened.pushed(probes) ** 2, axis=0).reshape(shape).sum(axis=0)
-    squares = jnp.sum(error.reshape(shape) ** 2, axis=0)
-    z = z.at[problem.noises].set(_noise_entries(problem, z, log_noise, squares, gamma))
+    squares = jnp.sum(problem.error(z, log_noise) ** 2, axis=0)
+    z = z.at[problem.noises].set(_noise_entries(problem, z, log_noise, squares, effective(problem, left)))
 
     def at(free) -> Problem:
         return problem._replace(space=with_params(problem.space, maps, free))
@@ -156,7 +166,7 @@ def update_hyperparameters(key, problem: Problem, maps, free, z, root: Root) -> 
 
     count = -jax.grad(log_prior)(flat, z.at[problem.parameters].set(0.0))
     weight_squares = jax.grad(log_prior)(flat, z) + count
-    variances = sds**2 * jnp.sum(probes**2, axis=0)
+    variances = sds**2 * left.parameters
     trace = jax.grad(lambda flat: -0.5 * variances @ at(unflat(flat)).prior_precision(z)[problem.parameters])
     ratio = (jnp.maximum(weight_squares, 0.0) + 1e-3) / (jnp.maximum(count - trace(flat), 0.0) + 1e-3)
     return z, unflat(flat + jnp.clip(0.5 * jnp.log(ratio), -1.0, 1.0))
@@ -186,7 +196,8 @@ class StructuredPosterior(GaussianPosterior):
         mode: (P,) in unconstrained space.
         root: of the covariance of the parameters (all entries but the noises), in units of `sds`, their prior sds.
         noise_factor: (K, K), the inverse Cholesky factor of the noises' curvature.
-        log_evidence: Laplace's estimate of log p(data), nats, with the determinant that the structure gives.
+        log_evidence: Laplace's estimate of log p(data), nats, with the determinant that the structure gives; its facts
+            have that determinant's standard error, infinite for `Diagonal` and `LastLayer`, which give another one.
         decrement: squared length of the remaining step to the mode, in posterior sds.
         effective: number of effective parameters.
     """
@@ -201,7 +212,7 @@ class StructuredPosterior(GaussianPosterior):
     effective: Float[Array, ""]
     linearised: bool = eqx.field(static=True)
 
-    def __init__(self, problem: Problem, mode, root: Root, decrement, linearised: bool):
+    def __init__(self, problem: Problem, mode, root: Root, left: Left, decrement, linearised: bool):
         self.space, self.model, self.data = problem
         self.mode, self.root, self.decrement, self.linearised = mode, root, decrement, linearised
         self.method, self.sds = "StructuredLaplace", problem.sds(mode)
@@ -214,14 +225,14 @@ class StructuredPosterior(GaussianPosterior):
         # Half the log determinant of the covariance, diag(sds) (I + A' A)^-1 diag(sds) with the block of the noises.
         log_root = jnp.sum(jnp.log(self.sds)) - root.half_log_det + jnp.sum(jnp.log(jnp.diagonal(self.noise_factor)))
         self.log_evidence = log_joint + 0.5 * len(mode) * jnp.log(2 * jnp.pi) + log_root
-        _, whitened = problem.whitened(mode, log_noise, self.sds)
-        self.effective = jnp.sum(whitened.pushed(root.spread(jax.random.key(0), PROBES)) ** 2)
-        converged = decrement < jnp.maximum(2e-4, MAX_DECREMENT * self.effective)
+        self.effective = jnp.sum(effective(problem, left))
+        converged = decrement < jnp.maximum(CONVERGED, MAX_DECREMENT * self.effective)
         definite = jnp.isfinite(log_root) & jnp.all(problem.prior_precision(mode)[problem.parameters] > 0)
         self.status = fit_status(converged, definite=definite, finite=jnp.isfinite(log_joint))
 
     def facts(self) -> dict[str, float]:
-        return {name: float(getattr(self, name)) for name in ("log_evidence", "decrement", "effective")}
+        facts = {name: float(getattr(self, name)) for name in ("log_evidence", "decrement", "effective")}
+        return facts | {"log_evidence_error": float(self.root.error)}
 
     @property
     def _problem(self) -> Problem:

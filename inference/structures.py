@@ -6,13 +6,14 @@ the others are measured in docs/results/large_laplace.md.
 """
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.linalg import cho_solve
+from jax.scipy.linalg import cho_solve, solve_triangular
 from jax.scipy.sparse.linalg import cg
 from jax.typing import DTypeLike
 from jaxtyping import Float, PRNGKeyArray
@@ -20,15 +21,19 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl.inference.products import Leading, Whitened, traces
 from physppl.internal import gaussians
 
+LEFT_DRAWS, LEFT_RANK = 32, 64  # draws of the variances left by the data, and rank of their preconditioner
+
 
 class Root(eqx.Module):
     """A covariance R R' given by products with R (P, r).
 
     Attributes:
-        half_log_det: half the log determinant of I + A' A, log volume of the prior over the posterior's; nats.
+        half_log_det: half the log determinant of (R R')^-1, log volume of the prior over the posterior's; nats.
+        error: its standard error as an estimate of that of I + A' A; not finite where it is no estimate of it.
     """
 
     half_log_det: eqx.AbstractVar[Float[Array, ""]]
+    error: eqx.AbstractVar[Float[Array, ""]]
 
     @abstractmethod
     def along(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B r"]:
@@ -48,6 +53,7 @@ class Rows(Root):
 
     rows: Float[Array, "r P"]
     half_log_det: Float[Array, ""]
+    error: Float[Array, ""]
 
     def along(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B r"]:
         return rows @ self.rows.T
@@ -72,6 +78,7 @@ class Shrunk(Root):
     directions: Float[Array, "k P"]
     excess: Float[Array, " k"]
     half_log_det: Float[Array, ""]
+    error: Float[Array, ""]
 
     def along(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
         return rows * self.sds + ((rows @ self.directions.T) * self.excess) @ self.directions
@@ -83,12 +90,31 @@ class Shrunk(Root):
         return self.draw(key, count) / np.sqrt(count)
 
 
+class Left(NamedTuple):
+    """Variances after the data, in units of those before: of the parameters (P,), and of the errors at the data (n,).
+
+    The diagonals of (I + A' A)^-1 and of (I + A A')^-1: the second adds up to n minus the effective number of
+    parameters, and is positive however they are estimated.
+    """
+
+    parameters: Float[Array, " P"]
+    errors: Float[Array, " n"]
+
+
 class Structure(eqx.Module):
     """Base class of the approximate covariances."""
 
     @abstractmethod
     def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Root:
         """Root of the covariance for a Jacobian in coordinates in which prior and noise are standard normal."""
+
+    def left(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Left:
+        """Variances left by the data under the whole covariance, whatever the structure keeps of it.
+
+        Noises and prior sds come from these: with a structure's own variances a covariance that keeps little would
+        count more effective parameters than there are rows. Estimated from draws unless the structure is exact.
+        """
+        return left_by_draws(*perturbed(key, whitened, LEFT_DRAWS, min(LEFT_RANK, *whitened.shape), 0.05, 300, dtype))
 
 
 class Full(Structure):
@@ -97,7 +123,13 @@ class Full(Structure):
     def root(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Rows:
         matrix = whitened.dense()
         factor = gaussians.inverse_factor(jnp.eye(whitened.shape[1], dtype=dtype) + matrix.T @ matrix)
-        return Rows(factor, -jnp.sum(jnp.log(jnp.diagonal(factor))))
+        return Rows(factor, -jnp.sum(jnp.log(jnp.diagonal(factor))), jnp.zeros((), dtype))
+
+    def left(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Left:
+        matrix = whitened.dense()
+        factor = gaussians.inverse_factor(jnp.eye(whitened.shape[1], dtype=dtype) + matrix.T @ matrix)
+        explained = jnp.sum((matrix @ factor.T) ** 2, axis=1)
+        return Left(jnp.sum(factor**2, axis=0), jnp.maximum(1 - explained, 0.0))
 
 
 class LastLayer(Structure):
@@ -120,9 +152,11 @@ class LastLayer(Structure):
         size = whitened.shape[1]
         if self.size > size:
             raise ValueError(f"LastLayer: the model has {size} parameters beside its noise; got size={self.size}.")
-        fixed = size - self.size
+        fixed, no_estimate = size - self.size, jnp.asarray(jnp.inf if size > self.size else 0.0, dtype)
         last = Full().root(key, Whitened.of(whitened.dense()[:, fixed:]), dtype)
-        return Rows(jnp.concatenate([jnp.zeros((self.size, fixed), dtype), last.rows], axis=1), last.half_log_det)
+        return Rows(
+            jnp.concatenate([jnp.zeros((self.size, fixed), dtype), last.rows], axis=1), last.half_log_det, no_estimate
+        )
 
 
 class Diagonal(Structure):
@@ -132,7 +166,8 @@ class Diagonal(Structure):
         precision = 1 + jnp.sum(whitened.dense() ** 2, axis=0)
         size = whitened.shape[1]
         directions = jnp.zeros((0, size), dtype)
-        return Shrunk(precision**-0.5, directions, jnp.zeros(0, dtype), 0.5 * jnp.sum(jnp.log(precision)))
+        half, no_estimate = 0.5 * jnp.sum(jnp.log(precision)), jnp.asarray(jnp.inf, dtype)
+        return Shrunk(precision**-0.5, directions, jnp.zeros(0, dtype), half, no_estimate)
 
 
 class LowRank(Structure):
@@ -164,13 +199,13 @@ class LowRank(Structure):
 
         # With B the remainder of A' A: tr(B (I + B)^-1) / tr(B) is the mean variance at the data along the remaining
         # directions, relative to the prior's; log det(I + B) completes the determinant.
-        explained, total, log_det = traces(
+        (explained, total, log_det), (*_, error) = traces(
             probe_key, remainder, whitened.shape[1], lambda x: jnp.stack([x / (1 + x), x, jnp.log1p(x)]), dtype
         )
         sd = jnp.sqrt(explained / total) if self.calibrated else jnp.ones((), dtype)
         excess = (1 + leading.values) ** -0.5 - sd
         half = 0.5 * (jnp.sum(jnp.log1p(leading.values)) + log_det)
-        return Shrunk(jnp.full(whitened.shape[1], sd), leading.directions, excess, half)
+        return Shrunk(jnp.full(whitened.shape[1], sd), leading.directions, excess, half, 0.5 * error)
 
 
 class Pathwise(Structure):
@@ -204,20 +239,15 @@ class Pathwise(Structure):
         rows, size = whitened.shape
         if self.rank >= min(rows, size):
             return DataSpace(self.draws).root(key, whitened, dtype)
-        sketch_key, probe_key, prior_key, noise_key = jax.random.split(key, 4)
-        leading = Leading.sketched(sketch_key, whitened, self.rank, dtype)
-        prior = jax.random.normal(prior_key, (self.draws, size), dtype)
-        pulled = whitened.pulled(jax.random.normal(noise_key, (self.draws, rows), dtype))
+        draw_key, probe_key = jax.random.split(key)
+        draws = perturbed(draw_key, whitened, self.draws, self.rank, self.tolerance, self.iterations, dtype)
 
-        # Draws (I + A' A)^-1 (e + A' n), e and n standard normal, have covariance (I + A' A)^-1.
-        def precision(vectors):  # preconditioned, close to the identity
-            vectors = leading.precondition(vectors)
-            return leading.precondition(vectors + whitened.pulled(whitened.pushed(vectors)))
+        def precision(v):
+            return draws.leading.preconditioned(whitened, v[None])[0]
 
-        white, _ = cg(precision, leading.precondition(prior + pulled), tol=self.tolerance, maxiter=self.iterations)
-        (log_det,) = traces(probe_key, lambda v: precision(v[None])[0], size, lambda x: jnp.log(x)[None], dtype)
-        half = 0.5 * (jnp.sum(jnp.log1p(leading.values)) + log_det)
-        return Rows(leading.precondition(white) / np.sqrt(self.draws), half)
+        (log_det,), (error,) = traces(probe_key, precision, size, lambda x: jnp.log(x)[None], dtype)
+        half = 0.5 * (jnp.sum(jnp.log1p(draws.leading.values)) + log_det)
+        return Rows(draws.parameters / np.sqrt(self.draws), half, 0.5 * error)
 
 
 class DataSpace(Structure):
@@ -244,4 +274,49 @@ class DataSpace(Structure):
         noise = jax.random.normal(noise_key, (self.draws, rows), dtype)
         # Matheron's rule: e - A' (I + A A')^-1 (A e + n) has covariance (I + A' A)^-1, e and n standard normal.
         correction = cho_solve((lower, True), (prior @ matrix.T + noise).T).T @ matrix
-        return Rows((prior - correction) / np.sqrt(self.draws), jnp.sum(jnp.log(jnp.diagonal(lower))))
+        half = jnp.sum(jnp.log(jnp.diagonal(lower)))
+        return Rows((prior - correction) / np.sqrt(self.draws), half, jnp.zeros((), dtype))
+
+    def left(self, key: PRNGKeyArray, whitened: Whitened, dtype: DTypeLike = float) -> Left:
+        rows, size = whitened.shape
+        if size <= self.draws:
+            return Full().left(key, whitened, dtype)
+        matrix = whitened.dense()
+        # A' A and A A' have the same eigenvalues: with L L' = I + A A' and V = L^-1 A, the diagonals are 1 - |V_j|^2 of
+        # the columns of V, and the squares of the columns of L^-1.
+        lower = jnp.linalg.cholesky(jnp.eye(rows, dtype=dtype) + matrix @ matrix.T)
+        white = solve_triangular(lower, matrix, lower=True)
+        inverse = solve_triangular(lower, jnp.eye(rows, dtype=dtype), lower=True)
+        return Left(jnp.maximum(1 - jnp.sum(white**2, axis=0), 0.0), jnp.sum(inverse**2, axis=0))
+
+
+class PerturbedDraws(NamedTuple):
+    """Draws from the whole covariance, the whitened errors that they leave at the data, and the preconditioner."""
+
+    parameters: Float[Array, "S P"]
+    errors: Float[Array, "S n"]
+    leading: Leading
+
+
+def perturbed(
+    key: PRNGKeyArray, whitened: Whitened, count: int, rank: int, tolerance: float, iterations: int, dtype
+) -> PerturbedDraws:
+    """Draws by conjugate gradients, with perturbed outcomes.
+
+    (I + A' A)^-1 (e + A' n), with e and n standard normal, has covariance (I + A' A)^-1; and n - A times it, the error
+    that is left, has (I + A A')^-1.
+    """
+    rows, size = whitened.shape
+    sketch_key, prior_key, noise_key = jax.random.split(key, 3)
+    leading = Leading.sketched(sketch_key, whitened, rank, dtype)
+    prior = jax.random.normal(prior_key, (count, size), dtype)
+    noise = jax.random.normal(noise_key, (count, rows), dtype)
+    right = leading.precondition(prior + whitened.pulled(noise))
+    white, _ = cg(lambda v: leading.preconditioned(whitened, v), right, tol=tolerance, maxiter=iterations)
+    parameters = leading.precondition(white)
+    return PerturbedDraws(parameters, noise - whitened.pushed(parameters), leading)
+
+
+def left_by_draws(parameters: Float[Array, "S P"], errors: Float[Array, "S n"], _) -> Left:
+    """Mean squares of draws."""
+    return Left(jnp.mean(parameters**2, axis=0), jnp.mean(errors**2, axis=0))

@@ -1,6 +1,7 @@
 """Features, prior scales and noises from the evidence; weights and physics jointly Gaussian beside them."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,16 @@ def alone():
 def fitted(program, key: int = 0):
     dynamics = pp.Dynamics(program, pendulum.state, pendulum.action, dt=0.05)
     data = recording(pendulum.dynamics(), pendulum.truth, steps=ROWS)
-    return pp.fit(jax.random.key(key), dynamics, data, NeuralLinear(steps=60))
+    with warnings.catch_warnings():  # of so few steps
+        warnings.simplefilter("ignore", pp.PhyspplWarning)
+        return pp.fit(jax.random.key(key), dynamics, data, NeuralLinear(steps=60))
+
+
+def test_a_climb_that_had_not_ended_is_told():
+    posterior = fitted(alone)
+    assert pp.Status(int(posterior.status)) is pp.Status.CLIMBING
+    check = posterior.check()
+    assert check.verdict == "doubtful" and "the evidence still rose" in str(check)
 
 
 def test_scale_and_noise_maximise_the_evidence_of_bayesian_regression(x64):
