@@ -15,7 +15,7 @@ from test_identifiability import product, tank, tank_data
 import physppl as pp
 from physppl.inference import HMC, DrawsPosterior, FunctionSpaceVI, Laplace, NeuralLinear, StructuredLaplace
 from physppl.models import pendulum
-from physppl.posterior import diagnostics
+from physppl.posterior import diagnostics, solver_error
 
 TRUTH = {"mass": 0.9, "length": 1.1, "damping": 0.08}
 
@@ -146,11 +146,11 @@ def swung(substeps: int, backend) -> pp.Posterior:
 def test_one_coarse_step_is_told_and_four_are_not(backend, x64):
     """One step of fourth order in 0.2 s; of the same belief, and of it held as draws."""
     coarse, fine = (swung(n, backend) for n in (1, 4))
-    silent, figures = diagnostics._solver(fine, fine.unconstrained())
-    assert not silent and figures["solver_shift_sds"] < 0.02 * diagnostics.SHIFT
+    silent, figures = solver_error.judge(fine, fine.unconstrained())
+    assert not silent and figures["solver_shift_sds"] < 0.02 * solver_error.SHIFT
     for posterior in [coarse, drawn(coarse)] if hasattr(coarse, "mode") else [coarse]:
-        [reason], figures = diagnostics._solver(posterior, posterior.unconstrained())
-        assert figures["solver_shift_sds"] > 3 * diagnostics.SHIFT
+        [reason], figures = solver_error.judge(posterior, posterior.unconstrained())
+        assert figures["solver_shift_sds"] > 3 * solver_error.SHIFT
         assert re.fullmatch(r"fit with substeps=[23], steps of .* s, or a solver of higher order", reason.remedy)
 
 
@@ -162,16 +162,16 @@ def test_a_solver_that_is_too_coarse_is_told_the_step_it_needs(x64):
     needed = int(re.search(r"substeps=(\d+)", reason.remedy).group(1))
     assert 4 < needed < 64 and f"steps of {0.1 / needed:.2g} s" in reason.remedy
     # Fitted with what was named, the belief is sharper (no error is taken for noise), and still the solver will do.
-    enough, _ = diagnostics.solver_shift(stiff_fit(0.1, 0.003, substeps=needed))
-    assert enough <= diagnostics.SHIFT
+    enough, _ = solver_error.solver_shift(stiff_fit(0.1, 0.003, substeps=needed))
+    assert enough <= solver_error.SHIFT
 
 
 @pytest.mark.science
 def test_the_licence_is_the_shift_that_a_finer_fit_makes(x64):
     coarse, fine = stiff_fit(0.02, 0.01, substeps=1), stiff_fit(0.02, 0.01, substeps=4)
-    licence, _ = diagnostics.solver_shift(coarse)
+    licence, _ = solver_error.solver_shift(coarse)
     moved = np.linalg.solve(np.asarray(coarse.factor).T, np.asarray(fine.mode - coarse.mode))
-    assert licence == pytest.approx(np.linalg.norm(moved), rel=0.1) and licence > diagnostics.SHIFT
+    assert licence == pytest.approx(np.linalg.norm(moved), rel=0.1) and licence > solver_error.SHIFT
 
 
 def test_a_sum_that_nothing_splits_is_named():

@@ -21,6 +21,7 @@ from physppl.cli.identify import FILES
 from physppl.evaluation.recording_forecasts import WIDTH, _at, _held, predict_ahead, standardised_residuals
 from physppl.inference import Laplace
 from physppl.models import cartpole, double_pendulum, furuta, gym_pendulum, pendulum
+from physppl.posterior.innovations import innovations
 
 pytestmark = pytest.mark.usefixtures("as_user")
 
@@ -176,6 +177,10 @@ def test_predictions_against_plain_loops(lab):
     seen = np.isfinite(own)
     assert np.array_equal(seen, np.isfinite(lab.angle[:, 0]))
     np.testing.assert_allclose(own[seen], np.array(surprise)[seen], atol=0.1)
+    at_mode = innovations(posterior)  # at the mode instead of the mean; an input acts after the reading of its own row
+    fitted = at_mode.seen[0, :, 0]  # the rest of the recording was held out
+    np.testing.assert_allclose(at_mode.errors[0, fitted, 0], own[: len(fitted)][fitted], atol=0.1)
+    assert at_mode.lag == 1 and at_mode.names == ("angle",) and not at_mode.errors[0, ~fitted].any()
     assert np.all(ahead.inside == (np.abs(ahead.readings - ahead.mean) <= WIDTH * ahead.sd))
 
 

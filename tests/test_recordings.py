@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import clock_prior, example, linear_data, linear_dynamics
@@ -302,3 +303,27 @@ def test_real_pendulum_is_predicted_nearly_as_well_as_by_a_trajectory_fit():
         assert rows["direct collocation", 0.2][f"{backend} ratio"] <= 2.0
         assert rows["sac 0-4 s", 0.2][f"{backend} ratio"] <= 1.5
         assert all(row[backend] < 0.2 * row["constant velocity"] for row in rows.values())
+
+
+@pytest.mark.science
+def test_a_noise_that_readings_do_not_show_keeps_its_priors_width(x64):
+    """Exact positions at 5 Hz tell the sum of two process noises, and that it is small: neither may grow in draws."""
+    state, action = pp.StateSpace(x=pp.Real("m"), v=pp.Real("m/s")), pp.ActionSpace(u=pp.Bounded(-2.0, 2.0, "m/s^2"))
+
+    def program():
+        theta = pp.physical("theta", -20.0, 20.0, unit="1/s")
+        return lambda t, x, u: jnp.stack([x[1], theta * x[1] + u[0]])
+
+    u, exact = np.random.default_rng(0).choice([-1.0, 1.0], 100), np.zeros((100, 2))
+    decay = np.exp(-3.0 * 0.2)
+    for k in range(99):
+        x, v = exact[k]
+        exact[k + 1] = x + v * (1 - decay) / 3 + u[k] / 3 * (0.2 - (1 - decay) / 3), v * decay + u[k] / 3 * (1 - decay)
+    dynamics = pp.Dynamics(program, state, action, dt=0.2, substeps=8, sensors=("x",))
+    posterior = pp.fit(jax.random.key(0), dynamics, pp.Trajectories(exact[:, :1], u[:, None], dt=0.2), Laplace())
+    sd = np.sqrt(np.sum(np.asarray(posterior.factor) ** 2, axis=0))
+    noises = posterior.space.where(lambda name: name.endswith("_noise"))
+    assert np.all(sd[noises] <= np.pi / np.sqrt(8) * (1 + 1e-9))
+    table = posterior.summary()
+    assert table["process_noise[v]"]["mean"] < 0.01 and abs(table["theta"]["mean"] + 3.0) < 1e-3
+    assert "recursive" not in str(posterior.check())

@@ -121,6 +121,12 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
+def test_an_sd_beyond_the_prior_is_not_called_informed():
+    assert [summary._verdict(c, False).split(":")[0] for c in (0.1, 0.5, 1.0, 1.7)] == [
+        "learned", "informed", "barely informed", "wider than its prior",
+    ]  # fmt: skip
+
+
 def test_edges_by_hand():
     z = rng().standard_normal(4000)
     narrow = 0.01 * rng(1).standard_normal(4000)

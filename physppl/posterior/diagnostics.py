@@ -2,28 +2,26 @@
 
 import importlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.data import Data
-from physppl.density.forms import DrawsForm, Form, GaussianForm
-from physppl.density.moments import local, log_joint
+from physppl.density.forms import FLAT, DrawsForm, Form, GaussianForm
+from physppl.density.moments import local, log_joint_and_outcomes
+from physppl.density.unconstrained import Gaussian
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import R_HAT_LIMIT, Status
+from physppl.posterior import fit_tests, innovations, solver_error
 from physppl.posterior.base import AbstractPosterior
-from physppl.posterior.identifiability import UNDETERMINED, identifiability, parameters
-from physppl.posterior.summary import EDGE, VERDICTS, amount, summarise
-from physppl.posterior.verdict import DOUBTFUL, UNUSABLE, Check, Figures, Reason, status_reasons
+from physppl.posterior.identifiability import UNDETERMINED, constrained, identifiability, parameters
+from physppl.posterior.summary import EDGE, VERDICTS, WIDER, amount, summarise
+from physppl.posterior.verdict import DOUBTFUL, UNUSABLE, Check, Figures, Reason, listed, status_reasons
 
 GRADIENT = 0.015  # posterior sds from the mode, above the tolerance of a Laplace fit of recordings
-SHIFT = 0.1  # posterior sds, in the direction that moves most, by which a finer solver may move the estimate
-PROBE = 0.01  # posterior sds: spacing of central differences of the log density, which is nearly quadratic over it
-FINER = 4  # times as many sub-steps
-FINEST = 256  # times as many sub-steps: beyond, the field rather than the step is to be changed
 # Rank-normalised split R-hat and effective draws per chain: A. Vehtari, A. Gelman, D. Simpson, B. Carpenter,
 # P. Buerkner, Bayesian Analysis 16, 2021.
 R_HAT, EFFECTIVE = 1.01, 100
@@ -33,12 +31,14 @@ COUNTING, WEIGHED, DIMENSIONS = 0.1, 200, 20
 BFMI = 0.3  # energy transitions below it are slow (M. Betancourt, arXiv 1604.00695)
 ALONE = 0.95  # entry of a combination above which it is one parameter and rounding
 LISTED = 3  # combinations that are named
+COMPARABLE, SEPARATE = 3.0, 3.0  # nats of evidence, and sds, between two modes of which one must not be left out
 
 
 def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Check:
     """One verdict on a fit: its numerics, what the data left open, and the solver's error.
 
-    - the mode: posterior sds left to it; whether the density around it is that of the Gaussian;
+    - the mode: posterior sds left to it; whether the density around it is that of the Gaussian; other modes;
+    - the innovations, standardised one-step errors, against their null (`physppl.posterior.fit_tests`);
     - the sampler: R-hat, effective draws, divergences, energy;
     - the backend's own findings, such as what features miss of a function prior;
     - numbers chosen without a prior: whether they are more than the data;
@@ -62,16 +62,25 @@ def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Chec
             f"the fit, the solver, and what the data left open: {posterior.method} keeps neither a Gaussian nor draws "
             "in unconstrained space"
         )
+        errors = innovations.of_functions(posterior)
     else:
         with jax.enable_x64(True):
+            probed = _probed(posterior, form)
             if isinstance(form, GaussianForm):
-                parts.append(_mode(posterior, form))
+                parts.append(_mode(posterior, form, probed))
             elif posterior.sample_stats():
                 parts.append(_sampler(posterior, form))
-            parts += [_optimised(posterior), _solver(posterior, form)]
+            parts += [_several(posterior, form), _optimised(posterior)]
+            if isinstance(posterior.model, Dynamics):
+                parts.append(solver_error.judge(posterior, form, probed.around))
         parts.append(_data(posterior, form, jax.random.key(0) if key is None else key))
+        errors = innovations.of_sites(posterior, form.space, probed.sites)
         if not fit_checked:
             not_checked.append("the fit: its draws come without a sampler's diagnostics")
+    if errors is None:
+        not_checked.append("the test of fit: the outcomes are not rows of Gaussian or Student-t readings")
+    else:
+        parts.append(fit_tests.judge(errors))
     if isinstance(form, GaussianForm) and len(form.mode) > DIMENSIONS:
         not_checked.append(f"the shape of the posterior around its mode: {len(form.mode)} dimensions are too many")
     reasons = [reason for found, _ in parts for reason in found]
@@ -80,33 +89,100 @@ def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Chec
     return Check(header, tuple(reasons), figures, tuple(not_checked), fit_checked)
 
 
-def _mode(posterior, form: GaussianForm) -> tuple[list[Reason], Figures]:
+class _Probed(NamedTuple):
+    """Log joint densities of draws from a Gaussian and around the centre of a posterior; observed sites there."""
+
+    draws: Float[np.ndarray, " W"]
+    around: Float[np.ndarray, " Q"]
+    sites: dict[str, Gaussian]
+
+
+def _standard_draws(form: Form) -> Float[np.ndarray, "W R"]:
+    """Standard normal draws by which the shape of a Gaussian is tested; none where they would tell nothing."""
+    if not isinstance(form, GaussianForm) or form.linearised or form.space.size > DIMENSIONS:
+        return np.zeros((0, form.space.size))
+    return np.random.default_rng(0).normal(size=(WEIGHED, len(form.factor)))
+
+
+def _probed(posterior, form: Form) -> _Probed:
+    """All densities of which a check of the present model needs no derivative, in one program."""
+    z, covariance = form.moments()
+    centre, draws = np.asarray(innovations.centre(form)), _standard_draws(form)
+    around = solver_error.probes(z, covariance) if isinstance(posterior.model, Dynamics) else np.zeros((0, len(z)))
+    if isinstance(form, GaussianForm) and len(draws):
+        draws = centre + draws @ np.asarray(form.factor)
+    points = np.concatenate([centre[None], *([draws] if len(draws) else []), around])
+    density, sites = log_joint_and_outcomes(form.space, posterior.model, posterior.data, points)
+    of_draws, of_around = np.split(np.asarray(density)[1:], [len(draws)])
+    return _Probed(of_draws, of_around, sites)
+
+
+def _mode(posterior, form: GaussianForm, probed: _Probed) -> tuple[list[Reason], Figures]:
     z, factor = form.mode, form.factor
+    reasons: list[Reason] = []
     if form.by_evidence and form.decrement is not None:  # the joint density has its maximum elsewhere
         distance = float(jnp.sqrt(form.decrement))
-        at_mode = int(posterior.status) == Status.OK
+        at_mode = int(posterior.status) in (Status.OK, Status.CLIMBING)
+        if not at_mode or int(posterior.status) == Status.CLIMBING:
+            reasons += status_reasons(posterior.status)
     else:
         _, gradient, _ = local(form.space, posterior.model, posterior.data, z)
         distance = float(jnp.linalg.norm(factor @ gradient))
         at_mode = distance <= GRADIENT
-    reasons, figures = [], {"sds_to_the_mode": distance}
-    if not at_mode:
+    figures: Figures = {"sds_to_the_mode": distance}
+    if not at_mode and not reasons:
         finding = f"the search ended {distance:.2g} posterior sds from the mode"
         verdict = DOUBTFUL if distance < 1 else UNUSABLE
         remedy = "raise `steps` or `starts` of the backend"
-        converged = form.decrement is not None and form.decrement <= GRADIENT**2
-        if converged and not form.by_evidence:  # on new data alone
+        if form.recursive:
             remedy = "fit all of `posterior.data` at once, or update without `recursive`"
         reasons.append(Reason(verdict, finding, remedy))
-    elif len(z) <= DIMENSIONS and not form.linearised:
-        noise = jax.random.normal(jax.random.key(0), (WEIGHED, len(z)), z.dtype)
-        log_weights = log_joint(form.space, posterior.model, posterior.data, z + noise @ factor)
-        log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf) + 0.5 * jnp.sum(noise**2, axis=1)
-        counting = figures["draws_that_count"] = float(1 / jnp.sum(jax.nn.softmax(log_weights) ** 2) / WEIGHED)
+    if len(probed.draws):
+        log_weights = np.where(np.isfinite(probed.draws), probed.draws, -np.inf)
+        log_weights = log_weights + 0.5 * np.sum(_standard_draws(form) ** 2, axis=1)
+        weights = np.exp(log_weights - log_weights.max())
+        counting = figures["draws_that_count"] = float(weights.sum() ** 2 / np.sum(weights**2) / WEIGHED)
         if not counting >= COUNTING:
             finding = f"the posterior is no Gaussian in unconstrained space: {counting:.1%} of the draws count"
             remedy = "draw Laplace(linearised=True), sample with HMC, or settle what the data leave open"
             reasons.append(Reason(DOUBTFUL, finding, remedy))
+    return reasons, figures
+
+
+def _several(posterior, form: Form) -> tuple[list[Reason], Figures]:
+    """Check whether the searches found another mode that the posterior leaves out, or a density that is flat."""
+    reasons, figures = [], {}
+    drop = form.drop if isinstance(form, GaussianForm) else None
+    if drop is not None:
+        figures["fall_at_two_sds"] = float(drop)
+        if drop < FLAT:
+            finding, _, remedy = Status.FLAT.remedy.partition(": ")
+            finding += f" ({float(drop):.2g} nats lower two sds away, of a Gaussian 2)"
+            reasons.append(Reason(DOUBTFUL, finding, remedy))
+    if form.found is None or not np.isfinite(form.found.log_evidence).any():
+        return reasons, figures
+    points, sds, evidence = map(np.asarray, form.found)
+    best = int(np.argmax(evidence))
+    apart = np.abs(points - points[best]) / np.maximum(np.fmax(sds, sds[best]), 1e-300)
+    others = np.flatnonzero((evidence > evidence[best] - COMPARABLE) & (apart.max(axis=1) > SEPARATE))
+    if isinstance(form, DrawsForm):  # draws may lie in both
+        draws = np.asarray(form.points).reshape(-1, points.shape[1])
+        others = [t for t in others if np.min(np.max(np.abs(draws - points[t]) / sds[t], axis=1)) > SEPARATE]
+    if len(others):
+        other = int(max(others, key=lambda t: evidence[t]))
+        names = [name for _, name, _ in parameters(form.space, posterior.model, posterior.data)]
+        values = [
+            np.asarray(constrained(form.space, posterior.model, posterior.data, points[t])[0]) for t in (best, other)
+        ]
+        named = [int(i) for i in np.argsort(-apart[other], kind="stable")[:LISTED] if apart[other][i] > SEPARATE]
+        places = [", ".join(f"{names[i]} = {value[i]:.4g}" for i in named) for value in values]
+        gap = evidence[best] - evidence[other]
+        finding = f"two modes explain the data: {places[0]}, and {places[1]} (log evidence {gap:.1f} nats lower)"
+        held = (
+            "this posterior is about the first alone" if isinstance(form, GaussianForm) else "no chain saw the second"
+        )
+        remedy = f"{held}: let a prior's bounds settle it, or give data that tell them apart"
+        reasons.append(Reason(DOUBTFUL, finding, remedy))
     return reasons, figures
 
 
@@ -167,81 +243,6 @@ def _sampler(posterior, form: DrawsForm) -> tuple[list[Reason], Figures]:
     return reasons, figures
 
 
-def _solver(posterior, form: Form) -> tuple[list[Reason], Figures]:
-    if not isinstance(posterior.model, Dynamics):
-        return [], {}
-    shift, needed = solver_shift(posterior, form)
-    if shift <= SHIFT:
-        return [], {"solver_shift_sds": shift}
-    model = posterior.model
-    finding = f"the solver's error moves the estimate by {shift:.2g} posterior sds (substeps={model.substeps})"
-    if needed is None:
-        remedy = f"{FINEST * model.substeps} do not settle it: take a solver of higher order, or one for stiff fields"
-    else:
-        remedy = f"fit with substeps={needed}, steps of {model.dt / needed:.2g} s, or a solver of higher order"
-    return [Reason(DOUBTFUL, finding, remedy)], {"solver_shift_sds": shift}
-
-
-def solver_shift(posterior, form: Form | None = None) -> tuple[float, int | None]:
-    """Shift of the estimate under a finer solver.
-
-    Args:
-        form: the posterior of a Dynamics in unconstrained space, where the caller has it already.
-
-    Returns:
-        The length, in posterior sds, of one Gauss-Newton step from the posterior's centre under 4 times finer
-        sub-steps; and where it is above `SHIFT` the sub-steps that bring it below, or None where none do.
-    """
-    form = posterior.unconstrained() if form is None else form
-    space, model, data = form.space, posterior.model, posterior.data
-    z, covariance = form.moments()
-    shift = initial = _shift(space, model, data, z, covariance)
-    times = 1
-    while shift > SHIFT and times < FINEST:
-        times *= FINER
-        shift = _shift(space, _finer(model, times), data, z, covariance)
-        if shift <= SHIFT:
-            # A coarse fit takes the solver's error for noise; the posterior under a finer solver is narrower.
-            z, covariance = _refined_mode(space, _finer(model, times), data, z)
-            shift = _shift(space, _finer(model, times), data, z, covariance)
-    if not shift <= SHIFT:
-        return initial, None
-    order = model.solver.order(None) or 1  # of the error, between this grid and the one before
-    fraction = min(max((2 * shift / SHIFT) ** (1 / order), 1 / FINER), 1.0)
-    return initial, math.ceil(times * fraction * model.substeps)
-
-
-def _shift(space, model, data, z, covariance) -> float:
-    """Length, in posterior sds, of the Gauss-Newton step from the mode under 4 times finer sub-steps."""
-    variances, axes = jnp.linalg.eigh(covariance)
-    directions = (axes * jnp.sqrt(jnp.maximum(variances, 0.0))).T  # rows of one posterior sd
-    points = jnp.concatenate([z + PROBE * directions, z - PROBE * directions])
-    change = log_joint(space, _finer(model, FINER), data, points) - log_joint(space, model, data, points)
-    ahead, behind = jnp.split(change, 2)
-    return float(jnp.linalg.norm(ahead - behind) / (2 * PROBE))
-
-
-def _refined_mode(space, model, data, z, steps: int = 40):
-    """Mode near z and its covariance, by damped Fisher scoring, to a hundredth of an sd."""
-    value, gradient, curvature = local(space, model, data, z)
-    damping = 1e-3
-    for _ in range(steps):
-        step = jnp.linalg.solve(curvature + damping * jnp.diag(jnp.diagonal(curvature)), gradient)
-        new = local(space, model, data, z + step)
-        if new[0] >= value:
-            z, (value, gradient, curvature), damping = z + step, new, damping / 10
-            if gradient @ jnp.linalg.solve(curvature, gradient) < 1e-4:
-                break
-        else:
-            damping *= 8
-    return z, jnp.linalg.inv(curvature)
-
-
-def _finer(model: Dynamics, times: int) -> Dynamics:
-    """The same Dynamics with `times` as many sub-steps; programs of it are compiled anew."""
-    return model.rebound(substeps=model.substeps * times)
-
-
 def _data(posterior, form: Form, key) -> tuple[list[Reason], Figures]:
     report = identifiability(posterior)
     figures = {"combinations": len(report.names), "largest_variance_left": float(report.eigenvalues.max())}
@@ -251,7 +252,7 @@ def _data(posterior, form: Form, key) -> tuple[list[Reason], Figures]:
     reasons = []
     if report.unused:
         remedy = "take out of the program what nothing shows, or record what it acts on"
-        reasons.append(Reason(DOUBTFUL, f"no prediction depends on {', '.join(report.unused)}", remedy))
+        reasons.append(Reason(DOUBTFUL, f"no prediction depends on {listed(report.unused)}", remedy))
     undetermined = [int(i) for i in np.flatnonzero(report.eigenvalues > UNDETERMINED)]
     single = [i for i in undetermined if np.abs(report.directions[i]).max() > ALONE]
     mixed = [report.combination(i) for i in undetermined if i not in single]
@@ -262,13 +263,15 @@ def _data(posterior, form: Form, key) -> tuple[list[Reason], Figures]:
         finding += f" or {len(mixed) - LISTED} more" if len(mixed) > LISTED else ""
         reasons.append(Reason(DOUBTFUL, finding, "give one of each as known, or record motions that tell them apart"))
     rows = [row for row in summarise(key, posterior).rows if row["site"] in form.space.names]
-    barely = [row["name"] for row in rows if row["verdict"] == VERDICTS[2] and row["site"] not in report.marginalised]
+    barely = [
+        row["name"] for row in rows if row["verdict"] in (VERDICTS[2], WIDER) and row["site"] not in report.marginalised
+    ]
     barely = [name for name in single_names if name not in report.unused] + [n for n in barely if n not in mentioned]
     if barely:
-        finding = f"the data say little about {', '.join(barely)}: what is known is mostly the prior"
+        finding = f"the data say little about {listed(barely)}: what is known is mostly the prior"
         reasons.append(Reason(DOUBTFUL, finding, "excite more of what it acts on, or give it as known"))
     edges = [row["name"] for row in rows if row["verdict"] == EDGE]
     if edges:
         remedy = "widen the prior, or look for physics that the program lacks and it stands in for"
-        reasons.append(Reason(DOUBTFUL, f"{', '.join(edges)}: at the edge of the prior", remedy))
+        reasons.append(Reason(DOUBTFUL, f"{listed(edges)}: at the edge of the prior", remedy))
     return reasons, figures

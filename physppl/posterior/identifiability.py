@@ -245,7 +245,7 @@ def _report(space, model, data, z, fisher, before, after, place: str) -> Identif
     information, sds = np.diagonal(fisher)[keep], np.sqrt(np.diagonal(before)[keep])
     before, after = before[np.ix_(keep, keep)], after[np.ix_(keep, keep)]
     eigenvalues, directions = compare(before, after)
-    values, slopes = map(np.asarray, _constrained(space, model, data, z))
+    values, slopes = map(np.asarray, constrained(space, model, data, z))
     return Identifiability(
         header=" | ".join([str(model), *amount(data), place]),
         names=tuple(named[i][1] for i in keep),
@@ -272,7 +272,7 @@ def _nuisances(space: UnconstrainedSpace, model) -> tuple[str, ...]:
 
 
 @eqx.filter_jit
-def _constrained(space: UnconstrainedSpace, model, data, z) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+def constrained(space: UnconstrainedSpace, model, data, z) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
     """Value of each entry in its unit, and its slope; unconstrained ones for sites without a map entry by entry."""
 
     def values(z):

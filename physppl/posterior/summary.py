@@ -35,6 +35,7 @@ EXPANDED = 8  # entries of a vector site that get rows of their own; longer ones
 
 EDGE = "at the edge of its prior: the truth may lie outside"
 CONSTANT = "constant"
+WIDER = "wider than its prior: not told"
 VERDICTS = ("learned", "informed", "barely informed: mostly the prior", EDGE)
 
 
@@ -234,6 +235,8 @@ def _verdict(contraction: float, edge: bool) -> str:
         return CONSTANT
     if edge:
         return at_edge
+    if contraction > 1 / INFORMED:
+        return WIDER
     return learned if contraction < LEARNED else informed if contraction < INFORMED else prior
 
 

@@ -1,0 +1,97 @@
+"""Figure of innovations: their course, distribution, autocorrelation, and cross-correlation with the inputs."""
+
+import numpy as np
+
+from physppl.internal.figures import BLUE, GREY, ORANGE, PURPLE, legend, new_figure, styled
+from physppl.posterior import fit_tests
+from physppl.posterior import innovations as source
+from physppl.posterior.posterior import Posterior
+
+SHOWN = 5.0  # sds either side of zero; larger errors stand at the rim
+BOUND = 1.96  # sds, of 95 %
+
+
+@styled
+def innovations(posterior: Posterior):
+    """Plot the standardised one-step errors of a fit, a row of panels for each coordinate or sensor.
+
+    Their course with 95 % bounds, one part after the other; their histogram beside the standard normal density; their
+    autocorrelation, and their correlation with each input so many rows earlier, with 95 % bounds of independent errors.
+
+    Raises:
+        TypeError: for outcomes that are not rows of Gaussian or Student-t values.
+    """
+    found = source.innovations(posterior)
+    inputs = found.inputs
+    figure = new_figure(9.6 if inputs is not None else 7.6, 1.75 * len(found.names) + 0.7)
+    widths = [4, 1, 2, 2] if inputs is not None else [4, 1, 2]
+    panels = figure.subplots(len(found.names), len(widths), sharex="col", width_ratios=widths, squeeze=False)
+    lags = min(fit_tests.LAGS, found.errors.shape[1] - 1)
+    correlations, pairs = fit_tests.autocorrelation(found, lags)
+    for i, name in enumerate(found.names):
+        course, histogram, auto = panels[i, :3]
+        _course(course, found, i)
+        course.set_ylabel(f"{name.replace('_', ' ')} [sd]")
+        _histogram(histogram, found.errors[..., i][found.seen[..., i]])
+        if len(correlations):
+            _stems(auto, np.arange(1, len(correlations) + 1), correlations[:, i], pairs[:, i], BLUE)
+        if inputs is not None:
+            for a, (label, colour) in enumerate(zip(found.input_names, (BLUE, ORANGE, PURPLE), strict=False)):
+                at = range(found.lag, found.lag + lags)
+                values, counts = fit_tests.cross_correlation(found, inputs[..., a], at)
+                _stems(
+                    panels[i, 3],
+                    np.arange(found.lag, found.lag + lags) + 0.2 * a,
+                    values[:, i],
+                    counts[:, i],
+                    colour,
+                    label,
+                )
+    titles = ("innovations", "density", "autocorrelation", "correlation with inputs")
+    for axis, title in zip(panels[0], titles, strict=False):
+        axis.set_title(title)
+    rows = f"{found.row}s"
+    panels[-1, 0].set_xlabel(rows if found.times is None else "time [s]")
+    panels[-1, 2].set_xlabel(f"lag [{rows}]")
+    if inputs is not None:
+        panels[-1, 3].set_xlabel(f"lag [{rows}]")
+        if len(found.input_names) > 1:
+            return legend(figure, [panels[0, 3]])
+    return figure
+
+
+def _course(axis, found: source.Innovations, i: int) -> None:
+    begin = 0.0
+    for part in range(len(found.errors)):
+        seen = found.seen[part, :, i]
+        if not seen.any():
+            continue
+        clock = np.arange(len(seen), dtype=float) if found.times is None else found.times[part]
+        clock = clock - clock[seen][0] + begin
+        values = np.clip(found.errors[part, :, i], -SHOWN, SHOWN)
+        axis.plot(clock[seen], values[seen], ".", ms=2.2, mew=0, color=BLUE, alpha=0.7)
+        far = seen & (np.abs(found.errors[part, :, i]) > SHOWN - 1)
+        axis.plot(clock[far], values[far], "o", ms=4, mfc="none", mec=ORANGE)
+        begin = clock[seen][-1]
+        if part + 1 < len(found.errors):
+            axis.axvline(begin, color=GREY, lw=0.6)
+    axis.axhspan(-BOUND, BOUND, color=GREY, alpha=0.15, lw=0)
+    axis.set(ylim=(-SHOWN - 0.2, SHOWN + 0.2), xlim=(0, max(begin, 1e-9)))
+
+
+def _histogram(axis, values: np.ndarray) -> None:
+    grid = np.linspace(-SHOWN, SHOWN, 200)
+    edges = np.linspace(-SHOWN, SHOWN, 41)
+    shown = np.clip(values, -SHOWN, SHOWN)
+    axis.hist(shown, edges, density=True, orientation="horizontal", color=BLUE, alpha=0.55)
+    axis.plot(np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi), grid, color=ORANGE, lw=1.2)
+    axis.set(xticks=[], yticks=[], ylim=(-SHOWN - 0.2, SHOWN + 0.2))
+
+
+def _stems(axis, lags, values, pairs, colour: str, label: str | None = None) -> None:
+    bounds = BOUND / np.sqrt(np.maximum(pairs, 1))
+    axis.fill_between(lags, -bounds, bounds, color=GREY, alpha=0.2, lw=0)
+    axis.vlines(lags, 0, values, color=colour, lw=1.4, label=label)
+    axis.axhline(0, color=GREY, lw=0.8)
+    reach = max(0.3, float(np.abs(values).max()) * 1.15, *np.abs(axis.get_ylim()))
+    axis.set_ylim(-reach, reach)

@@ -1,0 +1,105 @@
+"""The solver's error: how far an estimate moves under finer steps, in posterior sds."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from physppl.density.forms import Form
+from physppl.density.moments import local, log_joint
+from physppl.dynamics import Dynamics
+from physppl.posterior.verdict import DOUBTFUL, Figures, Reason
+
+SHIFT = 0.1  # posterior sds, in the direction that moves most, by which a finer solver may move the estimate
+PROBE = 0.01  # posterior sds: spacing of central differences of the log density, which is nearly quadratic over it
+FINER = 4  # times as many sub-steps
+FINEST = 256  # times as many sub-steps: beyond, the field rather than the step is to be changed
+
+
+def judge(
+    posterior, form: Form, density: Float[Array | np.ndarray, " Q"] | None = None
+) -> tuple[list[Reason], Figures]:
+    """Reason against the solver's steps, if there is one, and the shift.
+
+    Args:
+        form: the posterior of a Dynamics.
+        density: log joint density at the `probes` of its moments, where the caller has it already.
+    """
+    shift, needed = solver_shift(posterior, form, density)
+    figures: Figures = {"solver_shift_sds": shift}
+    if shift <= SHIFT:
+        return [], figures
+    model = posterior.model
+    finding = f"the solver's error moves the estimate by {shift:.2g} posterior sds (substeps={model.substeps})"
+    if needed is None:
+        remedy = f"{FINEST * model.substeps} do not settle it: take a solver of higher order, or one for stiff fields"
+    else:
+        remedy = f"fit with substeps={needed}, steps of {model.dt / needed:.2g} s, or a solver of higher order"
+    return [Reason(DOUBTFUL, finding, remedy)], figures
+
+
+def probes(z: Array, covariance: Array) -> Float[np.ndarray, "Q P"]:
+    """Points (2 P, P) on either side of z along the covariance's axes, PROBE sds away."""
+    variances, axes = np.linalg.eigh(np.asarray(covariance))
+    directions = PROBE * (axes * np.sqrt(np.maximum(variances, 0.0))).T
+    return np.concatenate([np.asarray(z) + directions, np.asarray(z) - directions])
+
+
+def solver_shift(
+    posterior, form: Form | None = None, density: Float[Array | np.ndarray, " Q"] | None = None
+) -> tuple[float, int | None]:
+    """Shift of the estimate under a finer solver; arguments as of `judge`.
+
+    Returns:
+        The length, in posterior sds, of one Gauss-Newton step from the posterior's centre under 4 times finer
+        sub-steps; and where it is above `SHIFT` the sub-steps that bring it below, or None where none do.
+    """
+    form = posterior.unconstrained() if form is None else form
+    space, model, data = form.space, posterior.model, posterior.data
+    z, covariance = form.moments()
+    shift = initial = _shift(space, model, data, z, covariance, density)
+    times = 1
+    while shift > SHIFT and times < FINEST:
+        times *= FINER
+        shift = _shift(space, _finer(model, times), data, z, covariance)
+        if shift <= SHIFT:
+            # A coarse fit takes the solver's error for noise; the posterior under a finer solver is narrower.
+            z, covariance = _refined_mode(space, _finer(model, times), data, z)
+            shift = _shift(space, _finer(model, times), data, z, covariance)
+    if not shift <= SHIFT:
+        return initial, None
+    order = model.solver.order(None) or 1  # of the error, between this grid and the one before
+    fraction = min(max((2 * shift / SHIFT) ** (1 / order), 1 / FINER), 1.0)
+    return initial, math.ceil(times * fraction * model.substeps)
+
+
+def _shift(space, model, data, z, covariance, density=None) -> float:
+    """Length, in posterior sds, of the Gauss-Newton step from the mode under 4 times finer sub-steps."""
+    points = probes(z, covariance)
+    density = log_joint(space, model, data, points) if density is None else density
+    change = np.asarray(log_joint(space, _finer(model, FINER), data, points)) - np.asarray(density)
+    ahead, behind = np.split(change, 2)
+    return float(np.linalg.norm(ahead - behind) / (2 * PROBE))
+
+
+def _refined_mode(space, model, data, z, steps: int = 40):
+    """Mode near z and its covariance, by damped Fisher scoring, to a hundredth of an sd."""
+    value, gradient, curvature = local(space, model, data, z)
+    damping = 1e-3
+    for _ in range(steps):
+        step = jnp.linalg.solve(curvature + damping * jnp.diag(jnp.diagonal(curvature)), gradient)
+        new = local(space, model, data, z + step)
+        if new[0] >= value:
+            z, (value, gradient, curvature), damping = z + step, new, damping / 10
+            if gradient @ jnp.linalg.solve(curvature, gradient) < 1e-4:
+                break
+        else:
+            damping *= 8
+    return z, jnp.linalg.inv(curvature)
+
+
+def _finer(model: Dynamics, times: int) -> Dynamics:
+    """The same Dynamics with `times` as many sub-steps; programs of it are compiled anew."""
+    return model.rebound(substeps=model.substeps * times)
