@@ -31,10 +31,8 @@ FEWEST = 3  # searches, however they end
 MERGED = 0.3  # nats and squared sds within which two searches ended at the same mode
 OPEN = 0.1  # of the prior's sd: directions in which the posterior is wider are walked along
 DIRECTIONS = 3  # that are walked along, at most, on either side
-FIRST, LATER = (
-    2.0,
-    1.5,
-)  # posterior sds of the first step of a walk, at which a Gaussian has fallen by 2 nats, and of the next
+FIRST = 2.0  # posterior sds of a walk's first step, at which a Gaussian has fallen by 2 nats
+LATER = 1.5  # posterior sds of its other steps
 CORRECTIONS = 40  # evaluations of one step of a walk, at most
 SHORTEST = 0.5  # posterior sds: shorter steps of a walk are not tried
 WALKED = 16  # steps of a walk, at most

@@ -1,4 +1,4 @@
-"""Matrix-free linear algebra on a Jacobian: leading eigenpairs, and traces of matrix functions, through matfree."""
+"""Matrix-free linear algebra on a Jacobian: leading eigenpairs, traces of matrix functions, draws by linear solves."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import solve_triangular
+from jax.scipy.sparse.linalg import cg
 from jaxtyping import Float, PRNGKeyArray
 from matfree import decomp, eig
 
@@ -105,3 +106,45 @@ def traces(
     starts = jax.random.rademacher(key, (PROBES, size), dtype)
     estimates = jax.lax.map(quadrature, starts)
     return jnp.mean(estimates, axis=0), jnp.std(estimates, axis=0, ddof=1) / PROBES**0.5
+
+
+class Left(NamedTuple):
+    """Variances after the data, in units of those before: of the parameters (P,), and of the errors at the data (n,).
+
+    The diagonals of (I + A' A)^-1 and of (I + A A')^-1: the second adds up to n minus the effective number of
+    parameters, and is positive however they are estimated.
+    """
+
+    parameters: Float[Array, " P"]
+    errors: Float[Array, " n"]
+
+
+class PerturbedDraws(NamedTuple):
+    """Draws from the whole covariance, the whitened errors that they leave at the data, and the preconditioner."""
+
+    parameters: Float[Array, "S P"]
+    errors: Float[Array, "S n"]
+    leading: Leading
+
+    def left(self) -> Left:
+        """Variances that the data leave, by mean squares."""
+        return Left(jnp.mean(self.parameters**2, axis=0), jnp.mean(self.errors**2, axis=0))
+
+
+def perturbed(
+    key: PRNGKeyArray, whitened: Whitened, count: int, rank: int, tolerance: float, iterations: int, dtype
+) -> PerturbedDraws:
+    """Draws by conjugate gradients, with perturbed outcomes.
+
+    (I + A' A)^-1 (e + A' n), with e and n standard normal, has covariance (I + A' A)^-1; and n - A times it, the error
+    that is left, has (I + A A')^-1.
+    """
+    rows, size = whitened.shape
+    sketch_key, prior_key, noise_key = jax.random.split(key, 3)
+    leading = Leading.sketched(sketch_key, whitened, rank, dtype)
+    prior = jax.random.normal(prior_key, (count, size), dtype)
+    noise = jax.random.normal(noise_key, (count, rows), dtype)
+    right = leading.precondition(prior + whitened.pulled(noise))
+    white, _ = cg(lambda v: leading.preconditioned(whitened, v), right, tol=tolerance, maxiter=iterations)
+    parameters = leading.precondition(white)
+    return PerturbedDraws(parameters, noise - whitened.pushed(parameters), leading)

@@ -18,7 +18,8 @@ from physppl.dynamics import Dynamics
 from physppl.inference.evidence import free_space, with_params
 from physppl.inference.gauss_newton import Problem, descend, search
 from physppl.inference.laplace import GaussianPosterior
-from physppl.inference.structures import DataSpace, Left, Root, Structure
+from physppl.inference.products import Left
+from physppl.inference.structures import DataSpace, Root, Structure
 from physppl.internal import gaussians
 from physppl.internal.errors import fit_status
 from physppl.internal.precision import doubles

@@ -6,7 +6,6 @@ the others are measured in docs/results/large_laplace.md.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.linalg import cho_solve, solve_triangular
-from jax.scipy.sparse.linalg import cg
 from jax.typing import DTypeLike
 from jaxtyping import Float, PRNGKeyArray
 
-from physppl.inference.products import Leading, Whitened, traces
+from physppl.inference.products import Leading, Left, Whitened, perturbed, traces
 from physppl.internal import gaussians
 
 LEFT_DRAWS, LEFT_RANK = 32, 64  # draws of the variances left by the data, and rank of their preconditioner
@@ -90,17 +88,6 @@ class Shrunk(Root):
         return self.draw(key, count) / np.sqrt(count)
 
 
-class Left(NamedTuple):
-    """Variances after the data, in units of those before: of the parameters (P,), and of the errors at the data (n,).
-
-    The diagonals of (I + A' A)^-1 and of (I + A A')^-1: the second adds up to n minus the effective number of
-    parameters, and is positive however they are estimated.
-    """
-
-    parameters: Float[Array, " P"]
-    errors: Float[Array, " n"]
-
-
 class Structure(eqx.Module):
     """Base class of the approximate covariances."""
 
@@ -114,7 +101,7 @@ class Structure(eqx.Module):
         Noises and prior sds come from these: with a structure's own variances a covariance that keeps little would
         count more effective parameters than there are rows. Estimated from draws unless the structure is exact.
         """
-        return left_by_draws(*perturbed(key, whitened, LEFT_DRAWS, min(LEFT_RANK, *whitened.shape), 0.05, 300, dtype))
+        return perturbed(key, whitened, LEFT_DRAWS, min(LEFT_RANK, *whitened.shape), 0.05, 300, dtype).left()
 
 
 class Full(Structure):
@@ -288,35 +275,3 @@ class DataSpace(Structure):
         white = solve_triangular(lower, matrix, lower=True)
         inverse = solve_triangular(lower, jnp.eye(rows, dtype=dtype), lower=True)
         return Left(jnp.maximum(1 - jnp.sum(white**2, axis=0), 0.0), jnp.sum(inverse**2, axis=0))
-
-
-class PerturbedDraws(NamedTuple):
-    """Draws from the whole covariance, the whitened errors that they leave at the data, and the preconditioner."""
-
-    parameters: Float[Array, "S P"]
-    errors: Float[Array, "S n"]
-    leading: Leading
-
-
-def perturbed(
-    key: PRNGKeyArray, whitened: Whitened, count: int, rank: int, tolerance: float, iterations: int, dtype
-) -> PerturbedDraws:
-    """Draws by conjugate gradients, with perturbed outcomes.
-
-    (I + A' A)^-1 (e + A' n), with e and n standard normal, has covariance (I + A' A)^-1; and n - A times it, the error
-    that is left, has (I + A A')^-1.
-    """
-    rows, size = whitened.shape
-    sketch_key, prior_key, noise_key = jax.random.split(key, 3)
-    leading = Leading.sketched(sketch_key, whitened, rank, dtype)
-    prior = jax.random.normal(prior_key, (count, size), dtype)
-    noise = jax.random.normal(noise_key, (count, rows), dtype)
-    right = leading.precondition(prior + whitened.pulled(noise))
-    white, _ = cg(lambda v: leading.preconditioned(whitened, v), right, tol=tolerance, maxiter=iterations)
-    parameters = leading.precondition(white)
-    return PerturbedDraws(parameters, noise - whitened.pushed(parameters), leading)
-
-
-def left_by_draws(parameters: Float[Array, "S P"], errors: Float[Array, "S n"], _) -> Left:
-    """Mean squares of draws."""
-    return Left(jnp.mean(parameters**2, axis=0), jnp.mean(errors**2, axis=0))

@@ -14,7 +14,6 @@ import scipy.stats
 import physppl as pp
 from physppl.inference import DataSpace, Diagonal, Full, LastLayer, LowRank, Pathwise, StructuredLaplace
 from physppl.inference.products import Whitened
-from physppl.inference.structures import Diagonal as DiagonalStructure
 from physppl.language.noise import FLOOR
 
 ROWS, NOISE, PRIOR = 150, 0.05, 0.1  # rows, true sd in m, scale of the half-normal prior of the noise
@@ -76,7 +75,7 @@ def test_noise_and_evidence_are_the_exact_ones(structure, case):
 def test_variances_left_count_no_more_parameters_than_rows(x64):
     """Of a Jacobian whose traces exceed its rows by far, as a prior kept along most directions would count them."""
     matrix = np.random.default_rng(0).normal(size=(30, 200)) * np.geomspace(30, 0.1, 200)
-    left = DiagonalStructure().left(jax.random.key(0), Whitened.of(jnp.asarray(matrix)), float)
+    left = Diagonal().left(jax.random.key(0), Whitened.of(jnp.asarray(matrix)), float)
     exact = np.diag(np.linalg.inv(np.eye(30) + matrix @ matrix.T))
     assert np.all(np.asarray(left.errors) >= 0)
     assert float(left.errors.sum()) == pytest.approx(exact.sum(), rel=4 * np.sqrt(2 / 32))

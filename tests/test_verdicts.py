@@ -55,8 +55,8 @@ def without_friction():
 
 
 @functools.cache
-def simulator(cubic: float, recorded: bool):
-    """(inputs, disturbance, noise, first state) -> states (N + 1, D): noise on each step, or none within recordings."""
+def simulator(cubic: float):
+    """(inputs (N, 1), noise (N, 2) on each step, first state) -> states (N + 1, 2)."""
 
     @jax.jit
     def run(inputs, noise, start):
@@ -88,7 +88,7 @@ def motion(seed: int, *, cubic=0.0, lag=0, gap=False, drift=False, noise=NOISE):
             force[i] = 0.95 * force[i - 1] + 0.6 * np.sqrt(1 - 0.95**2) * rng.normal()
         errors[:, 1] += DT * force
     with jax.enable_x64(True):
-        states = simulator(cubic, False)(jnp.asarray(acting), jnp.asarray(errors), jnp.asarray([0.5, 0.0]))
+        states = simulator(cubic)(jnp.asarray(acting), jnp.asarray(errors), jnp.asarray([0.5, 0.0]))
     return np.asarray(states), recorded, rng
 
 

@@ -1,5 +1,7 @@
 """Figure of innovations: their course, distribution, autocorrelation, and cross-correlation with the inputs."""
 
+from itertools import cycle
+
 import numpy as np
 
 from physppl.internal.figures import BLUE, GREY, ORANGE, PURPLE, legend, new_figure, styled
@@ -36,7 +38,7 @@ def innovations(posterior: Posterior):
         if len(correlations):
             _stems(auto, np.arange(1, len(correlations) + 1), correlations[:, i], pairs[:, i], BLUE)
         if inputs is not None:
-            for a, (label, colour) in enumerate(zip(found.input_names, (BLUE, ORANGE, PURPLE), strict=False)):
+            for a, (label, colour) in enumerate(zip(found.input_names, cycle((BLUE, ORANGE, PURPLE)), strict=False)):
                 at = range(found.lag, found.lag + lags)
                 values, counts = fit_tests.cross_correlation(found, inputs[..., a], at)
                 _stems(

@@ -123,14 +123,14 @@ def _mode(posterior, form: GaussianForm, probed: _Probed) -> tuple[list[Reason],
     if form.by_evidence and form.decrement is not None:  # the joint density has its maximum elsewhere
         distance = float(jnp.sqrt(form.decrement))
         at_mode = int(posterior.status) in (Status.OK, Status.CLIMBING)
-        if not at_mode or int(posterior.status) == Status.CLIMBING:
+        if int(posterior.status) == Status.CLIMBING:
             reasons += status_reasons(posterior.status)
     else:
         _, gradient, _ = local(form.space, posterior.model, posterior.data, z)
         distance = float(jnp.linalg.norm(factor @ gradient))
         at_mode = distance <= GRADIENT
     figures: Figures = {"sds_to_the_mode": distance}
-    if not at_mode and not reasons:
+    if not at_mode:
         finding = f"the search ended {distance:.2g} posterior sds from the mode"
         verdict = DOUBTFUL if distance < 1 else UNUSABLE
         remedy = "raise `steps` or `starts` of the backend"
