@@ -20,7 +20,7 @@ from scipy.stats import chi2
 
 import physppl as pp
 from physppl.inference import Laplace
-from physppl.inference.laplace import LaplacePosterior
+from physppl.inference.gaussian import LaplacePosterior
 from physppl.internal import figures
 from physppl.internal.units import label
 from physppl.models import two_link

@@ -16,9 +16,9 @@ from physppl.inference.function_objectives import Projected as Projected
 from physppl.inference.function_space import Slack as Slack
 from physppl.inference.function_vi import FunctionPosterior as FunctionPosterior
 from physppl.inference.function_vi import FunctionSpaceVI as FunctionSpaceVI
+from physppl.inference.gaussian import LaplacePosterior as LaplacePosterior
 from physppl.inference.hmc import HMC as HMC
 from physppl.inference.laplace import Laplace as Laplace
-from physppl.inference.laplace import LaplacePosterior as LaplacePosterior
 from physppl.inference.nested import NestedLaplace as NestedLaplace
 from physppl.inference.nested import NestedPosterior as NestedPosterior
 from physppl.inference.neural_linear import NeuralLinear as NeuralLinear

@@ -17,7 +17,7 @@ from physppl.internal.errors import R_HAT_LIMIT, Status, closest
 from physppl.internal.precision import doubles
 from physppl.language.transition import Transition
 from physppl.posterior.backend import prepared, raise_or_warn
-from physppl.posterior.base import with_fields
+from physppl.posterior.base import root_mean_square, with_fields
 from physppl.posterior.posterior import Posterior
 
 # {NumPyro's name of a per-draw diagnostic: ArviZ's}
@@ -95,8 +95,12 @@ class DrawsPosterior(Posterior):
         return jax.vmap(jax.vmap(lambda z: self.space.values(self.model, z, self.data)))(self.points)
 
     def _noise(self) -> Array:
-        noise = jax.vmap(lambda z: self._transition(z).noise)(self._thinned())
-        return jnp.sqrt(jnp.mean(noise**2, axis=0))
+        return root_mean_square(self._noises())
+
+    def _noises(self) -> Float[Array, "K D"]:
+        if self.model.knows_noise:
+            return self._transition(self.points[0, 0]).noise[None]
+        return jax.vmap(lambda z: self._transition(z).noise)(self._thinned())
 
 
 def chain_status(points: Float[Array, "C S P"], stats: dict[str, Array]) -> Array:

@@ -19,7 +19,8 @@ from physppl.dynamics import Dynamics
 from physppl.inference import function_space as algebra
 from physppl.inference.function_objectives import FunctionObjective, Printed, Projected
 from physppl.inference.function_space import PriorPoints, Slack, SufficientStatistics, Weights
-from physppl.inference.laplace import Laplace, LaplacePosterior
+from physppl.inference.gaussian import LaplacePosterior
+from physppl.inference.laplace import Laplace
 from physppl.inference.network import NAME, Network, original, to_dynamics
 from physppl.internal import gaussians
 from physppl.internal.precision import doubles

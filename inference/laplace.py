@@ -1,9 +1,7 @@
 """Linearised Laplace: a Gaussian posterior in unconstrained space at the joint mode."""
 
-from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,24 +11,24 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.data import is_sequential
-from physppl.data.transitions import Transitions
-from physppl.density.curvature import MANY, added, gaussian_prior, likelihood, local, row_jacobians, scatter
-from physppl.density.forms import CONVERGED, FLAT, FoundModes, GaussianForm
+from physppl.density.curvature import added, gaussian_prior, likelihood, local
+from physppl.density.forms import FoundModes
 from physppl.density.mode import EXACT, Mode, differentiable_mode, find_mode, find_modes, tolerance_of, unit_of
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import OFFSETS, VARIATION
+from physppl.inference import noise_mixture
 from physppl.inference.exploration import SCREENED, search_recordings
+from physppl.inference.gaussian import LaplacePosterior
 from physppl.internal import gaussians
-from physppl.internal.errors import Status, check_key, fit_status
+from physppl.internal.errors import check_key
 from physppl.internal.precision import doubles
-from physppl.language.transition import AbstractTransition, LinearisedTransition, Transition
 from physppl.posterior.backend import Backend, prepared, raise_or_warn, union
-from physppl.posterior.base import of_program, with_fields
+from physppl.posterior.base import with_fields
 from physppl.posterior.posterior import Posterior
 
 
-class Laplace(Backend["LaplacePosterior"]):
+class Laplace(Backend[LaplacePosterior]):
     """Multi-start mode and Fisher curvature (MacKay 1992; Immer, Korzepa, Bauer, AISTATS 2021).
 
     Takes any NumPyro model; observed sites that are not Normal enter the curvature with their exact Hessian.
@@ -57,7 +55,7 @@ class Laplace(Backend["LaplacePosterior"]):
         if self.starts < 1 or self.steps < 1:
             raise ValueError(f"Laplace needs starts >= 1 and steps >= 1; got {self.starts} and {self.steps}.")
 
-    def fit(self, key: PRNGKeyArray, model: Callable, data) -> "LaplacePosterior":
+    def fit(self, key: PRNGKeyArray, model: Callable, data) -> LaplacePosterior:
         """Fit; raises ValueError for recordings whose `variation` has a prior."""
         space = UnconstrainedSpace.of(model, data)
         if VARIATION in space.names:
@@ -69,12 +67,13 @@ class Laplace(Backend["LaplacePosterior"]):
 
         if not self.differentiable:
             mode, found, drop = self._searched(key, space, model, data)
-            return LaplacePosterior(model, data, space, mode, self.linearised, found=found, drop=drop)
+            posterior = LaplacePosterior(model, data, space, mode, self.linearised, found=found, drop=drop)
+            return over_noise(posterior, mode)
         point, (decrement, steps) = differentiable_mode(
             lambda z: space.log_joint(model, z, data), lambda: self._searched(key, space, model, data)[0]
         )
         mode = Mode(point, local(space, model, data, point), decrement, steps)
-        return LaplacePosterior(model, data, space, mode, self.linearised)
+        return over_noise(LaplacePosterior(model, data, space, mode, self.linearised), mode)
 
     def _searched(self, key, space: UnconstrainedSpace, model, data) -> tuple[Mode, FoundModes, Array | None]:
         """The mode of the largest evidence, all modes that were found, and the fall of the density beside the best."""
@@ -91,7 +90,7 @@ class Laplace(Backend["LaplacePosterior"]):
         best = found.best(modes)
         return jax.tree.map(lambda x: x[best], modes), found, drop
 
-    def update(self, key: PRNGKeyArray, posterior: Posterior, data) -> "LaplacePosterior":
+    def update(self, key: PRNGKeyArray, posterior: Posterior, data) -> LaplacePosterior:
         """Posterior after more data, by one search from the previous mode.
 
         The search is over all data, in a few evaluations, and ends where the batch fit does if that reaches the same
@@ -130,7 +129,7 @@ class Laplace(Backend["LaplacePosterior"]):
 
 
 @eqx.filter_jit
-def _update(backend: Laplace, model: Dynamics, space: UnconstrainedSpace, gaussian, data) -> "LaplacePosterior":
+def _update(backend: Laplace, model: Dynamics, space: UnconstrainedSpace, gaussian, data) -> LaplacePosterior:
     """Posterior from one search that starts at the mode of `gaussian`.
 
     Args:
@@ -147,144 +146,26 @@ def _update(backend: Laplace, model: Dynamics, space: UnconstrainedSpace, gaussi
     unit = jnp.linalg.norm(factor, axis=0)
     new_mode = find_mode(evaluate, mode[None], unit, backend.steps, tolerance=tolerance_of(data))
     updated = LaplacePosterior(model, data, space, new_mode, backend.linearised, recursive=backend.recursive)
-    total = updated.log_evidence + (log_evidence if backend.recursive else 0.0)
-    return eqx.tree_at(lambda p: p.log_evidence, updated, total)
+    if not backend.recursive:
+        return over_noise(updated, new_mode)
+    return eqx.tree_at(lambda p: p.log_evidence, updated, updated.log_evidence + log_evidence)
 
 
-def at(model: Callable, data, point: Float[Array, " P"], *, linearised: bool = False) -> "LaplacePosterior":
+def over_noise(posterior: LaplacePosterior, mode: Mode) -> LaplacePosterior:
+    """The posterior with the uncertainty of its process noise: the moments of a mixture over values of the noise."""
+    space, model, data = posterior.space, posterior.model, posterior.data
+    if not noise_mixture.applies(space, model, data):
+        return posterior
+    mixture, log_evidence = noise_mixture.over_noise(space, model, data, mode)
+    mean, covariance = mixture.moments(space)
+    factor = gaussians.factor_of(covariance)
+    return with_fields(
+        posterior, mode=mean, factor=factor, log_evidence=log_evidence, mixture=mixture, by_evidence=True
+    )
+
+
+def at(model: Callable, data, point: Float[Array, " P"], *, linearised: bool = False) -> LaplacePosterior:
     """Laplace posterior at a given point of unconstrained space, without a search."""
     space = UnconstrainedSpace.of(model, data)
     mode = Mode(point, local(space, model, data, point), jnp.zeros(()), jnp.zeros((), int))
     return LaplacePosterior(model, data, space, mode, linearised)
-
-
-class GaussianPosterior(Posterior):
-    """A Gaussian in unconstrained space, with the functions at its points or linearised at the mode."""
-
-    space: eqx.AbstractVar[UnconstrainedSpace]
-    mode: eqx.AbstractVar[Float[Array, " P"]]
-    linearised: eqx.AbstractVar[bool]
-    log_evidence: eqx.AbstractVar[Float[Array, ""]]
-    decrement: eqx.AbstractVar[Float[Array, ""]]
-
-    def facts(self) -> dict[str, float]:
-        return {"log_evidence": float(self.log_evidence), "decrement": float(self.decrement)}
-
-    @abstractmethod
-    def _points(self, key: PRNGKeyArray, count: int) -> Float[Array, "count P"]:
-        """Draws in unconstrained space."""
-
-    def _transition(self, z) -> Transition:
-        return self.model.bind(self.space.sites(self.model, z, self.data))
-
-    def _linearised(self, shift: Float[Array, " P"]) -> LinearisedTransition:
-        """The function at `shift` from the mode, linear in the shift."""
-        transition, tangent = jax.jvp(self._transition, (self.mode,), (shift,))
-        return LinearisedTransition(transition.sites, transition.noise, self.model, tangent.sites)
-
-    def _mean(self) -> AbstractTransition:
-        return self._transition(self.mode)
-
-    def _noise(self) -> Array:
-        return self._transition(self.mode).noise
-
-    def _samples(self, key: PRNGKeyArray, draws: int):
-        samples = jax.vmap(lambda z: self.space.values(self.model, z, self.data))(self._points(key, draws))
-        return jax.tree.map(lambda x: x[None], samples)
-
-
-class LaplacePosterior(GaussianPosterior):
-    """The posterior N(mode, W' W) in unconstrained space.
-
-    Attributes:
-        mode: (P,) in unconstrained space.
-        factor: W (P, P), the inverse Cholesky factor of the curvature.
-        log_evidence: Laplace's estimate of log p(data), nats.
-        decrement: squared length of the remaining step to the mode, in posterior sds.
-        by_evidence: noises maximise the evidence, not the joint density.
-        recursive: the last search was on new data alone.
-        found: modes of all searches, or None.
-        drop: least fall of the log density two sds from the mode, as in `GaussianForm`; None where nobody looked.
-    """
-
-    space: UnconstrainedSpace
-    mode: Float[Array, " P"]
-    factor: Float[Array, "P P"]
-    log_evidence: Float[Array, ""]
-    decrement: Float[Array, ""]
-    steps: Array
-    linearised: bool = eqx.field(static=True)
-    by_evidence: bool = eqx.field(static=True)
-    recursive: bool = eqx.field(default=False, static=True, kw_only=True)
-    found: FoundModes | None = eqx.field(default=None, kw_only=True)
-    drop: Float[Array, ""] | None = eqx.field(default=None, kw_only=True)
-
-    def __init__(
-        self,
-        model,
-        data,
-        space: UnconstrainedSpace,
-        mode: Mode,
-        linearised: bool,
-        method="Laplace",
-        by_evidence=False,
-        found: FoundModes | None = None,
-        drop=None,
-        recursive=False,
-    ):
-        self.model, self.data, self.space, self.linearised = model, data, space, linearised
-        self.method, self.by_evidence, self.recursive = method, by_evidence, recursive
-        self.found, self.drop = found, drop
-        self.mode, self.decrement, self.steps = mode.point, mode.decrement, mode.steps
-        self.factor = gaussians.inverse_factor(mode.local.curvature)
-        self.log_evidence = gaussians.log_evidence(mode.local.log_joint, self.factor)
-        definite, finite = jnp.all(jnp.isfinite(self.factor)), jnp.isfinite(mode.local.log_joint)
-        status = fit_status(mode.decrement < CONVERGED, definite=definite, finite=finite)
-        flat = jnp.zeros((), bool) if drop is None else drop < FLAT
-        self.status = jnp.where((status == Status.OK) & flat, Status.FLAT, status)
-
-    def facts(self) -> dict[str, float]:
-        return super().facts() | {"steps": int(self.steps)}
-
-    def unconstrained(self) -> GaussianForm:
-        return GaussianForm(
-            self.space, self.mode, self.factor, self.decrement, self.by_evidence, self.linearised, self.recursive,
-            self.found, self.drop,
-        )  # fmt: skip
-
-    def about(self, model, data, form: Any) -> "LaplacePosterior":
-        return with_fields(self, model=model, data=data, space=form.space, mode=form.mode, factor=form.factor)
-
-    def _draw(self, key: PRNGKeyArray) -> AbstractTransition:
-        posterior_key, recording_key = jax.random.split(key)
-        shift = self.factor.T @ jax.random.normal(posterior_key, self.mode.shape, self.mode.dtype)
-        variation = scatter(self.space, self.model, self.data, self.mode)
-        shift = shift + variation * jax.random.normal(recording_key, shift.shape, shift.dtype)
-        return self._linearised(shift) if self.linearised else self._transition(self.mode + shift)
-
-    def _basis(self, states, actions, times):
-        """Derivatives along the factor's rows: half the time of a Jacobian and its product with the factor."""
-        directions = self.factor
-        if OFFSETS in self.space.names:
-            directions = jnp.concatenate([directions, jnp.diag(scatter(self.space, self.model, self.data, self.mode))])
-        if len(self.mode) > MANY * len(self.model.state):  # reverse mode is the cheaper
-            rows = Transitions(states, actions, times=times)
-            means, jacobians = row_jacobians(self.space, self.model, rows, self.mode, self.data)
-            return means, jacobians @ directions.T
-        mean, push = jax.linearize(self._transition, self.mode)
-        tangents = jax.vmap(push)(directions)
-
-        def row(time, state, action):
-            def step(transition):
-                return transition.stepper()(time, state, action)
-
-            return step(mean), jax.vmap(lambda t: jax.jvp(step, (mean,), (t,))[1], out_axes=-1)(tangents)
-
-        return jax.vmap(row)(times, states, actions)
-
-    def _entropy(self) -> Float[Array, ""]:
-        columns = self.factor[:, np.flatnonzero(of_program(self.space))]
-        return gaussians.entropy(columns.T @ columns)
-
-    def _points(self, key: PRNGKeyArray, count: int) -> Float[Array, "count P"]:
-        return self.mode + jax.random.normal(key, (count, len(self.mode)), self.mode.dtype) @ self.factor

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from physppl.inference.evidence import maximise
-from physppl.inference.laplace import LaplacePosterior
+from physppl.inference.gaussian import LaplacePosterior
 from physppl.internal.errors import Status
 from physppl.posterior.backend import Backend, one_machine
 

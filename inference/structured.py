@@ -17,7 +17,7 @@ from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.inference.evidence import free_space, with_params
 from physppl.inference.gauss_newton import Problem, descend, search
-from physppl.inference.laplace import GaussianPosterior
+from physppl.inference.gaussian import GaussianPosterior
 from physppl.inference.products import Left
 from physppl.inference.structures import DataSpace, Root, Structure
 from physppl.internal import gaussians
@@ -254,6 +254,9 @@ class StructuredPosterior(GaussianPosterior):
 
     def unconstrained(self) -> GaussianForm:
         return GaussianForm(self.space, self.mode, self.factor, self.decrement, True, self.linearised)
+
+    def _noise_factor(self) -> Float[Array, "K K"]:
+        return self.noise_factor
 
     def _points(self, key: PRNGKeyArray, count: int) -> Float[Array, "count P"]:
         parameter_key, noise_key = jax.random.split(key)

@@ -130,7 +130,8 @@ def dense(data, stiffness, gain, q=Q, r=R, delay=0, gain_error=0.0, timing_error
     inputs = np.concatenate([np.repeat(inputs[:1], delay, 0), inputs])[: len(inputs)]
     variance = (gain_error * inputs) ** 2 + (timing_error * np.diff(inputs, axis=0, prepend=inputs[:1])) ** 2
     ahead, by_input, late = np.asarray(matrix(stiffness)), gain * B, data.segment * np.diag(q**2)
-    noise = [by_input * v @ by_input.T + late * ((k + 1) % data.segment == 0) for k, v in enumerate(variance)]
+    entered = [variance[max(k + 1 - data.segment, 0) : k + 1].sum(axis=0) for k in range(len(inputs))]
+    noise = [(by_input * v @ by_input.T + late) * ((k + 1) % data.segment == 0) for k, v in enumerate(entered)]
     count, (mean, sd) = len(data) - 1, map(np.asarray, data.start)
     A, drift = np.broadcast_to(ahead, (count, 2, 2)), inputs[:-1] @ by_input.T
     return Linear(A, drift, np.array(noise[:-1]), C, r, mean, sd, np.asarray(data.valid))

@@ -239,6 +239,20 @@ def test_samples_of_a_linear_model_are_those_of_bayesian_regression(backend, x64
 
 # The shape of the importance weights is 0.4 here, but 500 draws of HMC estimate it anywhere from 0.3 to 0.7.
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto distribution")
+def test_replicated_outcomes_are_the_predictions(x64):
+    """Of transitions the predictive distribution's; each row, so many draws, with the coordinates of the outcomes."""
+    posterior = linear_fit(backends[0].values[0])
+    tree = posterior.to_arviz(draws=4000, predictive=True)
+    replicated, observed = tree["posterior_predictive"]["next_state"], tree["observed_data"]["next_state"]
+    assert replicated.dims == ("chain", "draw", *observed.dims)
+    rows = np.asarray(posterior.data.valid)
+    predicted = posterior.predict(posterior.data.states, posterior.data.actions)
+    mean, sd = np.asarray(predicted.mean)[rows], np.sqrt(np.asarray(predicted.variance))[rows]
+    assert np.max(np.abs(replicated.mean(("chain", "draw")) - mean) / sd) < 5 / np.sqrt(4000)
+    np.testing.assert_allclose(replicated.std(("chain", "draw")), sd, rtol=0.08)
+    assert "posterior_predictive" not in posterior.to_arviz(draws=20).children
+
+
 @parametrise
 def test_to_arviz_is_complete_and_survives_a_file(backend, tmp_path):
     import arviz_stats

@@ -248,11 +248,19 @@ def test_a_program_file_with_held_out_recordings_and_delays_by_evidence(lab):
 
 def test_what_predictions_warn_of():
     row = {"sensor": "arm", "horizon": 0.5, "rmse": 0.1, "rmse_straight": 0.3, "rmse_constant": 0.2, "coverage_90": 0.9}
-    assert report.remarks([row]) == []
-    [narrow] = report.remarks([row | {"coverage_90": 0.69}, row])
+    assert report.remarks([row], None) == []
+    [narrow] = report.remarks([row | {"coverage_90": 0.69}, row], None)
     assert "too narrow for what was held out (arm at 0.5 s)" in narrow and "--variation" in narrow
-    [idle] = report.remarks([row | {"rmse": 0.2}])
+    [idle] = report.remarks([row | {"rmse": 0.2}], None)
     assert "predictions of arm are no better" in idle and "--delay" in idle
+
+
+def test_a_delay_that_cannot_be_told_is_not_told():
+    assert report.remarks([], {"0": 1.0, "1": 9.0, "2": 5.0}) == []
+    [rivals] = report.remarks([], {"0": 1.0, "1": 9.0, "2": 7.5})
+    assert "a delay of 1 samples from 2 (log evidence 1.5 nats lower)" in rivals and "--exact-inputs" in rivals
+    [longest] = report.remarks([], {"0": 1.0, "1": 9.0, "2": 17.5})
+    assert "the longest delay that was tried, 2 samples" in longest
 
 
 def test_noises_of_real_recordings_unless_the_program_says_otherwise():

@@ -69,11 +69,11 @@ def test_scale_and_noise_maximise_the_evidence_of_bayesian_regression(x64):
 
     start = np.log([1.0, 0.1, 0.1])
     found = scipy.optimize.minimize(lambda h: -evidence(h), start, method="Nelder-Mead", options={"xatol": 1e-6})
-    ours = np.log([float(posterior.params["scale"]), *np.asarray(posterior.noise())])
+    ours = np.log([float(posterior.params["scale"]), *np.asarray(posterior.mean().noise)])
     assert np.allclose(ours, found.x, atol=2e-3)
     assert evidence(ours) > -found.fun - 1e-5
 
-    noise, scale = np.tile(np.asarray(posterior.noise()), ROWS), np.exp(ours[0])
+    noise, scale = np.tile(np.asarray(posterior.mean().noise), ROWS), np.exp(ours[0])
     white = scale * design / noise[:, None]
     covariance = np.linalg.inv(np.eye(4) + white.T @ white)
     own = posterior.space.where("weights".__eq__)

@@ -18,6 +18,7 @@ from physppl.internal import figures
 from physppl.models import pendulum
 from physppl.planning import RandomPolicy
 from physppl.plots import loops, machines
+from physppl.posterior.innovations import innovations
 
 TRUTH = {"mass": 0.9, "length": 1.1, "damping": 0.08}
 BOUNDS = {"mass": (0.2, 2.0), "length": (0.3, 1.8), "damping": (0.0, 0.2)}
@@ -116,6 +117,27 @@ def test_parameters_show_densities_with_units(posterior):
         assert sd == pytest.approx(theirs.std(), rel=0.1)  # the kernel widens by (1.3 x 0.19)^2 / 2 = 3 %
         assert axis.get_xlim() == pytest.approx(BOUNDS[name], abs=1e-6)
         assert prior.get_ydata().max() == pytest.approx(1.0) and np.isfinite(prior.get_ydata()).all()
+
+
+def test_innovations_show_lags_and_coverage(posterior):
+    horizons = (1, 2, 5)
+    figure = plots.innovations(posterior, horizons=horizons)
+    assert_legible(figure)
+    assert {"angle [sd]", "velocity [sd]", "transitions", "lag [transitions]", "steps ahead"} <= labels(figure)
+    titles = [title for axis in figure.axes if (title := axis.get_title(loc="left"))]
+    assert titles == ["innovations", "density", "autocorrelation", "correlation with inputs", "coverage"]
+    found = innovations(posterior)
+    course, _, auto, _, coverage = figure.axes[:5]
+    np.testing.assert_allclose(
+        course.get_lines()[0].get_ydata(), np.clip(found.errors[0, found.seen[0, :, 0], 0], -5, 5)
+    )
+    e = found.errors[0, found.seen[0, :, 0], 0]
+    first = auto.collections[1].get_segments()[0][1, 1]
+    assert first == pytest.approx(np.corrcoef(e[1:], e[:-1])[0, 1], abs=0.02)
+    half, most = (np.asarray(line.get_ydata()) for line in coverage.get_lines()[1::2])
+    assert np.all(np.abs(half - 0.5) < 0.15) and np.all(np.abs(most - 0.9) < 0.08)
+    with pytest.raises(ValueError, match="no unbroken window of 9999 steps"):
+        plots.innovations(posterior, horizons=[9999])
 
 
 def test_parameters_refuse_a_model_of_weights_only():

@@ -213,3 +213,17 @@ def test_what_data_hold_far_from_both_bounds_is_no_edge(high):
     after = after + 0.002 * jax.random.normal(jax.random.key(1), after.shape)
     posterior = pp.fit(key, dynamics, pp.Transitions(states, actions, after), Laplace(starts=2))
     assert posterior.summary()["rate"]["verdict"] == "learned"
+
+
+@pytest.mark.parametrize(("low", "log", "noted"), [(1e-5, False, True), (1e-5, True, False), (2e-3, False, False)])
+def test_a_prior_over_decades_says_what_it_says(low, log, noted):
+    def program():
+        friction = pp.physical("friction", low, 5e-3, log=log, unit="N m s/rad")
+        return pp.Step(lambda t, x, u: x - friction * u)
+
+    space, action = pp.StateSpace(x=pp.Real()), pp.ActionSpace(u=pp.Bounded(-1.0, 1.0))
+    table = Laplace().prior(jax.random.key(0), pp.Dynamics(program, space, action, dt=0.1, process_noise=0.1)).summary()
+    assert len(table.notes) == noted
+    if noted:  # z below logit((2.2e-4 - 1e-5) / 4.99e-3) = -3.12: .09 %
+        assert "puts 0.1% below 0.00022" in table.notes[0] and "log=True" in table.notes[0]
+        assert table.notes[0] in str(table) and "log=True" in table._repr_html_()

@@ -89,4 +89,4 @@ def test_a_first_fit_traces_the_program_a_few_times():
     program, backend = Counted(pendulum.program), backends[0].values[0]
     data = recording(pendulum.dynamics(), pendulum.truth, steps=30)
     pp.fit(jax.random.key(0), pendulum.dynamics(program), data, backend)
-    assert program.runs <= 12
+    assert program.runs <= 18  # six of them for the uncertainty of the noise

@@ -117,7 +117,7 @@ def identify(
         print(text)
         return
     emit(f"\n{table}\n\n{verdict}\n{report.determined(identified)}\n\n{report.table(scores)}")
-    emit("".join(f"- {remark}\n" for remark in report.remarks(scores)))
+    emit("".join(f"- {remark}\n" for remark in report.remarks(scores, evidence)))
     emit(f"Done in {time.perf_counter() - start:.0f} s. In {out}:")
     for name, what in FILES.items():
         emit(f"  {name:18s}{what}")
@@ -236,7 +236,7 @@ def _delayed(key, dynamics, train, delay: str | None, emit) -> tuple[pp.Dynamics
         evidence[str(steps)] = float(posterior.log_evidence)
         emit(f"      log evidence {evidence[str(steps)]:.1f} nats")
     best = max(evidence, key=lambda steps: evidence[steps])
-    emit(f"   the input acts {best} samples late")
+    emit(f"   the likeliest: the input acts {best} samples late")
     return dynamics.rebound(input_delay=int(best)), evidence
 
 

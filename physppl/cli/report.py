@@ -11,13 +11,14 @@ import numpy as np
 from physppl.data.spaces import ActionSpace, StateSpace
 from physppl.evaluation.recording_forecasts import Ahead
 from physppl.internal.errors import Status
+from physppl.internal.tables import aligned
 from physppl.internal.units import label, pretty
 from physppl.posterior.identifiability import DETERMINED, UNDETERMINED, Identifiability
-from physppl.posterior.summary import aligned
 
 PACKAGES = ("physppl", "jax", "numpyro", "numpy")
 ERRORS = {"rmse": "mean", "rmse_straight": "straight", "rmse_constant": "constant"}  # of which prediction
 FEW = 0.7  # share of readings in 90 % intervals; a smaller one is unlikely to be chance, even with few held-out motions
+TOLD = 3.0  # nats of evidence by which one delay must beat another
 LISTED = 3  # combinations that are listed
 
 
@@ -61,11 +62,11 @@ def table(rows: list[dict]) -> str:
     return "\n".join(aligned([head, *body], {0}))
 
 
-def remarks(rows: list[dict]) -> list[str]:
-    """Warnings drawn from held-out scores, with remedies."""
+def remarks(rows: list[dict], evidence: dict[str, float] | None) -> list[str]:
+    """Warnings drawn from held-out scores, and from the evidence of input delays, with remedies."""
     narrow = [f"{row['sensor']} at {row['horizon']:.3g} s" for row in rows if row["coverage_90"] < FEW]
     idle = [row["sensor"] for row in rows if row["rmse"] >= min(row["rmse_straight"], row["rmse_constant"])]
-    texts = []
+    texts = _of_delay(evidence) if evidence else []
     if narrow:
         texts.append(
             f"90 % intervals are too narrow for what was held out ({', '.join(narrow)}): fit recordings of more kinds, "
@@ -77,6 +78,22 @@ def remarks(rows: list[dict]) -> list[str]:
             "--delay, signs and units of columns, and the program."
         )
     return texts
+
+
+def _of_delay(evidence: dict[str, float]) -> list[str]:
+    """Warning where other delays explain the data as well, or longer ones than were tried might explain them better."""
+    best, last = max(evidence, key=lambda steps: evidence[steps]), list(evidence)[-1]
+    rivals = [steps for steps in evidence if steps != best and evidence[steps] > evidence[best] - TOLD]
+    if rivals:
+        gap = evidence[best] - max(evidence[steps] for steps in rivals)
+        return [
+            f"the recordings cannot tell a delay of {best} samples from {' or '.join(rivals)} (log evidence "
+            f"{gap:.1f} nats lower): errors of the inputs absorb a delay. Record faster inputs, say --exact-inputs if "
+            "they are, or give the known --delay."
+        ]
+    if best == last:
+        return [f"the longest delay that was tried, {last} samples, explains best: give a longer one with --delay."]
+    return []
 
 
 def determined(identified: Identifiability) -> str:
@@ -124,7 +141,7 @@ def result(posterior, summary, verdict, identified, rows, model, evidence, files
         "figures": dict(verdict.figures) | posterior.facts(),
         "identifiability": {"combinations": combinations, "unused": list(identified.unused)},
         "held_out": rows,
-        "remarks": remarks(rows),
+        "remarks": remarks(rows, evidence),
         "files": files,
         "seconds": {"fit": seconds["seconds"], "compiling": seconds["compiling"]},
         "options": options,

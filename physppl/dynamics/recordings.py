@@ -199,13 +199,18 @@ def _machine(dynamics, recorded: SiteValues, regular: bool) -> tuple[SampleStep,
     alive = jnp.cumsum(jnp.any(recorded.seen, axis=-1)[::-1])[::-1] > 0
     samples = Samples(
         recorded.times, lengths, recorded.observations, recorded.seen, alive, inputs,
-        input_sd(sensing, recorded.sensing, inputs), process,
+        input_sd(sensing, recorded.sensing, inputs, recorded.segments > 0), process,
     )  # fmt: skip
     return step, samples
 
 
-def input_sd(sensing: Sensing, sites: Mapping[str, Any], inputs: Array) -> Array | None:
-    """Sd (..., N, A) of the error of inputs as they arrive: a fraction of their size and of their last change."""
+def input_sd(sensing: Sensing, sites: Mapping[str, Any], inputs: Array, ends: Array | None = None) -> Array | None:
+    """Sd (..., N, A) of the error of inputs as they arrive: a fraction of their size and of their last change.
+
+    Args:
+        ends: (N,) True for the last sample of each segment, where the errors of its inputs enter together, as its
+            process noise does; by default all.
+    """
     if sensing.gain is None and sensing.timing is None:
         return None
     variance = jnp.zeros_like(inputs)
@@ -214,6 +219,10 @@ def input_sd(sensing: Sensing, sites: Mapping[str, Any], inputs: Array) -> Array
     if sensing.timing is not None:
         change = jnp.diff(inputs, axis=-2, prepend=inputs[..., :1, :])
         variance = variance + (sensing.timing.value(sites) * change) ** 2
+    if ends is not None:
+        total, at_end = jnp.cumsum(variance, axis=-2), ends[..., None]
+        entered = jax.lax.cummax(jnp.where(at_end, total, 0.0), axis=variance.ndim - 2)
+        variance = jnp.where(at_end, total - jnp.concatenate([0 * entered[..., :1, :], entered[..., :-1, :]], -2), 0.0)
     positive = variance > 0  # the square root has no derivative at zero
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
 

@@ -18,9 +18,10 @@ from physppl.evaluation.cross_validation import HEAVY, leave_one_out
 from physppl.evaluation.predictive_scores import Scores, evaluate
 from physppl.evaluation.scoring_rules import LEVELS
 from physppl.internal.errors import check_key
+from physppl.internal.tables import aligned
 from physppl.internal.units import pretty
 from physppl.posterior.arviz import site_units
-from physppl.posterior.summary import DRAWS, EXPANDED, aligned, amount, labels
+from physppl.posterior.summary import DRAWS, EXPANDED, amount, labels
 
 DASH = "–"  # printed for a missing figure
 FIT_FIGURES = {  # with their units

@@ -16,6 +16,11 @@ def lower_inverse(lower: Float[Array, "P P"]) -> Float[Array, "P P"]:
     return solve_triangular(lower, jnp.eye(len(lower), dtype=lower.dtype), lower=True)
 
 
+def factor_of(covariance: Float[Array, "P P"]) -> Float[Array, "P P"]:
+    """Lower triangular W with covariance = W' W, as of `inverse_factor`; NaN where it is not positive definite."""
+    return jnp.linalg.cholesky(covariance[::-1, ::-1]).T[::-1, ::-1]
+
+
 def log_evidence(log_joint: Float[Array, ""], factor: Float[Array, "P P"]) -> Float[Array, ""]:
     """Laplace approximation of log p(data) at a mode (D. MacKay, Neural Computation 4, 1992).
 

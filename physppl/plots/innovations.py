@@ -1,32 +1,43 @@
 """Figure of innovations: their course, distribution, autocorrelation, and cross-correlation with the inputs."""
 
+from collections.abc import Sequence
 from itertools import cycle
 
+import jax
 import numpy as np
 
+from physppl.evaluation import predictive_scores
+from physppl.evaluation.scoring_rules import LEVELS
 from physppl.internal.figures import BLUE, GREY, ORANGE, PURPLE, legend, new_figure, styled
 from physppl.posterior import fit_tests
 from physppl.posterior import innovations as source
 from physppl.posterior.posterior import Posterior
 
 SHOWN = 5.0  # sds either side of zero; larger errors stand at the rim
+DRAWS = 64  # of the posterior, in measurements of coverage
 BOUND = 1.96  # sds, of 95 %
 
 
 @styled
-def innovations(posterior: Posterior):
+def innovations(posterior: Posterior, *, horizons: Sequence[int] = ()):
     """Plot the standardised one-step errors of a fit, a row of panels for each coordinate or sensor.
 
     Their course with 95 % bounds, one part after the other; their histogram beside the standard normal density; their
-    autocorrelation, and their correlation with each input so many rows earlier, with 95 % bounds of independent errors.
+    autocorrelation, and their correlation with each input so many rows earlier, with 95 % bounds of independent errors;
+    and, if asked, the share of outcomes in predictive intervals so many steps ahead.
+
+    Args:
+        horizons: steps ahead at which coverage is measured, e.g. (1, 2, 5, 10, 20); of the fitted data, so that
+            intervals are at best a little too wide. None by default: it takes seconds.
 
     Raises:
         TypeError: for outcomes that are not rows of Gaussian or Student-t values.
+        ValueError: for a horizon that is longer than all data.
     """
     found = source.innovations(posterior)
     inputs = found.inputs
-    figure = new_figure(9.6 if inputs is not None else 7.6, 1.75 * len(found.names) + 0.7)
-    widths = [4, 1, 2, 2] if inputs is not None else [4, 1, 2]
+    widths = [4, 1, 2] + ([2] if inputs is not None else []) + ([2] if len(horizons) else [])
+    figure = new_figure(2.6 + 1.75 * (len(widths) - 1) + 1.5, 1.75 * len(found.names) + 0.7)
     panels = figure.subplots(len(found.names), len(widths), sharex="col", width_ratios=widths, squeeze=False)
     lags = min(fit_tests.LAGS, found.errors.shape[1] - 1)
     correlations, pairs = fit_tests.autocorrelation(found, lags)
@@ -49,7 +60,11 @@ def innovations(posterior: Posterior):
                     colour,
                     label,
                 )
-    titles = ("innovations", "density", "autocorrelation", "correlation with inputs")
+    titles = ["innovations", "density", "autocorrelation"] + (["correlation with inputs"] if inputs is not None else [])
+    if len(horizons):
+        _coverage(panels[:, -1], posterior, horizons)
+        panels[-1, -1].set_xlabel("steps ahead")
+        titles.append("coverage")
     for axis, title in zip(panels[0], titles, strict=False):
         axis.set_title(title)
     rows = f"{found.row}s"
@@ -88,6 +103,21 @@ def _histogram(axis, values: np.ndarray) -> None:
     axis.hist(shown, edges, density=True, orientation="horizontal", color=BLUE, alpha=0.55)
     axis.plot(np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi), grid, color=ORANGE, lw=1.2)
     axis.set(xticks=[], yticks=[], ylim=(-SHOWN - 0.2, SHOWN + 0.2))
+
+
+def _coverage(axes, posterior: Posterior, horizons: Sequence[int]) -> None:
+    """Share of outcomes in the central 50 and 90 % intervals, beside both levels."""
+    inside = []
+    for steps in horizons:
+        scores = predictive_scores.evaluate(jax.random.key(0), posterior, posterior.data, steps, DRAWS)
+        if scores is None:
+            raise ValueError(f"plots.innovations(horizons=...): no unbroken window of {steps} steps in the data.")
+        inside.append(scores.coverage)
+    for i, axis in enumerate(axes):
+        for level, colour in ((0.5, BLUE), (0.9, ORANGE)):
+            axis.axhline(level, color=colour, lw=0.8, ls=":")
+            axis.plot(horizons, np.stack(inside)[:, LEVELS.index(level), i], "o-", ms=3, lw=1, color=colour)
+        axis.set(ylim=(0, 1.02), yticks=(0.5, 0.9), yticklabels=("50 %", "90 %"))
 
 
 def _stems(axis, lags, values, pairs, colour: str, label: str | None = None) -> None:

@@ -17,11 +17,11 @@ from physppl.language.program import UnitTable
 from physppl.posterior.verdict import Check
 
 
-def datatree(key, posterior, draws: int, verdict: Check):
-    """Groups posterior, prior, log_likelihood, observed_data and, where something was sampled, sample_stats."""
+def datatree(key, posterior, draws: int, verdict: Check, predictive: bool):
+    """Groups posterior, prior, log_likelihood, observed_data; of a sampler sample_stats; posterior_predictive."""
     from arviz_base import from_dict
 
-    draw_key, prior_key = jax.random.split(key)
+    draw_key, prior_key, replicate_key = jax.random.split(key, 3)
     with jax.enable_x64(True):
         samples = posterior.samples(draw_key, draws, group_by_chain=True)
         prior = _prior(prior_key, posterior, list(samples), draws)
@@ -33,6 +33,9 @@ def datatree(key, posterior, draws: int, verdict: Check):
         "log_likelihood": likelihood,
         "observed_data": {k: _rows(site["value"], site, 0) for k, site in observed.items()},
     }
+    if predictive:
+        with jax.enable_x64(True):
+            groups["posterior_predictive"] = _replicated(replicate_key, posterior, samples, observed)
     if stats := posterior.sample_stats():
         groups["sample_stats"] = stats
     coords, dims = _coordinates(posterior, samples)
@@ -40,7 +43,7 @@ def datatree(key, posterior, draws: int, verdict: Check):
     tree = from_dict(groups, coords=coords, dims=dims)
     if isinstance(posterior.data, Data) and (coordinates := posterior.data.coordinates()):
         row_coords = {name: (posterior.data.row, values) for name, values in coordinates.items()}
-        for group in ("log_likelihood", "observed_data"):
+        for group in {"log_likelihood", "observed_data", "posterior_predictive"} & set(groups):
             tree[group] = tree[group].to_dataset().assign_coords(row_coords)
     units = site_units(posterior)
     for group in ("posterior", "prior"):
@@ -67,6 +70,26 @@ def _pointwise(posterior, samples, observed) -> dict[str, np.ndarray]:
     model = handlers.substitute(posterior.model, data=posterior.params)
     values = jax.jit(lambda s: log_likelihood(model, s, posterior.data, parallel=True))(flat)
     return {k: _rows(v, observed[k], 1).reshape(*chains, -1) for k, v in values.items()}
+
+
+def _replicated(key, posterior, samples, observed) -> dict[str, np.ndarray]:
+    """{observed site: outcomes (chains, draws, rows that count, ...) drawn at each sample}.
+
+    They are drawn from the terms of the likelihood: of recordings each reading given those before it.
+    """
+    chains = next(iter(samples.values())).shape[:2]
+    flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in samples.items()}
+
+    def draw(key_and_sites):
+        key, sites = key_and_sites
+        model = handlers.substitute(handlers.seed(posterior.model, key), data=sites | posterior.params)
+        trace = handlers.trace(model).get_trace(posterior.data)
+        return {name: trace[name]["fn"].sample(jax.random.fold_in(key, i)) for i, name in enumerate(observed)}
+
+    keys = jax.random.split(key, chains[0] * chains[1])
+    values = jax.jit(lambda keys, sites: jax.lax.map(draw, (keys, sites), batch_size=32))(keys, flat)
+    rows = {k: _rows(v, observed[k], 1) for k, v in values.items()}
+    return {k: v.reshape(*chains, *v.shape[1:]) for k, v in rows.items()}
 
 
 def site_units(posterior) -> dict[str, str]:

@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
 
@@ -20,6 +19,7 @@ from physppl.internal.errors import Status, check_key, is_concrete
 from physppl.internal.precision import ExactPickle
 from physppl.internal.progress import Timing
 from physppl.language.transition import AbstractTransition, AverageTransition
+from physppl.posterior.predictive import Predictive
 from physppl.posterior.verdict import Figures, Reason
 
 MEAN_DRAWS, ENTROPY_DRAWS = 16, 4096  # where a posterior has no closed form
@@ -43,7 +43,8 @@ class AbstractPosterior(ExactPickle, eqx.Module):
       (`physppl.density.forms`), and `site_space()`, that space, where it is to be had at less cost. Without them
       `check` answers `not checked`, and `identifiability` and `machine` refuse.
     - `findings()`: reasons against the fit that only its backend can find, and figures; None for no statement.
-    - `sample_stats()` of a sampler, `facts()`, scalars worth keeping; closed forms of `_mean`, `_entropy`, `_several`.
+    - `sample_stats()` of a sampler, `facts()`, scalars worth keeping; closed forms of `_mean`, `_entropy`, `_several`;
+      `_noises()`, where the process noise is uncertain.
 
     Attributes:
         model: the Dynamics, or another NumPyro model (then only `samples` and `to_arviz` have a meaning).
@@ -73,7 +74,11 @@ class AbstractPosterior(ExactPickle, eqx.Module):
 
     @abstractmethod
     def _noise(self) -> Float[Array, " D"]:
-        """Process-noise sd of the predictive distribution."""
+        """Process-noise sd of the predictive distribution: the root of the mean variance."""
+
+    def _noises(self) -> Float[Array, "K D"]:
+        """Process-noise sds, equally likely, that stand for the posterior of the noise."""
+        return self._noise()[None]
 
     def _mean(self) -> AbstractTransition:
         """The predictive mean as a function; without a closed form, the average of a few draws."""
@@ -154,15 +159,13 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         """Joint covariance (M D, M D) of the next states at M inputs, process noise excluded."""
         return self._call("_covariance", states, actions, t)
 
-    def predict(self, states: States, actions: Actions, t=0.0) -> dist.MultivariateNormal:
+    def predict(self, states: States, actions: Actions, t=0.0) -> Predictive:
         """The predictive distribution of the next state, process noise included: a NumPyro distribution over (..., D).
 
-        Its mean and covariance are the posterior's; sample-based backends take those of their draws.
+        Its mean and covariance are the posterior's; sample-based backends take those of their draws. It is a mixture
+        of Gaussians over values of the process noise, where that is uncertain: of few rows its tails are a Student-t's.
         """
-        mean, covariance, lower = self._call("_moments", states, actions, t)
-        distribution = dist.MultivariateNormal(mean, scale_tril=lower)
-        distribution.covariance_matrix = covariance
-        return distribution
+        return Predictive(*self._call("_mixture", states, actions, t))
 
     def information_gain(self, states: StateRows, actions: ActionRows, t=0.0) -> Float[Array, ""]:
         """Information, nats, from measuring the next states at these inputs, jointly (a per-step sum counts twice)."""
@@ -180,25 +183,41 @@ class AbstractPosterior(ExactPickle, eqx.Module):
             return samples
         return {name: value.reshape(-1, *value.shape[2:]) for name, value in samples.items()}
 
+    def _flat(self, states, actions, t) -> tuple[Array, Array, Array]:
+        """Inputs (..., D), (..., A) and their times as (M, D), (M, A) and (M,)."""
+        self.model.check_widths(states, actions)
+        shape = states.shape[:-1]
+        if actions.shape[:-1] != shape:
+            got = f"{states.shape} and {actions.shape}"
+            raise ValueError(f"states (..., D) and actions (..., A) must go together; got {got}.")
+        states, actions = (x.reshape(-1, x.shape[-1]) for x in (states, actions))
+        return states, actions, jnp.broadcast_to(t, shape).reshape(-1)
+
     def _flat_basis(self, states, actions, t):
         """The basis at (..., D) inputs, through the implementer's (M, D)."""
-        self.model.check_widths(states, actions)
-        shape = states.shape
-        if actions.shape[:-1] != shape[:-1]:
-            raise ValueError(f"states (..., D) and actions (..., A) must go together; got {shape} and {actions.shape}.")
-        times = jnp.broadcast_to(t, shape[:-1]).reshape(-1)
-        mean, factor = self._basis(states.reshape(-1, shape[-1]), actions.reshape(-1, actions.shape[-1]), times)
-        return mean.reshape(shape), factor.reshape(*shape, -1)
+        mean, factor = self._basis(*self._flat(states, actions, t))
+        return mean.reshape(states.shape), factor.reshape(*states.shape, -1)
 
     def _covariance(self, states, actions, t):
         _, factor = self._flat_basis(states, actions, t)
         factor = factor.reshape(-1, factor.shape[-1])
         return factor @ factor.T
 
-    def _moments(self, states, actions, t):
-        mean, factor = self._flat_basis(states, actions, t)
-        covariance = gaussians.outer(factor) + jnp.diag(self._noise() ** 2)
-        return mean, covariance, jnp.linalg.cholesky(covariance)
+    def _predictive(
+        self, states: Float[Array, "M D"], actions: Float[Array, "M A"], times: Float[Array, " M"]
+    ) -> tuple[Array, Array, Array]:
+        """Log weights (K,), means (M, K, D) and covariances (M, K, D, D) of the predictive distribution's Gaussians."""
+        mean, factor = self._basis(states, actions, times)
+        noises = self._noises()
+        covariance = gaussians.outer(factor)[:, None] + jax.vmap(jnp.diag)(noises**2)
+        means = jnp.broadcast_to(mean[:, None], covariance.shape[:-1])
+        return jnp.full(len(noises), -jnp.log(len(noises))), means, covariance
+
+    def _mixture(self, states, actions, t):
+        """Arguments of the predictive distribution at (..., D) inputs."""
+        log_weights, *moments = self._predictive(*self._flat(states, actions, t))
+        means, covariances = (x.reshape(*states.shape[:-1], *x.shape[1:]) for x in moments)
+        return log_weights, means, jnp.linalg.cholesky(covariances)
 
     def _information_gain(self, states, actions, t):
         _, factor = self._flat_basis(states, actions, t)
@@ -245,6 +264,11 @@ def averaged(members: AbstractTransition) -> AverageTransition:
     """The average of the functions on a leading axis."""
     first = jax.tree.map(lambda x: x[0], members)
     return AverageTransition(first.sites, jnp.mean(members.noise, axis=0), first.dynamics, members)
+
+
+def root_mean_square(noises: Float[Array, "K D"]) -> Float[Array, " D"]:
+    """The sd whose square is the mean of equally likely variances."""
+    return jnp.sqrt(jnp.mean(noises**2, axis=0))
 
 
 def with_fields(posterior, **fields):

@@ -17,7 +17,7 @@ from physppl.dynamics import Dynamics
 from physppl.internal.errors import R_HAT_LIMIT, Status
 from physppl.posterior import fit_tests, innovations, solver_error
 from physppl.posterior.base import AbstractPosterior
-from physppl.posterior.identifiability import UNDETERMINED, constrained, identifiability, parameters
+from physppl.posterior.identifiability import DETERMINED, SHARED, UNDETERMINED, constrained, identifiability, parameters
 from physppl.posterior.summary import EDGE, VERDICTS, WIDER, amount, summarise
 from physppl.posterior.verdict import DOUBTFUL, UNUSABLE, Check, Figures, Reason, listed, status_reasons
 
@@ -262,6 +262,16 @@ def _data(posterior, form: Form, key) -> tuple[list[Reason], Figures]:
         finding = "the data do not determine " + " or ".join(mixed[:LISTED])
         finding += f" or {len(mixed) - LISTED} more" if len(mixed) > LISTED else ""
         reasons.append(Reason(DOUBTFUL, finding, "give one of each as known, or record motions that tell them apart"))
+    shared = [
+        report.names[i]
+        for i in np.flatnonzero((report.held < SHARED) & (1 - report.contraction > DETERMINED))
+        if report.names[i] not in mentioned
+    ]
+    if shared:
+        finding = f"{listed(shared)} and the weights explain each other's share: with known weights the sd would be "
+        finding += f"{np.sqrt(min(report.held[report.names.index(name)] for name in shared)):.0%} of what it is"
+        remedy = "give the residual a tighter prior, or record motions in which the two differ"
+        reasons.append(Reason(DOUBTFUL, finding, remedy))
     rows = [row for row in summarise(key, posterior).rows if row["site"] in form.space.names]
     barely = [
         row["name"] for row in rows if row["verdict"] in (VERDICTS[2], WIDER) and row["site"] not in report.marginalised

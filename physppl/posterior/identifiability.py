@@ -16,17 +16,21 @@ from physppl.density.forms import DrawsForm, Form
 from physppl.density.moments import information, prior
 from physppl.density.unconstrained import UnconstrainedSpace, latent_trace
 from physppl.dynamics import Dynamics
-from physppl.dynamics.sensors import DELAY
+from physppl.dynamics.sensors import DELAY, of_program
 from physppl.internal.errors import unknown
+from physppl.internal.tables import aligned, number
 from physppl.internal.units import pretty
 from physppl.posterior.arviz import site_units
 from physppl.posterior.base import AbstractPosterior
-from physppl.posterior.summary import EXPANDED, INFORMED, aligned, amount, labels, number
+from physppl.posterior.combinations import compare
+from physppl.posterior.summary import EXPANDED, INFORMED, amount, labels
 
 DETERMINED = 0.1  # of the prior's variance: less remains of a combination that the data determine
 UNDETERMINED = INFORMED**2  # more remains of one that they do not
+SHARED = (
+    0.25  # of a parameter's variance: less remains of one whose share network weights could explain, at known weights
+)
 UNUSED = 1e-5  # noise sds: a parameter that moves all predictions by less than this, together, moves none
-SAME = 1e-6  # eigenvalues as close as this share one space, in which any basis is right
 SMALLEST = 0.1  # entry of a unit vector that is printed
 SHOWN = 12  # combinations that a report lists, and parameters
 
@@ -48,6 +52,7 @@ class Identifiability:
         contraction: (P,) 1 - variance after / variance before, of each parameter in unconstrained space.
         sensitivity: (P,) how far all predictions move together, in noise sds, when one parameter alone moves by one
             prior sd.
+        held: (P,) variance of each parameter if the weights that are integrated out were known, over its variance.
         marginalised: sites that are integrated out instead of reported: noise, and weights (long vectors).
     """
 
@@ -60,6 +65,7 @@ class Identifiability:
     directions: np.ndarray
     contraction: np.ndarray
     sensitivity: np.ndarray
+    held: np.ndarray
     marginalised: tuple[str, ...]
 
     @property
@@ -99,6 +105,8 @@ class Identifiability:
         left = 1 - self.contraction[index]
         if self.names[index] in self.unused:
             return "no prediction depends on it"
+        if self.held[index] < SHARED:
+            return "shared with the weights"
         if left > UNDETERMINED:  # alone it would keep 1 / (1 + sensitivity^2) of its variance
             confounded = 1 / (1 + self.sensitivity[index] ** 2) < DETERMINED
             return "confounded with others" if confounded else "the data say little"
@@ -170,37 +178,6 @@ def _updated(before: np.ndarray, fisher) -> np.ndarray:
     return factor @ factor.T
 
 
-def compare(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Generalised eigenvalues (P,) of `after` against `before`, ascending, and their combinations (P, P).
-
-    A combination is a row a of unit length in units of the sds before: a' (z / sd) has the eigenvalue as its ratio of
-    variances. Where eigenvalues coincide, a basis is chosen that is as close to single parameters as can be.
-    """
-    lower, sd = np.linalg.cholesky(before), np.sqrt(np.diagonal(before))
-    white = np.linalg.solve(lower, np.linalg.solve(lower, after).T)
-    eigenvalues, vectors = np.linalg.eigh(0.5 * (white + white.T))
-    start = 0
-    for stop in range(1, len(eigenvalues) + 1):
-        if stop == len(eigenvalues) or eigenvalues[stop] - eigenvalues[start] > SAME:
-            vectors[:, start:stop] = _plain(vectors[:, start:stop])
-            start = stop
-    rows = np.linalg.solve(lower.T, vectors).T * sd
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    largest = rows[np.arange(len(rows)), np.argmax(np.abs(rows).round(6), axis=1)]
-    return eigenvalues, rows * np.sign(largest)[:, None]
-
-
-def _plain(basis: np.ndarray) -> np.ndarray:
-    """Another orthonormal basis (P, K) of the same space: pivoted Cholesky vectors of its projector."""
-    projector, vectors = basis @ basis.T, []
-    for _ in range(basis.shape[1]):
-        pivot = np.argmax(np.diagonal(projector))
-        vector = projector[:, pivot] / np.sqrt(projector[pivot, pivot])
-        projector = projector - np.outer(vector, vector)
-        vectors.append(vector)
-    return np.stack(vectors, axis=1)
-
-
 def _design(model: Dynamics, data):
     """Data as in a fit: checked, padded, in double precision; outcomes are simulated where there are none."""
     model.check(data)
@@ -243,6 +220,8 @@ def _report(space, model, data, z, fisher, before, after, place: str) -> Identif
     nuisances, named = _nuisances(space, model), parameters(space, model, data)
     keep = np.array([i for i, (site, *_) in enumerate(named) if site not in nuisances])
     information, sds = np.diagonal(fisher)[keep], np.sqrt(np.diagonal(before)[keep])
+    weights = np.array([i for i, (site, *_) in enumerate(named) if site in nuisances and of_program(site)], int)
+    held = _held(before, fisher, keep, weights)
     before, after = before[np.ix_(keep, keep)], after[np.ix_(keep, keep)]
     eigenvalues, directions = compare(before, after)
     values, slopes = map(np.asarray, constrained(space, model, data, z))
@@ -256,18 +235,29 @@ def _report(space, model, data, z, fisher, before, after, place: str) -> Identif
         directions=directions,
         contraction=1 - np.diagonal(after) / np.diagonal(before),
         sensitivity=sds * np.sqrt(np.maximum(information, 0.0)),
+        held=held,
         marginalised=nuisances,
     )
+
+
+def _held(before: np.ndarray, fisher: np.ndarray, keep: np.ndarray, weights: np.ndarray) -> Float[np.ndarray, " K"]:
+    """Variances of the kept entries at known weights over those at unknown ones."""
+    if not len(weights):
+        return np.ones(len(keep))
+    after = _updated(before, fisher)
+    among = after[np.ix_(keep, weights)]
+    explained = np.einsum("kw,wk->k", among, np.linalg.solve(after[np.ix_(weights, weights)], among.T))
+    return 1 - explained / np.diagonal(after)[keep]
 
 
 def _nuisances(space: UnconstrainedSpace, model) -> tuple[str, ...]:
     """Sites that a report leaves out: of a Dynamics those outside its program, and weights, if any other is left."""
     sizes = {name: int(np.prod(shape)) for name, shape in zip(space.names, space.shapes, strict=True)}
-    of_program = set(sizes)
+    program = set(sizes)
     if isinstance(model, Dynamics):
-        of_program = {DELAY, *handlers.trace(handlers.seed(model.program, jax.random.key(0))).get_trace()}
-    reported = [name for name, size in sizes.items() if name in of_program and size <= EXPANDED]
-    reported = reported or [name for name in sizes if name in of_program] or list(sizes)
+        program = {DELAY, *handlers.trace(handlers.seed(model.program, jax.random.key(0))).get_trace()}
+    reported = [name for name, size in sizes.items() if name in program and size <= EXPANDED]
+    reported = reported or [name for name in sizes if name in program] or list(sizes)
     return tuple(name for name in sizes if name not in reported)
 
 

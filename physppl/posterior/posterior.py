@@ -23,13 +23,17 @@ class Posterior(AbstractPosterior):
     Backends derive from it and define the four methods of `AbstractPosterior`, which describes the attributes.
     """
 
-    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 1000):
+    def to_arviz(self, key: PRNGKeyArray | None = None, draws: int = 1000, *, predictive: bool = False):
         """An xarray DataTree for ArviZ: posterior, prior, log_likelihood, observed_data, sample_stats; padding dropped.
 
         Use it with `arviz_stats` and `arviz_plots` (`import arviz as az` from Python 3.12, `arviz.preview` on 3.11).
+
+        Args:
+            predictive: add the group posterior_predictive, for `plot_ppc_dist`, `plot_ppc_pit` and `loo_pit`: one
+                outcome of each row for each draw, one step ahead; of recordings each reading given those before it.
         """
         key = jax.random.key(0) if key is None else key
-        return arviz.datatree(key, self, draws, self.check(key))
+        return arviz.datatree(key, self, draws, self.check(key), predictive)
 
     def summary(self, key: PRNGKeyArray | None = None, *, truth: dict[str, Any] | None = None) -> summary.Summary:
         """The table of sites with units and verdicts, beside the truth where it is known; print it."""
@@ -115,7 +119,7 @@ class MachinePosterior(Posterior):
     fleet: Posterior
 
     _draw, _basis, _samples, _noise = _answered_by("marginal", "_draw", "_basis", "_samples", "_noise")
-    _mean, _entropy, _several = _answered_by("marginal", "_mean", "_entropy", "_several")
+    _mean, _entropy, _several, _noises = _answered_by("marginal", "_mean", "_entropy", "_several", "_noises")
     sample_stats, facts = _answered_by("fleet", "sample_stats", "facts")
 
     def moments(self) -> dict[str, tuple[Array, Array]]:

@@ -14,6 +14,7 @@ from physppl.density.unconstrained import latent_trace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, TIMING
 from physppl.internal.errors import Status, unknown
+from physppl.internal.tables import aligned, number
 from physppl.internal.units import pretty
 from physppl.language.noise import PROCESS as NOISE
 from physppl.language.sites import LogInterval
@@ -31,6 +32,10 @@ PUSHED = 0.1
 # A prior that is flat at its lower bound has 5 % of its mass below a tenth of its median; one with less than half of
 # that vanishes there and speaks against small values. A noise or a friction of nearly zero is no edge otherwise.
 VANISHING = 0.025
+DECADE, EMPTY = (
+    10.0,
+    0.1,
+)  # bounds so many times apart; prior share below the middle of their logarithms, .5 with log=True
 EXPANDED = 8  # entries of a vector site that get rows of their own; longer ones (weights) share one row
 
 EDGE = "at the edge of its prior: the truth may lie outside"
@@ -47,10 +52,12 @@ class Summary:
         header: backend, model, status and data of the fit.
         rows: one dict per parameter: name, site, unit, mean, sd, low, high (5 and 95 %), contraction (sd / prior sd),
             verdict, and with a truth: truth, inside (True if it lies between low and high).
+        notes: what priors say that matter beside the data.
     """
 
     header: str
     rows: list[dict]
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> dict:
         """The row of a parameter.
@@ -83,7 +90,8 @@ class Summary:
 
     def __str__(self) -> str:
         head, body = self._cells()
-        return "\n".join([self.header, "", *aligned([head, *body], {0, head.index("unit"), len(head) - 1})])
+        table = aligned([head, *body], {0, head.index("unit"), len(head) - 1})
+        return "\n".join([self.header, "", *table, *([""] if self.notes else []), *self.notes])
 
     def _repr_html_(self) -> str:
         head, body = self._cells()
@@ -96,7 +104,8 @@ class Summary:
             )
 
         rows = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in body)
-        return f"<p>{html.escape(self.header)}</p><table><tr>{line(head, 'th')}</tr>{rows}</table>"
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return f"<p>{html.escape(self.header)}</p><table><tr>{line(head, 'th')}</tr>{rows}</table>{notes}"
 
 
 def summarise(key: PRNGKeyArray, posterior, *, truth: dict | None = None) -> Summary:
@@ -123,7 +132,9 @@ def summarise(key: PRNGKeyArray, posterior, *, truth: dict | None = None) -> Sum
         if truth is not None and site in truth:
             truths = np.broadcast_to(np.asarray(truth[site], float).ravel(), len(of_site)).tolist()
         rows += [_row(entry, value) for entry, value in zip(of_site, truths, strict=True)]
-    return Summary(_header(posterior), rows)
+    matters = {row["name"] for row in rows if row["verdict"] != VERDICTS[0]}
+    notes = [note for entry in all_entries if entry.name in matters and (note := _of_decades(entry))]
+    return Summary(_header(posterior), rows, tuple(notes))
 
 
 class Bounds(NamedTuple):
@@ -166,6 +177,20 @@ def entries(key: PRNGKeyArray, posterior) -> list[Entry]:
             for (name, unit), (now, before) in zip(names, columns, strict=True)
         ]
     return scalars
+
+
+def _of_decades(entry: Entry) -> str | None:
+    """Note on a prior between bounds more than a decade apart that leaves the lower decades almost empty."""
+    bounds = entry.bounds
+    if bounds is None or bounds.log or not bounds.low > 0 or bounds.high < DECADE * bounds.low:
+        return None
+    middle = math.sqrt(bounds.low * bounds.high)
+    if (share := np.mean(entry.prior < middle)) > EMPTY:
+        return None
+    return (
+        f"{entry.name}: the prior between {bounds.low:g} and {bounds.high:g} puts {share:.1%} below {middle:.2g}, the "
+        f"middle of their logarithms. If only the order of magnitude is known: physical(..., log=True)."
+    )
 
 
 def _prior(key: PRNGKeyArray, posterior, names) -> dict[str, tuple]:
@@ -280,24 +305,3 @@ def _header(posterior) -> str:
 def amount(data) -> list[str]:
     """The amount of data, in words; empty for objects that are no Data."""
     return [data.describe()] if isinstance(data, Data) else []
-
-
-def aligned(lines: list[list[str]], left: set[int]) -> list[str]:
-    """Lines of cells as text in columns: those of `left` aligned to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    cells = [
-        [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        for line in lines
-    ]
-    return ["  ".join(line).rstrip() for line in cells]
-
-
-def number(value: float, sd: float) -> str:
-    """A number as text, to two digits of its sd."""
-    if not (math.isfinite(value) and math.isfinite(sd) and sd > 0):
-        return f"{value:.4g}"
-    decimals = 1 - math.floor(math.log10(sd))
-    if decimals > 5 or abs(value) >= 1e5:
-        digits = max(math.floor(math.log10(max(abs(value), sd))) + decimals, 1)
-        return f"{value:.{digits}e}"
-    return f"{value:.{max(decimals, 0)}f}"

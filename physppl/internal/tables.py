@@ -1,0 +1,24 @@
+"""Tables as text."""
+
+import math
+
+
+def aligned(lines: list[list[str]], left: set[int]) -> list[str]:
+    """Lines of cells as text in columns: those of `left` aligned to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    cells = [
+        [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
+    return ["  ".join(line).rstrip() for line in cells]
+
+
+def number(value: float, sd: float) -> str:
+    """A number as text, to two digits of its sd."""
+    if not (math.isfinite(value) and math.isfinite(sd) and sd > 0):
+        return f"{value:.4g}"
+    decimals = 1 - math.floor(math.log10(sd))
+    if decimals > 5 or abs(value) >= 1e5:
+        digits = max(math.floor(math.log10(max(abs(value), sd))) + decimals, 1)
+        return f"{value:.{digits}e}"
+    return f"{value:.{max(decimals, 0)}f}"
