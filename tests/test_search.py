@@ -8,10 +8,11 @@ import numpyro.distributions as dist
 import pytest
 
 import physppl as pp
-from physppl.density.curvature import Local
+from physppl.density.curvature import Local, local
 from physppl.density.mode import find_modes
 from physppl.inference import HMC, Laplace
 from physppl.inference.exploration import liveliest
+from physppl.models import furuta
 
 oscillator = pp.StateSpace(x=pp.Real("m"), v=pp.Real("m/s", scale=5.0))
 nothing = pp.ActionSpace(none=pp.Bounded(-1.0, 1.0))
@@ -189,3 +190,47 @@ def test_weak_excitation_is_found_or_told(rows, amplitude):
             silent.append(report[-1])
     print(rows, amplitude, *report, sep="\n")
     assert not silent, silent
+
+
+SHAKEN = furuta.nominal | dict(arm_coulomb=4e-4, pendulum_coulomb=2e-5, cable_stiffness=1e-3)
+
+
+def chirped(amplitude: float, rows: int = 300) -> tuple[pp.Dynamics, pp.Trajectories]:
+    """Three seconds of a Furuta pendulum that hangs and is shaken, read by two encoders of 2048 counts."""
+    dynamics = furuta.dynamics(dt=0.01, sensors=("arm", "pendulum"))
+    t = dynamics.dt * np.arange(rows)
+    inputs = amplitude * np.sin(2 * np.pi * (0.5 + 0.75 * t) * t)[:, None]
+    states = pp.rollout(dynamics.transition(SHAKEN), jnp.zeros(4), inputs)
+    count = 2 * np.pi / 2048
+    readings = count * np.round(np.asarray(states)[:rows, :2] / count)
+    return dynamics, pp.Trajectories(readings, inputs, dt=dynamics.dt)
+
+
+@pytest.mark.science
+@pytest.mark.parametrize("amplitude", [0.3, 1.0, 4.0])
+@pytest.mark.filterwarnings("ignore::physppl.PhyspplWarning")
+def test_a_shaken_pendulum_is_found_or_told(amplitude, x64):
+    """Every key within 4 sd of the best mode that 20 keys and a search from the truth find, or told."""
+    dynamics, data = chirped(amplitude)
+    fits = [pp.fit(jax.random.key(key), dynamics, data, Laplace()) for key in range(20)]
+    space, padded = fits[0].space, fits[0].data
+    values = {n: SHAKEN.get(n, v) for n, v in space.sites(dynamics, fits[0].mode, padded).items()}
+    at_truth = find_modes(
+        lambda z: local(space, dynamics, padded, z),
+        space.point(dynamics, values, padded)[None],
+        jnp.ones(space.size),
+        300,
+    )
+    best = max(fits, key=lambda p: float(p.log_evidence))
+    if float(at_truth.local.log_joint[0]) > float(space.log_joint(dynamics, best.mode, padded)) + 0.3:
+        mode, sds = at_truth.point[0], np.sqrt(np.diag(np.linalg.inv(at_truth.local.curvature[0])))
+    else:
+        mode, sds = best.mode, np.sqrt(np.sum(np.asarray(best.factor) ** 2, axis=0))
+    report = []
+    for key, posterior in enumerate(fits):
+        off = float(np.max(np.abs(np.asarray(posterior.mode - mode)) / sds))
+        report.append(
+            (key, round(off, 1), int(posterior.status), posterior.check().verdict, round(posterior.timing.seconds, 1))
+        )
+    print(amplitude, *report, sep="\n")
+    assert not [row for row in report if row[1] > 4 and row[3] == "ok"], report
