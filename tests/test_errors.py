@@ -74,7 +74,7 @@ def test_a_column_against_a_vector_does_not_broadcast_to_a_wrong_posterior():
 
 def test_what_is_not_a_number_is_a_type_error_that_names_the_argument():
     states, actions, after = arrays()
-    with pytest.raises(TypeError, match="`states` must be numeric; got .*'0.1'.*Parse it first"):
+    with pytest.raises(TypeError, match="`states` must be numeric; got .*'0.1'.*are read by"):
         pp.Transitions([["0.1", "0.2"]] * 6, actions, after)
     with pytest.raises(TypeError, match=r"`next_states` must be numeric; got None \(dtype object\)"):
         pp.Transitions(states, actions, [[None, 1.0]] * 6)

@@ -242,7 +242,9 @@ def test_a_program_file_with_held_out_recordings_and_delays_by_evidence(lab):
     assert [row["horizon"] for row in found["held_out"]] == pytest.approx([0.1, 0.5])
     for row in found["held_out"]:
         steps = round(row["horizon"] / DT)
-        assert row["predictions"] == ROWS - FITTED - steps and row["rmse"] < row["rmse_straight"]
+        settling = round(row["begins"][0] / DT)
+        assert row["predictions"] == ROWS - FITTED - steps - settling and 0 < settling < 30
+        assert row["rmse"] < row["rmse_straight"]
     assert found["options"]["delay"] == "auto" and found["versions"]["physppl"]
 
 

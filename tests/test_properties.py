@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpyro.infer.util import log_density, potential_energy
 
 import physppl as pp
-from physppl.data.transitions import bucket
+from physppl.data.lengths import bucket
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import Laplace
 from physppl.internal.progress import compile_clock

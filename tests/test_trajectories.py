@@ -14,7 +14,7 @@ from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, Predictive
 
 import physppl as pp
-from physppl.data.trajectories import fine_bucket
+from physppl.data.lengths import fine_bucket
 from physppl.density.curvature import local
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics.sensors import lagged

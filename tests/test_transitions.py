@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpyro import handlers
 
 import physppl as pp
-from physppl.data.transitions import bucket
+from physppl.data.lengths import bucket
 
 state = pp.StateSpace(angle=pp.Angle(), velocity=pp.Real("rad/s", scale=8.0))
 action = pp.ActionSpace(torque=pp.Bounded(-2.0, 2.0, "N m"))

@@ -20,7 +20,7 @@ import physppl as pp
 from physppl import plots
 from physppl.cli import machine, report
 from physppl.cli.console import listed, make_writable, timed
-from physppl.data import readers
+from physppl.data import readers, tables
 from physppl.data.trajectories import concrete_spacing
 from physppl.dynamics.sensors import lagged
 from physppl.evaluation.recording_forecasts import predict_ahead, standardised_residuals
@@ -158,8 +158,8 @@ def _chosen_dynamics(model: str | None, program: Path | None, data: Sequence[Pat
 
 
 def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -> IdentificationData:
-    tables = {path: readers.read(path) for path in (*paths, *held_out)}
-    first, sensing = tables[paths[0]], base.sensing
+    read_tables = {path: tables.read(path) for path in (*paths, *held_out)}
+    first, sensing = read_tables[paths[0]], base.sensing
     if sensors:
         base = base.rebound(sensors=tuple(sensors), observe=None)
     elif sensing.observe is None and len(sensing.index) == len(base.state):  # the program does not specify sensors
@@ -170,7 +170,7 @@ def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -
         path: pp.Trajectories(
             **readers.recording(table, base, columns=columns, units=units, dt=dt, unwrap=unwrap), segment=segment
         )
-        for path, table in tables.items()
+        for path, table in read_tables.items()
     }
     step = float(np.median([concrete_spacing(read[path]) for path in paths]))
     if step > 0:

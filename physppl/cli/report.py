@@ -38,6 +38,7 @@ def scores(ahead: list[list[Ahead]], sensors: StateSpace) -> list[dict]:
                     "sensor": name,
                     "unit": pretty(unit),
                     "horizon": at_horizon[0].horizon,
+                    "begins": [a.begins for a in at_horizon],
                     "predictions": int(count.sum()),
                     **rmse,
                     "coverage_90": inside,
@@ -48,7 +49,16 @@ def scores(ahead: list[list[Ahead]], sensors: StateSpace) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     """Format the scores as an aligned table."""
-    head = ["held out: RMSE of", "ahead", "model", "constant rate", "constant", "in 90 % interval", "predictions"]
+    head = [
+        "held out: RMSE of",
+        "ahead",
+        "model",
+        "constant rate",
+        "constant",
+        "in 90 % interval",
+        "predictions",
+        "from",
+    ]
     body = [
         [
             label(row["sensor"], row["unit"]),
@@ -56,6 +66,7 @@ def table(rows: list[dict]) -> str:
             *(f"{row[error]:.3g}" for error in ERRORS),
             f"{row['coverage_90']:.0%}",
             str(row["predictions"]),
+            f"{min(row['begins']):.3g} s",
         ]
         for row in rows
     ]

@@ -3,17 +3,23 @@
 import jax.numpy as jnp
 import numpy as np
 
-from physppl.data.spaces import ActionSpace, StateSpace
+from physppl.data.spaces import ActionSpace, Angle, StateSpace
 from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.internal.errors import is_concrete
+from physppl.internal.units import factor, is_angle
+
+STEP = 1e-3  # share of dt by which a step may differ
+SAME = 1e-6  # in scales: difference up to which a state counts as the previous row's outcome
+WRAPPED = 0.2  # of a turn, about a whole one, in which a jump counts as one
 
 
-def check_transitions(data: Transitions, state: StateSpace, action: ActionSpace, where: str) -> None:
-    """Refuse data that do not fit the spaces; messages begin with `where`.
+def check_transitions(data: Transitions, state: StateSpace, action: ActionSpace, dt: float, where: str) -> None:
+    """Refuse data that do not fit the spaces or the step; messages begin with `where`.
 
     Raises:
-        ValueError: naming the row and coordinate of what is missing, not finite or out of bounds.
+        ValueError: naming the row and coordinate of what is missing, not finite or out of bounds; for rows that follow
+            each other at another step.
     """
     spaces = {"states": state, "actions": action, "next_states": state}
     _check_columns(data, spaces, where)
@@ -25,6 +31,45 @@ def check_transitions(data: Transitions, state: StateSpace, action: ActionSpace,
         if getattr(data, argument) is not None:
             _check_finite(np.asarray(getattr(data, argument)), valid, argument, space.names, where)
     _check_bounds(np.asarray(data.actions), valid, action, where, "transition")
+    if data.next_states is not None and len(data) > 1:
+        _check_steps(data, valid, state, dt, where)
+        _check_turns(np.asarray(data.next_states) - np.asarray(data.states), valid, state, where)
+
+
+def _check_steps(data: Transitions, valid, state: StateSpace, dt: float, where: str) -> None:
+    """Refuse rows whose outcome is the next row's state, but whose times are not dt apart."""
+    times = np.asarray(data.times, float)
+    steps = np.diff(times, axis=-1)
+    gap = np.abs(np.asarray(data.next_states)[..., :-1, :] - np.asarray(data.states)[..., 1:, :])
+    joined = np.all(gap <= SAME * state.scale, axis=-1) & valid[..., 1:] & valid[..., :-1]
+    joined &= np.ptp(np.where(valid, times, times[..., :1]), axis=-1)[..., None] > 0  # else no times were given
+    rounding = 4 * np.finfo(np.asarray(data.times).dtype).eps * np.abs(times).max(initial=0.0)
+    off = joined & (np.abs(steps - dt) > STEP * dt + rounding)
+    if off.any():
+        at = tuple(np.argwhere(off)[0])
+        low, high = steps[joined].min(), steps[joined].max()
+        even = high - low <= 2 * STEP * high
+        remedy = f"Bind it with dt={np.median(steps[joined]):.4g}" if even else "Resample them evenly"
+        raise ValueError(
+            f"{where}: by `times` {int(off.sum())} transitions do not take dt={dt:.4g} s, first transition {_row(at)} "
+            f"with {steps[at]:.4g} s (between {low:.4g} and {high:.4g} s in all). {remedy}, or give the states as "
+            "readings of Trajectories, where each step has its own length."
+        )
+
+
+def _check_turns(moved, valid, space: StateSpace, where: str) -> None:
+    """Refuse coordinates in units of an angle, but not declared as Angle, that jump by a whole turn."""
+    for i, (name, coordinate) in enumerate(space.coordinates.items()):
+        if isinstance(coordinate, Angle) or not is_angle(coordinate.unit):
+            continue
+        turn = factor("turn", coordinate.unit, where)
+        jumps = np.abs(moved[..., i])
+        wrapped = (np.abs(jumps - turn) < WRAPPED * turn) & valid
+        if wrapped.any() and np.median(jumps) < WRAPPED * turn:
+            raise ValueError(
+                f"{where}: {name!r} jumps by a whole turn after row {_row(np.argwhere(wrapped)[0])}: a Real coordinate "
+                "does not wrap. Pass np.unwrap of the column, or declare it as Angle()."
+            )
 
 
 def check_trajectories(data: Trajectories, sensors: StateSpace, dynamics, where: str) -> None:
@@ -62,6 +107,10 @@ def check_trajectories(data: Trajectories, sensors: StateSpace, dynamics, where:
             f"{dynamics.dt:.4g} s. Add samples with valid=False at the missing times, or cut the recording there."
         )
     _check_bounds(np.asarray(data.actions), everywhere, dynamics.action, where, "sample")
+    if data.observations is not None:
+        readings = np.asarray(data.observations)
+        seen = valid & np.isfinite(readings).all(-1)
+        _check_turns(np.diff(readings, axis=-2), seen[..., 1:] & seen[..., :-1], sensors, where)
     if data.observations is not None and sensors.is_angle.any():
         jumps = np.abs(np.diff(np.asarray(data.observations), axis=-2)) > np.pi
         jumps &= (valid[..., 1:] & valid[..., :-1])[..., None] & sensors.is_angle  # a missing reading is no jump

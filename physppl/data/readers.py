@@ -1,106 +1,18 @@
-"""Recordings in files: CSV, npz and netCDF, with one column per sensor and per input, found by name."""
+"""Recordings in tables: a column for the clock, one per sensor and one per input, found by name."""
 
-import difflib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 
+from physppl.data.tables import LISTED, Table, seconds
 from physppl.internal.errors import closest, unknown
 from physppl.internal.units import factor
 
 TIME = "time"  # name of the clock in `columns` and `units`
 CLOCKS = ("t", "time")  # its columns by default
-LISTED = 8  # columns of one array, at most, that a message lists
 SMALL_ROUNDING = 0.1  # of a step: times rounded more coarsely are not moved onto an even grid
-
-
-class Table(NamedTuple):
-    """Contents of a file: arrays by name, whose first axis is time, and the units that the file states."""
-
-    where: str
-    arrays: Mapping[str, np.ndarray]
-    units: Mapping[str, str]
-
-
-def read_csv(path) -> Table:
-    """Read a CSV file whose first line names the columns; empty cells are missing readings.
-
-    Raises:
-        FileNotFoundError: naming what the folder holds.
-        ValueError: for a file that is no table.
-    """
-    import pandas  # 0.3 s, xarray's own dependency
-
-    where = f"CSV file {_existing(path)}"
-    try:
-        table = pandas.read_csv(path, skipinitialspace=True)
-    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"{where} cannot be read as a table ({error}).") from None
-    if not len(table):
-        raise ValueError(f"{where} has no rows, only the names of its columns.")
-    return Table(where, {str(name): table[name].to_numpy() for name in table.columns}, {})
-
-
-def read_npz(path) -> Table:
-    """Read the arrays that `numpy.savez` wrote.
-
-    Raises:
-        FileNotFoundError: naming what the folder holds.
-        ValueError: for a file of another kind.
-    """
-    where = f"npz file {_existing(path)}"
-    try:
-        with np.load(path) as file:
-            return Table(where, {name: file[name] for name in file.files}, {})
-    except (ValueError, OSError, EOFError, BadZipFile, AttributeError, TypeError) as error:  # or of one unnamed array
-        raise ValueError(f"{where} cannot be read ({error}). Write it with numpy.savez(path, t=..., u=...).") from None
-
-
-def read_xarray(dataset) -> Table:
-    """Read an xarray Dataset, or a netCDF file by its path; units are those of `attrs["units"]`.
-
-    Raises:
-        FileNotFoundError: naming what the folder holds.
-        ValueError: for a file of another kind.
-    """
-    import xarray
-
-    where = "xarray Dataset"
-    if not isinstance(dataset, xarray.Dataset):
-        where = f"netCDF file {_existing(dataset)}"
-        try:
-            with xarray.open_dataset(dataset, engine="h5netcdf", decode_times=False) as file:
-                dataset = file.load()
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{where} cannot be read ({error}).") from None
-    arrays, units = {}, {}
-    for name, variable in dataset.variables.items():
-        values = variable.to_numpy()
-        if values.dtype.kind in "mM" and values.size:
-            values = (values - values[0]) / np.timedelta64(1, "s")
-        elif "units" in variable.attrs:
-            units[str(name)] = str(variable.attrs["units"]).split(" since ")[0]
-        arrays[str(name)] = values
-    return Table(where, arrays, units)
-
-
-READERS = {".csv": read_csv, ".npz": read_npz, ".nc": read_xarray}
-
-
-def read(path) -> Table:
-    """Read a file of one of the three kinds, by its suffix.
-
-    Raises:
-        FileNotFoundError: naming what the folder holds.
-        ValueError: for another kind of file.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in READERS:
-        raise ValueError(f"recordings are {', '.join(READERS)} files; got {path}.")
-    return READERS[suffix](path)
+CLOCK_OFF = 0.1  # share by which a given step may differ from a clock's
 
 
 def recording(
@@ -121,7 +33,7 @@ def recording(
         dynamics: the Dynamics whose sensors and inputs name the columns.
         columns: {sensor, input or "time": column} where the names differ; "state:0" is the first column of an array.
         units: {sensor, input or "time": unit in the file} where it is not the dynamics'; converted.
-        dt: s, in place of a time column, which is then not read.
+        dt: s, in place of a clock; a clock that is there must agree with it to 10 % in its median step.
         unwrap: count the turns of angles that the file keeps between -pi and pi.
 
     Raises:
@@ -137,9 +49,14 @@ def recording(
     sensors, action = dynamics.sensing.space, dynamics.action
     targets = dict(zip((*sensors.names, *action.names), (*sensors.units, *action.units), strict=True)) | {TIME: "s"}
     columns = dict(columns or {})
-    if dt is None and TIME not in columns:
-        columns[TIME] = _clock(table)
-    names = [name for name in targets if dt is None or name != TIME]
+    key = columns.get(TIME) or clock(table, targets)
+    if key is None and dt is None:
+        raise KeyError(
+            f"{table.where} has no column {' or '.join(map(repr, CLOCKS))}.{closest(TIME, _keys(table))} Map the "
+            f"clock, {TIME}=column, or give dt, the seconds between samples."
+        )
+    names = [name for name in targets if key is not None or name != TIME]
+    columns |= {} if key is None else {TIME: key}
     values = converted(table, targets, columns, units, "sensor or input", f"Dynamics({dynamics.name})", names)
     keys = {name: columns.get(name, name) for name in names}
     lengths = {keys[name]: len(column) for name, column in values.items()}
@@ -156,12 +73,23 @@ def recording(
                 f"{table.where}: column {keys[name]!r} ({name}) is empty or not finite in row {row}. Only readings may "
                 "be missing: inputs and times are needed at every sample."
             )
-    readings = np.stack([values[name] for name in sensors.names], axis=-1)
+    readings = stacked(values, sensors.names, length)
     for i in np.flatnonzero(sensors.is_angle & unwrap):
         seen = np.isfinite(readings[:, i])  # missing readings stay missing
         readings[seen, i] = np.unwrap(readings[seen, i])
-    arrays = {"observations": readings, "actions": np.stack([values[name] for name in action.names], axis=-1)}
-    return arrays | ({"dt": dt} if dt is not None else {"times": _times(values[TIME], keys[TIME], table.where)})
+    arrays = {"observations": readings, "actions": stacked(values, action.names, length)}
+    if key is None:
+        return arrays | {"dt": dt}
+    times = clock_times(values[TIME], key, table.where)
+    if dt is None:
+        return arrays | {"times": times}
+    step = float(np.median(np.diff(times))) if length > 1 else dt
+    if abs(step - dt) > CLOCK_OFF * dt:
+        raise ValueError(
+            f"{table.where}: dt={dt:g} s was given, but its clock {key!r} has a sample every {step:.4g} s. Leave dt "
+            f"out, or give the clock's unit, as in units={{'{TIME}': 'ms'}}."
+        )
+    return arrays | {"dt": dt}
 
 
 def converted(
@@ -195,19 +123,16 @@ def converted(
     for name in targets if names is None else names:
         key = columns.get(name, name)
         source = units.get(name) or table.units.get(key) or targets[name]
+        if name == TIME and key in table.arrays and (stamps := seconds(np.asarray(table.arrays[key]))) is not None:
+            values[name] = stamps
+            continue
         values[name] = _column(table, name, key) * factor(source, targets[name], f"{table.where}, {kind} {name!r}")
     return values
 
 
-def labels(table: Table, column: str) -> np.ndarray:
-    """A column whose changes separate recordings.
-
-    Raises:
-        KeyError: where there is none of that name, with close matches.
-    """
-    if column not in table.arrays:
-        raise unknown("column", column, table.arrays, table.where)
-    return table.arrays[column]
+def stacked(values: Mapping[str, np.ndarray], names: Sequence[str], length: int) -> np.ndarray:
+    """Columns (length, n) of n names, which may be none."""
+    return np.array([values[name] for name in names], float).reshape(len(names), length).T
 
 
 def has_column(table: Table, key: str) -> bool:
@@ -227,14 +152,18 @@ def _column(table: Table, name: str, key: str) -> np.ndarray:
         for_whom = "" if name == key else f" (for {name!r})"
         hint = closest(key, _keys(table))
         raise KeyError(f"{table.where} has no column {key!r}{for_whom}.{hint} Map names to columns: {name}=column.")
-    values = np.asarray(table.arrays[array])
+    values = table.arrays[array]
+    if np.ma.is_masked(values):
+        values = np.ma.filled(np.ma.asanyarray(values).astype(float), np.nan)
+    values = np.asarray(values)
     if values.dtype.kind not in "fiub":
         import pandas
 
         cells = pandas.Series(values.ravel())
         row = int(np.argmax([*(pandas.isna(pandas.to_numeric(cells, errors="coerce")) & cells.notna()), False]))
         got = repr(str(values.ravel()[row])) if values.size else values.dtype
-        raise TypeError(f"{table.where}: column {key!r} must be numeric; got {got} in row {row}.")
+        hint = " Write dates as 2024-01-31T22:00:00." if name == TIME else ""
+        raise TypeError(f"{table.where}: column {key!r} must be numeric; got {got} in row {row}.{hint}")
     if values.ndim == 2 and values.shape[1] == 1 and index is None:
         index = 0
     if index is None and values.ndim == 1:
@@ -261,24 +190,20 @@ def _indexed(name: str, values) -> list[str]:
     return [f"{name}:{i}" for i in range(width)] if width <= LISTED else [f"{name}:0", "...", f"{name}:{width - 1}"]
 
 
-def _clock(table: Table) -> str:
-    for name in CLOCKS:
-        if name in table.arrays:
-            return name
-    raise KeyError(
-        f"{table.where} has no column {' or '.join(map(repr, CLOCKS))}.{closest(TIME, _keys(table))} Map the clock, "
-        f"{TIME}=column, or give dt, the seconds between samples."
-    )
+def clock(table: Table, taken: Mapping[str, str]) -> str | None:
+    """Name of the column that holds the time, unless a coordinate has that name."""
+    return next((name for name in CLOCKS if name in table.arrays and (name == TIME or name not in taken)), None)
 
 
-def _times(times: np.ndarray, key: str, where: str) -> np.ndarray:
+def clock_times(times: np.ndarray, key: str, where: str) -> np.ndarray:
     """Times, s, moved onto an even grid if they differ from it by rounding alone."""
     steps = np.diff(times)
     if np.any(steps <= 0):
         row = int(np.argmax(steps <= 0))
         raise ValueError(
             f"{where}: times ({key!r}) must increase; from row {row} to {row + 1} they go from {times[row]:.10g} to "
-            f"{times[row + 1]:.10g}. Give recordings that follow each other as files, or columns, of their own."
+            f"{times[row + 1]:.10g}. Where another recording begins, name the column that tells them apart, "
+            "recording=; where stamps are equal or swapped, drop or sort those rows."
         )
     if len(times) < 3:
         return times
@@ -289,16 +214,3 @@ def _times(times: np.ndarray, key: str, where: str) -> np.ndarray:
             even = 10.0**-digits < SMALL_ROUNDING * np.median(steps) and np.ptp(times - grid) <= 2 * 10.0**-digits
             return grid if even else times
     return times
-
-
-def _existing(path) -> Path:
-    path = Path(path)
-    if path.is_file():
-        return path
-    folder = path.parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no file {path}: there is no folder {folder}.")
-    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in READERS)
-    near = " or ".join(difflib.get_close_matches(path.name, names, n=2))
-    hint = f" Did you mean {near}?" if near else f" The folder holds {', '.join(names[:LISTED]) or 'none'}."
-    raise FileNotFoundError(f"there is no file {path}.{hint}")

@@ -64,10 +64,11 @@ class _Space:
     """Coordinates in order, each with a name. Equal content hashes equal."""
 
     kinds: tuple[type, ...] = ()
+    required = True  # at least one coordinate
 
     def __init__(self, **coordinates):
         name = type(self).__name__
-        if not coordinates:
+        if not coordinates and self.required:
             raise ValueError(
                 f"{name} needs at least one named coordinate, e.g. {name}(x={self.kinds[0].__name__}(...))."
             )
@@ -154,9 +155,10 @@ class StateSpace(_Space):
 
 
 class ActionSpace(_Space):
-    """Named, bounded actions: `ActionSpace(torque=Bounded(-2.0, 2.0, "N m"))`."""
+    """Named, bounded actions: `ActionSpace(torque=Bounded(-2.0, 2.0, "N m"))`; none for a machine without inputs."""
 
     kinds = (Bounded,)
+    required = False
 
     @property
     def low(self) -> np.ndarray:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray
 
-from physppl.data import readers
+from physppl.data import readers, tables
 from physppl.data.data import Data, drawn_rows
+from physppl.data.lengths import fine_bucket
 from physppl.internal.errors import as_array, is_concrete
 
 
@@ -93,6 +94,11 @@ class Trajectories(Data):
             regular = steps.size == 0 or bool(np.ptp(steps) <= 1e-5 * np.median(steps) + rounding)
         if observations is not None and is_concrete(observations, valid):
             # NaN is the missing reading of one sensor; readings of the others in that sample count.
+            if np.any(infinite := np.isinf(observations) & np.asarray(valid)[..., None]):
+                raise ValueError(
+                    f"{int(infinite.sum())} observations are infinite, first at sample {np.argwhere(infinite)[0][-2]}. "
+                    "Mark a missing reading by NaN."
+                )
             valid = np.asarray(valid) & np.isfinite(observations).any(-1)
             observations = np.where(valid[..., None], observations, 0.0)
         self.observations, self.actions, self.valid, self.times = observations, actions, valid, times
@@ -189,44 +195,39 @@ class Trajectories(Data):
         return self._over(hold, times, valid, self.start)
 
     @staticmethod
-    def from_csv(path, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
-        """The recording in a CSV file, a column per sensor, per input and for the time, found by name.
+    def read(source, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
+        """The recording in a file, a DataFrame, an xarray Dataset or a dict of arrays.
 
-        Empty cells are missing readings; a last reading without an input is left out.
+        A column per sensor, per input and for the time, found by name; "state:0" is the first of an array (N, D).
+        Empty cells are missing readings; a last reading without an input is left out. Units are those of the source
+        (`attrs["units"]`), where `units` does not give them.
 
         Args:
+            source: path of a CSV, npz or netCDF file, or an object.
             dynamics: the Dynamics whose sensors and inputs are recorded.
-            recording: a column whose changes separate recordings; they are stacked.
+            recording: a column whose values separate recordings; they are stacked, in the order of their first rows,
+                which need not stand together.
             reading: columns, units, dt and unwrap, as in `physppl.data.readers.recording`.
 
         Raises:
             FileNotFoundError, KeyError, TypeError, ValueError: as in `physppl.data.readers.recording`.
         """
-        table = readers.read_csv(path)
-        if recording is None:
-            return Trajectories(**readers.recording(table, dynamics, **reading), segment=segment)
-        label = readers.labels(table, recording)
-        parts = []
-        for rows in np.split(np.arange(len(label)), 1 + np.flatnonzero(label[1:] != label[:-1])):
-            piece = table._replace(
-                where=f"{table.where}, {recording} {label[rows[0]]}",
-                arrays={name: values[rows] for name, values in table.arrays.items()},
-            )
-            parts.append(Trajectories(**readers.recording(piece, dynamics, **reading), segment=segment))
-        return Trajectories.stack(parts)
+        return _read(tables.read(source), dynamics, recording, segment, reading)
 
     @staticmethod
-    def from_npz(path, dynamics, *, segment: int = 1, **reading) -> "Trajectories":
-        """The recording in an npz file, as `from_csv`; "state:0" is the first column of an array (N, D)."""
-        return Trajectories(**readers.recording(readers.read_npz(path), dynamics, **reading), segment=segment)
+    def from_csv(path, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
+        """The recording in a CSV file, as `read`."""
+        return _read(tables.read_csv(path), dynamics, recording, segment, reading)
 
     @staticmethod
-    def from_xarray(dataset, dynamics, *, segment: int = 1, **reading) -> "Trajectories":
-        """The recording in an xarray Dataset, or in a netCDF file by its path, as `from_npz`.
+    def from_npz(path, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
+        """The recording in an npz file, as `read`."""
+        return _read(tables.read_npz(path), dynamics, recording, segment, reading)
 
-        Units are taken from each variable's `attrs["units"]` where `units` does not give them.
-        """
-        return Trajectories(**readers.recording(readers.read_xarray(dataset), dynamics, **reading), segment=segment)
+    @staticmethod
+    def from_xarray(dataset, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
+        """The recording in an xarray Dataset, or in a netCDF file by its path, as `read`."""
+        return _read(tables.read_xarray(dataset), dynamics, recording, segment, reading)
 
     @staticmethod
     def stack(parts: Sequence["Trajectories"]) -> "Trajectories":
@@ -257,6 +258,32 @@ class Trajectories(Data):
         """The data with a leading axis of recordings, as the likelihood takes them."""
         return self if self.batch_shape else jax.tree.map(lambda x: x[None], self)
 
+    def recordings(self) -> list["Trajectories"]:
+        """The recordings one by one, without the padding of a stack: each up to its last reading."""
+        rows, parts = self.rows(), []
+        for i, valid in enumerate(np.asarray(rows.valid)):
+            one = jax.tree.map(lambda x: x[i], rows)  # noqa: B023
+            one = one if self.observations is None else one[: max(np.flatnonzero(valid), default=0) + 1]
+            parts.append(one._over(lambda x: x, one.times, one.valid, one.start))  # regular by itself, perhaps
+        return parts
+
+    def between(self, since: float | int = -np.inf, until: float | int = np.inf) -> "Trajectories":
+        """The samples of one recording from `since` to before `until`, s on its own clock.
+
+        Raises:
+            TypeError: for several recordings.
+            ValueError: where no sample lies between.
+        """
+        if self.batch_shape:
+            raise TypeError("between cuts one recording; take it out of the stack first: data.recordings()[0].")
+        times = np.asarray(self.times, float)
+        first, last = np.searchsorted(times, [since, until])
+        if first >= last:
+            raise ValueError(
+                f"between({since:g}, {until:g}): the recording has samples from {times[0]:g} to {times[-1]:g} s."
+            )
+        return self[int(first) : int(last)]
+
     def __getitem__(self, samples: slice) -> "Trajectories":
         """A contiguous piece of every recording; `start` is dropped unless the piece begins at the first sample."""
         if not isinstance(samples, slice) or samples.step not in (None, 1):
@@ -270,13 +297,19 @@ class Trajectories(Data):
         return Trajectories(readings, columns(self.actions), times, valid=valid, start=start, segment=self.segment)
 
 
-def fine_bucket(length: int) -> int:
-    """The smallest of 8, 10, 12, 14, 16, 20, 24, ... that is at least `length`.
-
-    Recordings of similar lengths share compiled programs, and at most a quarter is padding.
-    """
-    power = max(8, 1 << (max(length, 2) - 1).bit_length() - 1)
-    return next(n for n in (power, *(power * k // 4 for k in (5, 6, 7, 8))) if n >= length)
+def _read(table, dynamics, recording: str | None, segment: int, reading: dict[str, Any]) -> Trajectories:
+    """The recordings of a table, stacked where a column separates them."""
+    if recording is None:
+        return Trajectories(**readers.recording(table, dynamics, **reading), segment=segment)
+    pieces, apart = tables.labelled(table, recording)
+    if apart and reading.get("dt") is not None:
+        raise ValueError(
+            f"{table.where}: labels of {recording!r} come back, and dt= does not say in which order their rows follow "
+            "each other. Read the clock, or sort the rows by recording."
+        )
+    return Trajectories.stack(
+        [Trajectories(**readers.recording(p, dynamics, **reading), segment=segment) for p in pieces]
+    )
 
 
 def concrete_spacing(data: Trajectories) -> float:

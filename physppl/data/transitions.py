@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from physppl.data import readers
+from physppl.data import readers, tables
 from physppl.data.data import Data, drawn_rows
+from physppl.data.lengths import bucket
 from physppl.data.spaces import ActionSpace, StateSpace
 from physppl.internal.errors import as_array, is_concrete
 
@@ -185,8 +186,8 @@ class Transitions(Data):
         return Transitions(states[:-1], actions[:steps], states[1:], times=times)
 
     @staticmethod
-    def from_csv(
-        path,
+    def read(
+        source,
         state: StateSpace,
         action: ActionSpace,
         *,
@@ -194,28 +195,36 @@ class Transitions(Data):
         units: Mapping[str, str] | None = None,
         recording: str | None = None,
     ) -> "Transitions":
-        """Transitions between consecutive rows of a CSV file with named columns.
+        """Transitions between consecutive rows of a file, a DataFrame, an xarray Dataset or a dict of arrays.
+
+        One column, or variable, per coordinate, found by name. Where there is a clock, `t` or `time`, it is read: a fit
+        refuses steps that are not those of its Dynamics. Units are those of the source (`attrs["units"]`), where
+        `units` does not give them.
 
         Args:
-            columns: {coordinate: column} where the names differ.
-            units: {coordinate: unit in the file} where it is not the space's; converted.
-            recording: a column whose changes separate recordings; no transition crosses them.
+            source: path of a CSV, npz or netCDF file, or an object.
+            columns: {coordinate or "time": column} where the names differ.
+            units: {coordinate or "time": unit in the file} where it is not the space's, or s; converted.
+            recording: a column whose values separate recordings; no transition crosses from one to the next. Rows of a
+                recording need not stand together where there is a clock.
 
         Raises:
+            FileNotFoundError: naming what the folder holds.
             KeyError: for a column or coordinate that does not exist, with close matches.
             TypeError: where a column is not numeric.
+            ValueError: for times that do not increase, labels that are missing, or come back without a clock.
         """
-        table = readers.read_csv(path)
-        labels = None if recording is None else readers.labels(table, recording)
-        return _from_table(table, state, action, columns, units, labels)
+        return _from_table(tables.read(source), state, action, columns, units, recording)
 
     @staticmethod
-    def from_xarray(dataset, state: StateSpace, action: ActionSpace, *, columns=None, units=None) -> "Transitions":
-        """Transitions between consecutive entries of an xarray Dataset with one variable per coordinate, (time,) each.
+    def from_csv(path, state, action, *, columns=None, units=None, recording: str | None = None) -> "Transitions":
+        """Transitions between consecutive rows of a CSV file with named columns, as `read`."""
+        return _from_table(tables.read_csv(path), state, action, columns, units, recording)
 
-        Units are taken from each variable's `attrs["units"]` where `units` does not give them.
-        """
-        return _from_table(readers.read_xarray(dataset), state, action, columns, units)
+    @staticmethod
+    def from_xarray(dataset, state, action, *, columns=None, units=None, recording: str | None = None) -> "Transitions":
+        """Transitions between consecutive entries of an xarray Dataset, one variable per coordinate, as `read`."""
+        return _from_table(tables.read_xarray(dataset), state, action, columns, units, recording)
 
     def to_xarray(self, state: StateSpace, action: ActionSpace):
         """A Dataset with dims (transition, state) and (transition, action), units in attrs; padding is dropped."""
@@ -235,7 +244,7 @@ def _filled(states, actions, next_states, valid, times):
     source = int(np.argmax(flat)) if flat.any() else None
 
     def fill(x):
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(flat.size, x.shape[-1])
         xp = np if isinstance(x, np.ndarray) else jnp
         finite = rows[source] if source is not None else xp.nan_to_num(rows)
         return xp.where(flat[:, None], rows, xp.where(xp.isfinite(rows), rows, finite)).reshape(x.shape)
@@ -250,15 +259,24 @@ def _same_outcomes(parts: Sequence[Transitions]) -> None:
         raise ValueError("some Transitions have next_states and some do not; use .inputs on all or none.")
 
 
-def _from_table(table, state: StateSpace, action: ActionSpace, columns, units, labels=None) -> Transitions:
-    """Transitions between consecutive rows; none crosses a change of `labels`."""
+def _from_table(table: tables.Table, state: StateSpace, action: ActionSpace, columns, units, recording) -> Transitions:
+    """Transitions between consecutive rows; none crosses from one recording to another."""
     targets = dict(zip((*state.names, *action.names), (*state.units, *action.units), strict=True))
-    values = readers.converted(table, targets, columns, units, "coordinate", table.where)
-    states, actions = (np.stack([values[name] for name in space.names], axis=-1) for space in (state, action))
-    keep = slice(None) if labels is None else labels[1:] == labels[:-1]
-    return Transitions(states[:-1][keep], actions[:-1][keep], states[1:][keep])
-
-
-def bucket(length: int) -> int:
-    """The smallest power of two that is at least `length`: data of one bucket share compiled programs."""
-    return max(1, 1 << (length - 1).bit_length())
+    columns = dict(columns or {})
+    if clock := columns.get(readers.TIME) or readers.clock(table, targets):
+        columns[readers.TIME] = clock
+    targets |= {readers.TIME: "s"} if clock or readers.TIME in (units or {}) else {}
+    pieces, apart = ([table], False) if recording is None else tables.labelled(table, recording)
+    if apart and not clock:
+        raise ValueError(
+            f"{table.where}: labels of {recording!r} come back, and without a clock ('t' or 'time') nothing says in "
+            "which order their rows follow each other. Map the clock, time=column, or sort the rows by recording."
+        )
+    parts = []
+    for piece in pieces:
+        values = readers.converted(piece, targets, columns, units, "coordinate", piece.where)
+        length = len(values[state.names[0]])
+        states, actions = (readers.stacked(values, space.names, length) for space in (state, action))
+        times = readers.clock_times(values[readers.TIME], clock, piece.where)[:-1] if clock else None
+        parts.append(Transitions(states[:-1], actions[:-1], states[1:], times=times))
+    return Transitions.concatenate(parts)

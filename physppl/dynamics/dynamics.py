@@ -170,7 +170,14 @@ class Dynamics:
         likelihood = getattr(data, "likelihood", None) or next(of_kind, None)
         if likelihood is None:
             kinds = "Transitions(states=, actions=, next_states=) or Trajectories(observations=, actions=, times=)"
-            raise TypeError(f"{self.owner} takes {kinds}; got {type(data).__name__}.")
+            hint = ""
+            if isinstance(data, list | tuple) and data:
+                kind = type(data[0]).__name__
+                join = {"Trajectories": "Trajectories.stack", "Transitions": "Transitions.concatenate"}.get(kind)
+                hint = f" Join several of one machine: {join}(parts)." if join else ""
+            elif type(data).__module__.split(".")[0] in ("pandas", "xarray", "numpy", "builtins"):
+                hint = " Tables and dicts are read by Trajectories.read(source, dynamics) or Transitions.read."
+            raise TypeError(f"{self.owner} takes {kinds}; got {type(data).__name__}.{hint}")
         return likelihood
 
     def __call__(self, data: Data) -> Any:

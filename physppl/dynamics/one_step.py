@@ -27,7 +27,7 @@ class OneStep(Likelihood[Transitions]):
         return dynamics.state
 
     def check(self, dynamics, data: Transitions) -> None:
-        check_transitions(data, dynamics.state, dynamics.action, dynamics.owner)
+        check_transitions(data, dynamics.state, dynamics.action, dynamics.dt, dynamics.owner)
 
     def observe(self, dynamics, data: Transitions) -> Any:
         rows = len(data)

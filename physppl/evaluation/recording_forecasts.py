@@ -14,6 +14,7 @@ from physppl.evaluation.forecasts import forecast_readings, mean_sites
 from physppl.internal.precision import doubles
 from physppl.posterior.posterior import Posterior
 
+SETTLED = 2.0  # times the median sd of a state, down to which the filter's own has come when predictions begin
 WIDTH = 1.6448536269514722  # half the width of a Gaussian's central 90 % interval, in sds
 
 
@@ -23,6 +24,7 @@ class Ahead:
 
     Attributes:
         horizon: s.
+        begins: s, start of the first prediction.
         times: (B,) s, of the readings.
         readings: (B, d) in the sensors' units.
         mean: (B, d) predicted.
@@ -32,6 +34,7 @@ class Ahead:
     """
 
     horizon: float
+    begins: float
     times: Float[np.ndarray, " B"]
     readings: Float[np.ndarray, "B d"]
     mean: Float[np.ndarray, "B d"]
@@ -62,6 +65,8 @@ def predict_ahead(
     """Predict the readings of one recording, each from the inputs and the readings until `horizon` seconds before.
 
     Each prediction starts at the state that a filter at the posterior's mean parameters estimates from these readings.
+    The first one starts when the filter has settled: when it knows every state to twice its median sd. (Where no window
+    is left then, all are taken.)
 
     Args:
         recording: one with readings; those before `since` are filtered, but not predicted.
@@ -87,11 +92,14 @@ def predict_ahead(
             f"nothing to predict: {left:.3g} s of readings do not contain a window of {horizon:.3g} s at whose end "
             "all sensors were read. Choose a shorter horizon."
         )
-    pick = np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int))
-    starts, ends, readings = starts[pick], ends[pick], readings[pick]
     mean_key, key = jax.random.split(key)
     with jax.enable_x64(True):
         sites, data, course = _filter(mean_key, posterior, recording)
+        settled = starts >= _settled(np.asarray(course.covariance))
+        if settled.any():
+            starts, ends, readings = starts[settled], ends[settled], readings[settled]
+        pick = np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int))
+        starts, ends, readings = starts[pick], ends[pick], readings[pick]
         delayed = np.asarray(lagged(data.actions, sites.get(DELAY, model.sensing.delay)))
         inputs = _held(times, delayed, times[starts, None] + model.dt * np.arange(steps + 1))
         states = np.asarray(course.mean)[starts]
@@ -101,7 +109,15 @@ def predict_ahead(
         key, posterior, states, inputs, draws=draws, start_covariance=covariance, times=times[starts]
     )
     straight = constant + horizon * rate
-    return Ahead(horizon, ends, readings, np.asarray(forecast.mean), forecast.sd, constant, straight)
+    return Ahead(
+        horizon, float(times[starts[0]]), ends, readings, np.asarray(forecast.mean), forecast.sd, constant, straight
+    )
+
+
+def _settled(covariance: Float[np.ndarray, "N D D"]) -> int:
+    """First sample at which no state is much less certain than in the rest of the recording, as it is at its start."""
+    sds = np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))
+    return int(np.argmax(np.all(sds <= SETTLED * np.median(sds, axis=0), axis=-1)))
 
 
 def reading_windows(recording: Trajectories, steps: int, dt: float, since: float = -np.inf):

@@ -109,13 +109,18 @@ def as_array(value, argument: str) -> np.ndarray | jax.Array:
     """
     if isinstance(value, Tracer):
         return value
+    if np.ma.is_masked(value):  # a mask marks what is missing, as NaN does
+        value = np.ma.filled(np.ma.asanyarray(value).astype(float), np.nan)
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"`{argument}` is ragged: {error}. Rows must have one length.") from None
     if array.dtype.kind not in "fiubc":
         got = f"{array.ravel()[0]!r} (dtype {array.dtype})" if array.size else f"dtype {array.dtype}"
-        raise TypeError(f"`{argument}` must be numeric; got {got}. Parse it first, e.g. Transitions.from_csv.")
+        raise TypeError(
+            f"`{argument}` must be numeric; got {got}. Files, DataFrames and tables are read by Transitions.read and "
+            "Trajectories.read."
+        )
     if array.dtype.kind == "c":
         raise TypeError(f"`{argument}` must be real; got dtype {array.dtype}.")
     if array.dtype.kind != "f":

@@ -41,6 +41,12 @@ class Scale:
         """
         unit = tuple(np.asarray(unit, float).tolist())
         if not isinstance(value, dist.Distribution):
+            if callable(value):
+                raise TypeError(
+                    f"{where}: {name} must be a NumPyro distribution or known sds; got a function. Noise that "
+                    "depends on the state is not offered. For readings whose error is a share of their size, read "
+                    "their logarithm through observe=; for outliers there is measurement_df."
+                )
             sd = np.asarray(as_array(value, name), float)
             if sd.shape not in ((), (1,), (len(unit),)):
                 raise ValueError(

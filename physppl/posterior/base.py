@@ -1,5 +1,6 @@
 """The contract of the posterior predictive transition object, which backends return and consumers take."""
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -190,7 +191,8 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         if actions.shape[:-1] != shape:
             got = f"{states.shape} and {actions.shape}"
             raise ValueError(f"states (..., D) and actions (..., A) must go together; got {got}.")
-        states, actions = (x.reshape(-1, x.shape[-1]) for x in (states, actions))
+        rows = math.prod(shape)  # -1 cannot tell them where there are no inputs
+        states, actions = (x.reshape(rows, x.shape[-1]) for x in (states, actions))
         return states, actions, jnp.broadcast_to(t, shape).reshape(-1)
 
     def _flat_basis(self, states, actions, t):
