@@ -32,6 +32,7 @@ from physppl.evaluation.cross_validation import leave_one_recording_out as leave
 from physppl.internal.errors import FitError as FitError
 from physppl.internal.errors import PhyspplWarning as PhyspplWarning
 from physppl.internal.errors import Status as Status
+from physppl.language.adaptive import Adaptive as Adaptive
 from physppl.language.integrate import RK4 as RK4
 from physppl.language.integrate import Step as Step
 from physppl.language.integrate import rollout as rollout

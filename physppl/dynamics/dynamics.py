@@ -22,6 +22,7 @@ from physppl.dynamics.recordings import FilteredReadings
 from physppl.dynamics.sensors import Sensing, of_program
 from physppl.internal.errors import closest
 from physppl.internal.keys import content
+from physppl.language.adaptive import Adaptive
 from physppl.language.integrate import RK4, Stepper, stepper
 from physppl.language.noise import PROCESS as NOISE
 from physppl.language.noise import Scale
@@ -45,7 +46,8 @@ class Dynamics:
         program: () -> field(t, state, action), a `Step`, or `step_residual(...)`.
         state, action: the spaces.
         dt: step, s; the action is held over [t, t + dt).
-        solver: a diffrax solver; explicit Runge-Kutta methods are unrolled from their tableau.
+        solver: a diffrax solver, whose steps are fixed; explicit Runge-Kutta methods are unrolled from their tableau.
+            `Adaptive(solver)` chooses its steps, as stiff fields need.
         substeps: solver steps per dt.
         process_noise: sd of the next state over one dt. A NumPyro distribution is the prior of each coordinate's sd
             in units of its `scale`; a float, or one per coordinate, is known and in the coordinates' own units.
@@ -77,7 +79,7 @@ class Dynamics:
         action: ActionSpace,
         *,
         dt: float,
-        solver: diffrax.AbstractSolver | None = None,
+        solver: diffrax.AbstractSolver | Adaptive | None = None,
         substeps: int = 1,
         process_noise: Any = None,
         sensors: StateSpace | Sequence[str] | None = None,
@@ -102,8 +104,13 @@ class Dynamics:
         if not (isinstance(state, StateSpace) and isinstance(action, ActionSpace)):
             got = f"{type(state).__name__} and {type(action).__name__}"
             raise TypeError(f"Dynamics({self.name}) takes a StateSpace, then an ActionSpace; got {got}.")
-        if not isinstance(self.solver, diffrax.AbstractSolver):
-            raise TypeError(f"Dynamics({self.name}): solver must be a diffrax solver object, e.g. diffrax.Tsit5().")
+        if not isinstance(self.solver, diffrax.AbstractSolver | Adaptive):
+            raise TypeError(
+                f"Dynamics({self.name}): solver must be a diffrax solver object, e.g. diffrax.Tsit5(), or Adaptive "
+                "around one."
+            )
+        if isinstance(self.solver, Adaptive) and substeps != 1:
+            raise ValueError(f"Dynamics({self.name}): Adaptive chooses its steps; leave out substeps={substeps}.")
         if not 0 < self.dt < np.inf:
             raise ValueError(f"Dynamics({self.name}): dt must be positive seconds; got {dt}.")
         if self.substeps < 1 or self.substeps != substeps:
@@ -122,8 +129,9 @@ class Dynamics:
         return hash(self._content)
 
     def __repr__(self) -> str:
-        solver = type(self.solver).__name__
-        return f"Dynamics({self.name}: {', '.join(self.state.names)}; dt={self.dt:g} s, {solver} x {self.substeps})"
+        fixed = f"{type(self.solver).__name__} x {self.substeps}"
+        solver = self.solver if isinstance(self.solver, Adaptive) else fixed
+        return f"Dynamics({self.name}: {', '.join(self.state.names)}; dt={self.dt:g} s, {solver})"
 
     @property
     def owner(self) -> str:

@@ -1,10 +1,13 @@
 """Error messages and argument checks: the argument or site, what was expected, what came, and the remedy."""
 
+import contextlib
 import difflib
 import enum
 import logging
 from collections.abc import Iterable
+from typing import Any
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +51,8 @@ _REMEDIES = {
     Status.NOT_CONVERGED: "the mode was not reached: raise `steps` or `starts` of the backend, "
     "or tighten the prior of parameters that the data do not determine",
     Status.NONFINITE: "the log density is not finite at any start: look for a state that diverges within one step "
-    "(raise `substeps`), a prior that reaches zero mass or length, or a square root at zero",
+    "(raise `substeps`), a solver that fails (stiff fields need `Adaptive(diffrax.Kvaerno5())`, or more steps), a "
+    "prior that reaches zero mass or length, or a square root at zero",
     Status.NOT_POSITIVE_DEFINITE: "the curvature at the mode is not positive definite: the prior is not log-concave "
     "there and the data do not make up for it; give a prior that is proper in unconstrained space, "
     "e.g. physical(name, low, high)",
@@ -126,6 +130,22 @@ def as_array(value, argument: str) -> np.ndarray | jax.Array:
     if array.dtype.kind != "f":
         return array.astype(np.float64)
     return value if isinstance(value, jax.Array) else array
+
+
+@contextlib.contextmanager
+def failed_solves_are_nan():
+    """Within it, programs are traced whose linear solves return NaN where they fail, instead of raising.
+
+    Derivatives of an implicit solver's equations raise, from within the compiled program, where the solver failed, as
+    at some parameters it may. Equinox has a switch for that, but only as a variable of the environment.
+    """
+    module: Any = equinox._errors
+    before = module.EQX_ON_ERROR
+    module.EQX_ON_ERROR = "off"
+    try:
+        yield
+    finally:
+        module.EQX_ON_ERROR = before
 
 
 def is_concrete(*arrays) -> bool:

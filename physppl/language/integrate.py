@@ -1,7 +1,8 @@
 """Integration of a vector field over one step, and rollouts.
 
 An input is held constant over [t, t + dt). Explicit Runge-Kutta methods are unrolled from diffrax's own tableau: as
-fast as a hand-written loop and differentiable in both modes. Every other diffrax solver goes through its `step`.
+fast as a hand-written loop and differentiable in both modes. Every other diffrax solver goes through its `step`; where
+an implicit equation is not solved, the next state is NaN.
 """
 
 import dataclasses
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from diffrax import AbstractERK, ButcherTableau
 from jax import Array
+
+from physppl.language.adaptive import Adaptive, guarded
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class RK4(AbstractERK):
 Stepper = Callable[[Array, Array, Array], Array]
 
 
-def stepper(field, dt, solver: diffrax.AbstractSolver, substeps: int = 1, name: str = "program") -> Stepper:
+def stepper(field, dt, solver: diffrax.AbstractSolver | Adaptive, substeps: int = 1, name: str = "program") -> Stepper:
     """Map (t, state, action) -> state after dt, with the action held constant.
 
     Args:
@@ -77,10 +80,13 @@ def stepper(field, dt, solver: diffrax.AbstractSolver, substeps: int = 1, name: 
     def slope(t, x, u):
         return _checked(field(t, x, u), x, name, "field")
 
+    if isinstance(solver, Adaptive):
+        return lambda t, x, u: solver.advance(slope, t, x, u, dt)
     if not isinstance(getattr(getattr(solver, "root_finder", None), "rtol", 0.0), float | int | Array):
         raise ValueError(  # diffrax would take them from its adaptive step size; steps are fixed here
             f"{type(solver).__name__} needs tolerances of its own: pass "
-            f"{type(solver).__name__}(root_finder=diffrax.VeryChord(rtol=1e-6, atol=1e-9))."
+            f"{type(solver).__name__}(root_finder=optimistix.Newton(rtol=1e-8, atol=1e-10)), or "
+            f"Adaptive({type(solver).__name__}())."
         )
     h = dt / substeps
     advance = _tableau_step if isinstance(solver, AbstractERK) else _diffrax_step
@@ -123,9 +129,13 @@ def _diffrax_step(solver, slope, t, x, u, h):
     if getattr(solver, "scan_kind", "none") is None:  # the only kind that differentiates in both modes
         solver = dataclasses.replace(solver, scan_kind="bounded")
     term = diffrax.ODETerm(slope)
-    t = jnp.asarray(t, x.dtype)
-    state = solver.init(term, t, t + h, x, u)
-    return solver.step(term, t, t + h, x, u, state, made_jump=False)[0]
+
+    def solve(t, x):
+        state = solver.init(term, t, t + h, x, u)
+        after, *_, result = solver.step(term, t, t + h, x, u, state, made_jump=False)
+        return after, result
+
+    return guarded(solve, t, x)
 
 
 def _checked(result, x, name: str, what: str) -> Array:

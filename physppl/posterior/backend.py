@@ -17,7 +17,7 @@ from numpyro import handlers
 from physppl.data.data import Data, repeats
 from physppl.data.transitions import Transitions
 from physppl.dynamics import Dynamics
-from physppl.internal.errors import FATAL, FitError, PhyspplWarning, Status, check_key, log
+from physppl.internal.errors import FATAL, FitError, PhyspplWarning, Status, check_key, failed_solves_are_nan, log
 from physppl.internal.precision import doubles
 from physppl.internal.progress import Timing, compile_clock
 from physppl.posterior.posterior import Posterior
@@ -133,7 +133,8 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
     else:  # traced once with concrete data, so that a Dynamics inside checks them and names row and coordinate
         jax.eval_shape(lambda k: (handlers.seed(model, k)(data), jnp.zeros(()))[1], key)
     start = time.perf_counter()
-    with compile_clock() as clock, jax.enable_x64(True) if x64 else contextlib.nullcontext():
+    precision = jax.enable_x64(True) if x64 else contextlib.nullcontext()
+    with compile_clock() as clock, failed_solves_are_nan(), precision:
         posterior = jax.block_until_ready(_fit(key, backend, model, data))
     seconds = time.perf_counter() - start
     if seconds > 2.0:

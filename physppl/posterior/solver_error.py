@@ -10,6 +10,7 @@ from jaxtyping import Float
 from physppl.density.forms import Form
 from physppl.density.moments import local, log_joint
 from physppl.dynamics import Dynamics
+from physppl.language.adaptive import Adaptive
 from physppl.posterior.verdict import DOUBTFUL, Figures, Reason
 
 SHIFT = 0.1  # posterior sds, in the direction that moves most, by which a finer solver may move the estimate
@@ -31,9 +32,13 @@ def judge(
     figures: Figures = {"solver_shift_sds": shift}
     if shift <= SHIFT:
         return [], figures
-    model = posterior.model
-    finding = f"the solver's error moves the estimate by {shift:.2g} posterior sds (substeps={model.substeps})"
-    if needed is None:
+    model, adaptive = posterior.model, isinstance(posterior.model.solver, Adaptive)
+    steps = f"rtol={model.solver.rtol:g}" if adaptive else f"substeps={model.substeps}"
+    finding = f"the solver's error moves the estimate by {shift:.2g} posterior sds ({steps})"
+    if needed is not None and adaptive:
+        finer = model.solver.finer(needed)
+        remedy = f"fit with rtol={finer.rtol:.1g} and atol={finer.atol:.1g}"
+    elif needed is None:
         remedy = f"{FINEST * model.substeps} do not settle it: take a solver of higher order, or one for stiff fields"
     else:
         remedy = f"fit with substeps={needed}, steps of {model.dt / needed:.2g} s, or a solver of higher order"
@@ -70,6 +75,8 @@ def solver_shift(
             shift = _shift(space, _finer(model, times), data, z, covariance)
     if not shift <= SHIFT:
         return initial, None
+    if isinstance(model.solver, Adaptive):
+        return initial, times
     order = model.solver.order(None) or 1  # of the error, between this grid and the one before
     fraction = min(max((2 * shift / SHIFT) ** (1 / order), 1 / FINER), 1.0)
     return initial, math.ceil(times * fraction * model.substeps)
@@ -101,5 +108,7 @@ def _refined_mode(space, model, data, z, steps: int = 40):
 
 
 def _finer(model: Dynamics, times: int) -> Dynamics:
-    """The same Dynamics with `times` as many sub-steps; programs of it are compiled anew."""
+    """The same Dynamics with `times` as many sub-steps, or finer tolerances; programs of it are compiled anew."""
+    if isinstance(model.solver, Adaptive):
+        return model.rebound(solver=model.solver.finer(times))
     return model.rebound(substeps=model.substeps * times)
