@@ -127,7 +127,7 @@ def differences(function, z, step=1e-5) -> list[np.ndarray]:
 def dense(data, stiffness, gain, q=Q, r=R, delay=0, gain_error=0.0, timing_error=0.0) -> Linear:
     """The oracle of one recording of the machine."""
     inputs = np.asarray(data.actions)
-    inputs = np.concatenate([np.repeat(inputs[:1], delay, 0), inputs])[: len(inputs)]
+    inputs = np.concatenate([np.repeat(np.asarray(data.before)[None], delay, 0), inputs])[: len(inputs)]
     variance = (gain_error * inputs) ** 2 + (timing_error * np.diff(inputs, axis=0, prepend=inputs[:1])) ** 2
     ahead, by_input, late = np.asarray(matrix(stiffness)), gain * B, data.segment * np.diag(q**2)
     entered = [variance[max(k + 1 - data.segment, 0) : k + 1].sum(axis=0) for k in range(len(inputs))]

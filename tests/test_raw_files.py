@@ -1,5 +1,6 @@
 """Files as loggers write them: what goes in comes out as the same data, or a refusal that names the place."""
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pandas
@@ -10,6 +11,7 @@ from numpyro.infer.util import log_density
 
 import physppl as pp
 from physppl.data import tables
+from physppl.dynamics.recordings import filtered
 
 state = pp.StateSpace(x=pp.Real("m"), v=pp.Real("m/s"))
 action = pp.ActionSpace(force=pp.Bounded(-9.0, 9.0, "N"))
@@ -336,6 +338,35 @@ def test_a_recording_is_taken_out_of_a_stack_and_cut_by_seconds():
         parts[1].between(9, 10)
     with pytest.raises(TypeError, match="take it out of the stack"):
         pp.Trajectories.stack(parts).between(0, 1)
+
+
+def test_what_acted_before_the_first_sample(x64):
+    """A cart under voltage that is 2 samples late, recorded from its start and from a sample in its motion."""
+    late = cart.rebound(sensors=("x",), input_delay=2, process_noise=1e-6, measurement_noise=1e-3)
+    u = np.repeat(np.random.default_rng(0).normal(size=12), 5)[:, None]
+    acting = np.concatenate([np.zeros((2, 1)), u])[:60]
+    x = np.asarray(pp.rollout(cart.transition({}), jnp.zeros(2), jnp.asarray(acting)))[:60]
+    whole = pp.Trajectories(x[:, :1], u, dt=0.02, start=(x[0], np.full(2, 1e-6)))
+    piece = whole[20:]
+    assert piece.before == u[19] and whole.before == 0.0 and piece.pad(64).before == u[19]
+    np.testing.assert_array_equal(pp.Trajectories.stack([whole[20:40], piece]).before, [u[19], u[19]])
+    known = pp.Trajectories(
+        piece.observations, piece.actions, piece.times, before=u[19], start=(x[20], np.full(2, 1e-6))
+    )
+    unknown = eqx.tree_at(lambda d: d.before, known, np.zeros(1))
+    right, wrong = (np.asarray(late_errors(late, data)) for data in (known, unknown))
+    assert np.abs(right).max() < 1e-12 and np.abs(wrong).max() > 1e-4
+    first = pp.Trajectories.read({"t": whole.times, "x": x[:, 0], "force": u[:, 0]}, late, before="first")
+    assert first.before == u[0]
+    with pytest.raises(ValueError, match="before must be numbers, one per input, or 'first'; got 'last'"):
+        pp.Trajectories(x[:, :1], u, dt=0.02, before="last")
+    with pytest.raises(ValueError, match=r"before must have one number per input, \(1,\); got shape \(2,\)"):
+        pp.Trajectories(x[:, :1], u, dt=0.02, before=np.zeros(2))
+
+
+def late_errors(dynamics, data):
+    """Errors of readings expected by the filter, whose state is known at the start."""
+    return (filtered(dynamics, {}, data).expected - data.observations)[0]
 
 
 def test_other_sources_are_named(tmp_path):

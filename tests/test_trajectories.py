@@ -284,7 +284,7 @@ def test_the_data_object_pads_stacks_and_cuts():
     lengths = [fine_bucket(n) for n in range(1, 2000)]
     assert all(n <= b <= max(8, 1.25 * n) for n, b in enumerate(lengths, 1)) and len(set(lengths)) == 33
     ramp = jnp.arange(5.0)[:, None]
-    np.testing.assert_allclose(lagged(ramp, 2)[:, 0], [0, 0, 0, 1, 2])
-    np.testing.assert_allclose(lagged(ramp, 7)[:, 0], 0)
-    np.testing.assert_allclose(lagged(ramp, jnp.array(1.25))[:, 0], [0, 0, 0.75, 1.75, 2.75])
+    np.testing.assert_allclose(lagged(ramp, 2, jnp.array([-3.0]))[:, 0], [-3, -3, 0, 1, 2])
+    np.testing.assert_allclose(lagged(ramp, 7, jnp.zeros(1))[:, 0], 0)
+    np.testing.assert_allclose(lagged(ramp, jnp.array(1.25), jnp.array([-4.0]))[:, 0], [-4, -1, 0.75, 1.75, 2.75])
     assert eqx.tree_equal(both, pp.Trajectories.stack([one, two, two[:1]]))

@@ -28,6 +28,7 @@ from physppl.inference import HMC, Laplace
 from physppl.plots.recordings import prediction, residuals
 from physppl.posterior.backend import Backend
 
+REST = 1e-3  # scales: sd of what is zero at the first sample, by --start-at-rest
 DELAYS = range(5)  # steps that --delay auto compares
 HELD_OUT = 5  # one part in so many of each recording, its last, is held out
 FILES = {
@@ -51,6 +52,8 @@ def identify(
     dt: Annotated[float | None, arg(help="s between samples, for files without a time column")] = None,
     unwrap: Annotated[bool, arg(help="count the turns of angles kept between -pi and pi")] = False,
     delay: Annotated[str | None, arg(help="samples until an input acts, or `auto`: 0 to 4 by evidence")] = None,
+    before: Annotated[Literal["zero", "first"], arg(help="input before the first sample, for late inputs")] = "zero",
+    start_at_rest: Annotated[bool, arg(help="what is not measured is zero at the first sample")] = False,
     exact_inputs: Annotated[bool, arg(help="take recorded inputs for exact; see above")] = False,
     segment: Annotated[int, arg(help="samples from one process noise to the next; see above")] = 1,
     variation: Annotated[float | None, arg(help="sd by which parameters differ between recordings; see above")] = None,
@@ -68,6 +71,7 @@ def identify(
     velocities and HalfNormal(1e-5) on positions, which are integrals of velocities; an input error in proportion to
     the input (HalfNormal(0.1)) and to its last change (HalfNormal(0.5)), unless --exact-inputs. With --segment 25
     noise enters every 25 samples: parameters are fitted to predict that far ahead, and their sds are smaller.
+    Inputs that are late act before the first sample: by --before they are zero then, or those of the first sample.
     --variation is the sd by which parameters differ between recordings, in unconstrained space, where a prior's sd is
     about 1 (0.04, say): one recording cannot determine it, and without it the posterior holds for that recording alone.
     """
@@ -79,8 +83,9 @@ def identify(
         dynamics = _chosen_dynamics(model, program, data)
         make_writable(out, "identify")
         recorded = _read(
-            dynamics, data, held_out, _pairs(columns, "columns"), _pairs(units, "units"), sensors, dt, unwrap, segment
-        )
+            dynamics, data, held_out, _pairs(columns, "columns"), _pairs(units, "units"), sensors, dt, unwrap,
+            {"segment": segment, "before": 0.0 if before == "zero" else before}, start_at_rest,
+        )  # fmt: skip
         dynamics = machine.for_real_recordings(recorded.dynamics, exact_inputs)
         name = model or Path(str(program)).stem
         if variation is not None:
@@ -157,7 +162,7 @@ def _chosen_dynamics(model: str | None, program: Path | None, data: Sequence[Pat
     return dynamics
 
 
-def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -> IdentificationData:
+def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, options, at_rest: bool) -> IdentificationData:
     read_tables = {path: tables.read(path) for path in (*paths, *held_out)}
     first, sensing = read_tables[paths[0]], base.sensing
     if sensors:
@@ -168,10 +173,12 @@ def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -
             base = base.rebound(sensors=measured)
     read = {
         path: pp.Trajectories(
-            **readers.recording(table, base, columns=columns, units=units, dt=dt, unwrap=unwrap), segment=segment
+            **readers.recording(table, base, columns=columns, units=units, dt=dt, unwrap=unwrap), **options
         )
         for path, table in read_tables.items()
     }
+    if at_rest:
+        read = {path: _at_rest(base, recording) for path, recording in read.items()}
     step = float(np.median([concrete_spacing(read[path]) for path in paths]))
     if step > 0:
         base = machine.stepping(base, step)
@@ -182,6 +189,17 @@ def _read(base, paths, held_out, columns, units, sensors, dt, unwrap, segment) -
     cuts = [len(r) - len(r) // HELD_OUT for r in whole]
     since = [float(r.times[min(cut, len(r) - 1)]) for r, cut in zip(whole, cuts, strict=True)]
     return IdentificationData(base, paths, [r[:cut] for r, cut in zip(whole, cuts, strict=True)], paths, whole, since)
+
+
+def _at_rest(dynamics: pp.Dynamics, recording: pp.Trajectories) -> pp.Trajectories:
+    """The recording with a first state of which all that is not measured is zero."""
+    if dynamics.sensing.observe is not None:
+        raise ValueError("--start-at-rest takes sensors that are coordinates of the state; this program has observe=.")
+    measured, scale = list(dynamics.sensing.index), dynamics.state.scale
+    mean, sd = np.zeros(len(scale)), REST * scale
+    mean[measured] = np.asarray(recording.observations)[np.argmax(recording.seen, axis=0), range(len(measured))]
+    sd[measured] = scale[measured]
+    return eqx.tree_at(lambda r: r.start, recording, (mean, sd), is_leaf=lambda x: x is None)
 
 
 def _opening(name: str, dynamics: pp.Dynamics, recorded: IdentificationData, held_out) -> str:
@@ -230,7 +248,9 @@ def _delayed(key, dynamics, train, delay: str | None, emit) -> tuple[pp.Dynamics
         return dynamics.rebound(input_delay=int(delay)), None
     undelayed, evidence = dynamics.rebound(input_delay=0), {}
     for steps in DELAYS:  # delayed inputs are shifted rows: one compiled program serves all delays
-        parts = [eqx.tree_at(lambda data: data.actions, r, np.asarray(lagged(r.actions, steps))) for r in train]
+        parts = [
+            eqx.tree_at(lambda data: data.actions, r, np.asarray(lagged(r.actions, steps, r.before))) for r in train
+        ]
         with timed(f"input {steps} samples late", emit):
             posterior = _fit(key, undelayed, pp.Trajectories.stack(parts), Laplace())
         evidence[str(steps)] = float(posterior.log_evidence)

@@ -29,6 +29,8 @@ class Trajectories(Data):
         valid: (..., N) bool; False marks samples without a reading (dropped, or padding). Time continues over a gap.
         times: (..., N) s, increasing.
         start: (mean, sd), (..., D) each, of the prior of the first state; None leaves it to the Dynamics.
+        before: (..., A) inputs before the first sample, which act on the machine where inputs are late: numbers, or
+            "first" for those of the first sample. Zero by default.
         segment: samples over which the motion is deterministic: process noise enters once per segment, with the
             variance of all its steps. 1 is a state-space model, a length beyond N single shooting.
 
@@ -46,10 +48,13 @@ class Trajectories(Data):
     valid: Any
     times: Any
     start: Any
+    before: Any
     segment: int = eqx.field(static=True)
     regular: bool = eqx.field(static=True)
 
-    def __init__(self, observations, actions, times=None, *, valid=None, dt=None, start=None, segment: int = 1):
+    def __init__(
+        self, observations, actions, times=None, *, valid=None, dt=None, start=None, before=0.0, segment: int = 1
+    ):
         actions = as_array(actions, "actions")
         if actions.ndim not in (2, 3) or actions.shape[-2] == 0:
             raise ValueError(
@@ -103,6 +108,7 @@ class Trajectories(Data):
             observations = np.where(valid[..., None], observations, 0.0)
         self.observations, self.actions, self.valid, self.times = observations, actions, valid, times
         self.start, self.segment, self.regular = start, int(segment), regular
+        self.before = _before(before, actions)
 
     def __len__(self) -> int:
         return self.actions.shape[-2]
@@ -195,7 +201,9 @@ class Trajectories(Data):
         return self._over(hold, times, valid, self.start)
 
     @staticmethod
-    def read(source, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
+    def read(
+        source, dynamics, *, recording: str | None = None, segment: int = 1, before=0.0, **reading
+    ) -> "Trajectories":
         """The recording in a file, a DataFrame, an xarray Dataset or a dict of arrays.
 
         A column per sensor, per input and for the time, found by name; "state:0" is the first of an array (N, D).
@@ -207,27 +215,28 @@ class Trajectories(Data):
             dynamics: the Dynamics whose sensors and inputs are recorded.
             recording: a column whose values separate recordings; they are stacked, in the order of their first rows,
                 which need not stand together.
+            segment, before: as of `Trajectories`.
             reading: columns, units, dt and unwrap, as in `physppl.data.readers.recording`.
 
         Raises:
             FileNotFoundError, KeyError, TypeError, ValueError: as in `physppl.data.readers.recording`.
         """
-        return _read(tables.read(source), dynamics, recording, segment, reading)
+        return _read(tables.read(source), dynamics, recording, dict(segment=segment, before=before), reading)
 
     @staticmethod
-    def from_csv(path, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
+    def from_csv(path, dynamics, **options) -> "Trajectories":
         """The recording in a CSV file, as `read`."""
-        return _read(tables.read_csv(path), dynamics, recording, segment, reading)
+        return Trajectories.read(tables.read_csv(path), dynamics, **options)
 
     @staticmethod
-    def from_npz(path, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
+    def from_npz(path, dynamics, **options) -> "Trajectories":
         """The recording in an npz file, as `read`."""
-        return _read(tables.read_npz(path), dynamics, recording, segment, reading)
+        return Trajectories.read(tables.read_npz(path), dynamics, **options)
 
     @staticmethod
-    def from_xarray(dataset, dynamics, *, recording: str | None = None, segment: int = 1, **reading) -> "Trajectories":
+    def from_xarray(dataset, dynamics, **options) -> "Trajectories":
         """The recording in an xarray Dataset, or in a netCDF file by its path, as `read`."""
-        return _read(tables.read_xarray(dataset), dynamics, recording, segment, reading)
+        return Trajectories.read(tables.read_xarray(dataset), dynamics, **options)
 
     @staticmethod
     def stack(parts: Sequence["Trajectories"]) -> "Trajectories":
@@ -250,9 +259,9 @@ class Trajectories(Data):
         parts = [p.rows() for p in parts]
         step = max(map(concrete_spacing, parts)) or 1.0
         parts = [p.pad(longest, step) for p in parts]
-        fields = [(p.observations, p.actions, p.times, p.valid, p.start) for p in parts]
-        *arrays, valid, start = jax.tree.map(lambda *xs: np.concatenate(xs), *fields)
-        return Trajectories(*arrays, valid=valid, start=start, segment=first.segment)
+        fields = [(p.observations, p.actions, p.times, p.valid, p.start, p.before) for p in parts]
+        *arrays, valid, start, before = jax.tree.map(lambda *xs: np.concatenate(xs), *fields)
+        return Trajectories(*arrays, valid=valid, start=start, before=before, segment=first.segment)
 
     def rows(self) -> "Trajectories":
         """The data with a leading axis of recordings, as the likelihood takes them."""
@@ -285,31 +294,55 @@ class Trajectories(Data):
         return self[int(first) : int(last)]
 
     def __getitem__(self, samples: slice) -> "Trajectories":
-        """A contiguous piece of every recording; `start` is dropped unless the piece begins at the first sample."""
+        """A contiguous piece of every recording.
+
+        `start` is dropped unless the piece begins at the first sample; `before` is the input just before the piece.
+        """
         if not isinstance(samples, slice) or samples.step not in (None, 1):
             raise TypeError("Trajectories can be cut by a slice of samples without a step, e.g. data[100:400].")
-        start = self.start if samples.start in (None, 0) else None
-        return self._over(lambda x: x[..., samples, :], self.times[..., samples], self.valid[..., samples], start)
+        first = samples.indices(len(self))[0]
+        start, before = (self.start, self.before) if first == 0 else (None, self.actions[..., first - 1, :])
+        return self._over(
+            lambda x: x[..., samples, :], self.times[..., samples], self.valid[..., samples], start, before
+        )
 
-    def _over(self, columns: Callable, times, valid, start) -> "Trajectories":
+    def _over(self, columns: Callable, times, valid, start, before=None) -> "Trajectories":
         """The data over other samples, with `columns` of readings and inputs."""
         readings = None if self.observations is None else columns(self.observations)
-        return Trajectories(readings, columns(self.actions), times, valid=valid, start=start, segment=self.segment)
+        before = self.before if before is None else before
+        return Trajectories(
+            readings, columns(self.actions), times, valid=valid, start=start, before=before, segment=self.segment
+        )
 
 
-def _read(table, dynamics, recording: str | None, segment: int, reading: dict[str, Any]) -> Trajectories:
+def _before(before: Any, actions) -> Any:
+    """Inputs (..., A) before the first sample.
+
+    Raises:
+        ValueError: for another word than "first", or numbers that do not fit.
+    """
+    if isinstance(before, str):
+        if before != "first":
+            raise ValueError(f"before must be numbers, one per input, or 'first'; got {before!r}.")
+        return actions[..., 0, :]
+    before, shape = as_array(before, "before"), (*actions.shape[:-2], actions.shape[-1])
+    try:
+        return np.broadcast_to(before, shape) if is_concrete(before) else jnp.broadcast_to(before, shape)
+    except ValueError:
+        raise ValueError(f"before must have one number per input, {shape}; got shape {before.shape}.") from None
+
+
+def _read(table, dynamics, recording: str | None, options: dict[str, Any], reading: dict[str, Any]) -> Trajectories:
     """The recordings of a table, stacked where a column separates them."""
     if recording is None:
-        return Trajectories(**readers.recording(table, dynamics, **reading), segment=segment)
+        return Trajectories(**readers.recording(table, dynamics, **reading), **options)
     pieces, apart = tables.labelled(table, recording)
     if apart and reading.get("dt") is not None:
         raise ValueError(
             f"{table.where}: labels of {recording!r} come back, and dt= does not say in which order their rows follow "
             "each other. Read the clock, or sort the rows by recording."
         )
-    return Trajectories.stack(
-        [Trajectories(**readers.recording(p, dynamics, **reading), segment=segment) for p in pieces]
-    )
+    return Trajectories.stack([Trajectories(**readers.recording(p, dynamics, **reading), **options) for p in pieces])
 
 
 def concrete_spacing(data: Trajectories) -> float:

@@ -34,6 +34,7 @@ class SiteValues(NamedTuple):
     sensing: dict[str, Array]  # sites of noises, sensors and inputs
     observations: Array
     actions: Array
+    before: Array
     times: Array
     seen: Array
     start: tuple[Array, Array]
@@ -144,7 +145,8 @@ def _site_values(dynamics, record: Record, rows: Trajectories) -> SiteValues:
     elapsed = jnp.cumsum(steps, axis=1)
     segment_steps = elapsed - jnp.pad(elapsed, ((0, 0), (segment, 0)))[:, :size]
     segments = jnp.where((jnp.arange(size) + 1) % rows.segment == 0, segment_steps, 0.0)
-    return SiteValues(program, noises, readings, as_float(rows.actions), times, seen, start, segments)
+    inputs = as_float(rows.actions), as_float(rows.before)
+    return SiteValues(program, noises, readings, *inputs, times, seen, start, segments)
 
 
 def _unconstrained(record: Record, name: str) -> Array:
@@ -194,7 +196,8 @@ def _machine(dynamics, recorded: SiteValues, regular: bool) -> tuple[SampleStep,
     lengths = jnp.full(len(recorded.times), dynamics.dt)
     if not regular:
         lengths = jnp.concatenate([jnp.diff(recorded.times), jnp.full(1, dynamics.dt)])
-    inputs = lagged(recorded.actions, recorded.sensing[DELAY] if DELAY in recorded.sensing else sensing.delay)
+    delay = recorded.sensing[DELAY] if DELAY in recorded.sensing else sensing.delay
+    inputs = lagged(recorded.actions, delay, recorded.before)
     process = jnp.sqrt(recorded.segments)[:, None] * dynamics.noise.value(recorded.sensing)
     alive = jnp.cumsum(jnp.any(recorded.seen, axis=-1)[::-1])[::-1] > 0
     samples = Samples(

@@ -121,15 +121,18 @@ class Sensing:
         return reading
 
 
-def lagged(actions, delay):
-    """Inputs (N, A) as they arrive, `delay` samples late.
+def lagged(actions, delay, before):
+    """Inputs (N, A) as they arrive, `delay` samples late; those before the first sample are `before`, (A,).
 
-    A fraction blends two held inputs as their mean over the step. Before the first input the first one is taken.
+    A fraction blends two held inputs as their mean over the step.
     """
+
+    def at(index):
+        return jnp.where((index < 0)[:, None], before, actions[jnp.clip(index, 0, len(actions) - 1)])
+
+    index = jnp.arange(len(actions))
     if isinstance(delay, int):
-        return actions[jnp.maximum(jnp.arange(len(actions)) - delay, 0)]
+        return at(index - delay) if delay else actions
     whole = jnp.floor(delay).astype(int)
     part = delay - whole
-    index = jnp.arange(len(actions)) - whole
-    newer, older = (actions[jnp.clip(i, 0, len(actions) - 1)] for i in (index, index - 1))
-    return (1 - part) * newer + part * older
+    return (1 - part) * at(index - whole) + part * at(index - whole - 1)

@@ -100,7 +100,7 @@ def predict_ahead(
             starts, ends, readings = starts[settled], ends[settled], readings[settled]
         pick = np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int))
         starts, ends, readings = starts[pick], ends[pick], readings[pick]
-        delayed = np.asarray(lagged(data.actions, sites.get(DELAY, model.sensing.delay)))
+        delayed = np.asarray(lagged(data.actions, sites.get(DELAY, model.sensing.delay), data.before))
         inputs = _held(times, delayed, times[starts, None] + model.dt * np.arange(steps + 1))
         states = np.asarray(course.mean)[starts]
         constant, rate = map(np.asarray, _straight(model, sites, states, inputs[:, 0], times[starts]))
@@ -171,7 +171,9 @@ def _filter(key, posterior, recording: Trajectories):
 
 def stepwise(data: Trajectories) -> Trajectories:
     """Recordings into which process noise enters at every sample, whatever the fit's segments."""
-    return Trajectories(data.observations, data.actions, data.times, valid=data.valid, start=data.start)
+    return Trajectories(
+        data.observations, data.actions, data.times, valid=data.valid, start=data.start, before=data.before
+    )
 
 
 _filtered = eqx.filter_jit(filtered)
