@@ -66,8 +66,13 @@ class _Space:
     kinds: tuple[type, ...] = ()
     required = True  # at least one coordinate
 
-    def __init__(self, **coordinates):
+    def __init__(self, *unnamed, **coordinates):
         name = type(self).__name__
+        if unnamed:
+            raise TypeError(
+                f"{name} takes named coordinates, {name}(x={self.kinds[0].__name__}(...)); got {unnamed[0]!r} without "
+                f"a name. Of a dict: {name}(**coordinates)."
+            )
         if not coordinates and self.required:
             raise ValueError(
                 f"{name} needs at least one named coordinate, e.g. {name}(x={self.kinds[0].__name__}(...))."

@@ -27,6 +27,7 @@ from physppl.language.integrate import RK4, Stepper, stepper
 from physppl.language.noise import PROCESS as NOISE
 from physppl.language.noise import Scale
 from physppl.language.program import Program, Record, note_units, rebuild, visitor
+from physppl.language.program_errors import explained
 from physppl.language.transition import Transition
 
 LIKELIHOODS: dict[type, Likelihood[Any]] = {
@@ -235,7 +236,8 @@ class Dynamics:
         dtype = jnp.result_type(float)
         values = {k: jnp.asarray(v, dtype) for k, v in sites.items()}
         site_noise = values.pop(NOISE, self.noise.prior if self.knows_noise else 0.0)
-        jax.eval_shape(lambda v: (self.stepper(v), jnp.zeros(()))[1], values)  # checks names
+        with explained(self.owner):
+            jax.eval_shape(lambda v: (self.stepper(v), jnp.zeros(()))[1], values)  # checks names
         noise = jnp.broadcast_to(jnp.asarray(site_noise if noise is None else noise, dtype), (len(self.state),))
         return Transition(values, noise, self)
 

@@ -30,6 +30,8 @@ def parse(unit: str, where: str) -> str:
     """
     if unit == UNITLESS:
         return unit
+    if not isinstance(unit, str):
+        raise ValueError(f"{where}: a unit is text, as in 'rad/s'; got {unit!r}. A typical size is scale={unit!r}.")
     _refuse_misspelt(unit, where)
     try:
         return f"{_registry().parse_units(unit):~C}"

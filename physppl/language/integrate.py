@@ -6,6 +6,7 @@ an implicit equation is not solved, the next state is NaN.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,6 +19,7 @@ from diffrax import AbstractERK, ButcherTableau
 from jax import Array
 
 from physppl.language.adaptive import Adaptive, guarded
+from physppl.language.program_errors import takes
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def stepper(field, dt, solver: diffrax.AbstractSolver | Adaptive, substeps: int 
             f"{name} must return a vector field f(t, state, action), a Step or step_residual(...); "
             f"got {type(field).__name__}."
         )
+
+    if not takes(field, 3):
+        raise ValueError(f"The field of {name} must take (t, state, action); got {inspect.signature(field)}.")
 
     def slope(t, x, u):
         return _checked(field(t, x, u), x, name, "field")
@@ -140,6 +145,12 @@ def _diffrax_step(solver, slope, t, x, u, h):
 
 def _checked(result, x, name: str, what: str) -> Array:
     """The result as an array of the state's shape and precision."""
+    if result is None or isinstance(result, dict):
+        got = "a dict" if result is not None else "nothing: a `return` is missing"
+        raise ValueError(
+            f"The {what} of {name} returned {got}. Return jnp.stack([...]) with one entry per state coordinate, in the "
+            "order of the StateSpace."
+        )
     if isinstance(result, tuple | list):
         result = jnp.stack([jnp.asarray(r) for r in result])
     if jnp.shape(result) != x.shape:

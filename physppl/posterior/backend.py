@@ -5,7 +5,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ from physppl.dynamics import Dynamics
 from physppl.internal.errors import FATAL, FitError, PhyspplWarning, Status, check_key, failed_solves_are_nan, log
 from physppl.internal.precision import doubles
 from physppl.internal.progress import Timing, compile_clock
+from physppl.language.program_errors import explained, takes
 from physppl.posterior.posterior import Posterior
 
 P = TypeVar("P", bound=Posterior)
@@ -126,6 +127,16 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
     if not callable(model) or isinstance(data, Dynamics):
         got = f"{type(model).__name__}, {type(data).__name__}"
         raise TypeError(f"fit(key, model, data, backend): model must be a Dynamics or a NumPyro model; got {got}.")
+    if not isinstance(model, Dynamics) and not takes(model, 1):
+        name = getattr(model, "__name__", type(model).__name__)
+        bind = f" A program is bound first: Dynamics({name}, state, action, dt=...)." if takes(model, 0) else ""
+        raise TypeError(f"fit: a NumPyro model must take one argument, the data; {name} does not.{bind}")
+    with explained(model.owner if isinstance(model, Dynamics) else getattr(model, "__name__", "the model")):
+        return _run(key, model, data, backend, x64)
+
+
+def _run(key, model, data, backend: Backend[P], x64: bool) -> P:
+    """Check and pad the data, compile, fit, and report the status."""
     if isinstance(model, Dynamics):
         if notice := data.notice() if isinstance(data, Data) else None:
             log.warning("fit: %s", notice)
@@ -144,7 +155,7 @@ def fit(key: PRNGKeyArray, model: Dynamics | Callable, data, backend: Backend[P]
     return posterior
 
 
-def prepared(model: Dynamics, data: Data) -> Data:
+def prepared(model: Dynamics, data: Any) -> Data:
     """Check data and pad them for a fit, so that growing data rarely recompile."""
     model.check(data)
     if data.outcomes is None:
