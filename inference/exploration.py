@@ -136,7 +136,10 @@ def liveliest(rows: Trajectories) -> Trajectories:
     plain = eqx.tree_at(lambda d: d.start, rows, None, is_leaf=lambda x: x is None)
 
     def cut(row, begin):
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, begin, length), row)
+        along_time = eqx.tree_at(lambda d: d.before, row, None)
+        window = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, begin, length), along_time)
+        before = jnp.where(begin > 0, row.actions[jnp.maximum(begin - 1, 0)], row.before)
+        return eqx.tree_at(lambda d: d.before, window, before, is_leaf=lambda x: x is None)
 
     return jax.vmap(cut)(jax.tree.map(lambda x: jnp.asarray(x)[chosen], plain), begins[chosen])
 

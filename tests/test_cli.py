@@ -4,6 +4,7 @@ import contextlib
 import io
 import subprocess
 import sys
+from importlib.metadata import version
 
 import matplotlib.image
 import numpy as np
@@ -139,3 +140,16 @@ def test_wrong_input_is_refused(tmp_path, capsys):
 def test_module_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "physppl", "--help"], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in ("demo", "identify", "psrl", "psal"))
+
+
+def test_version_help_and_commands_that_do_not_exist(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == f"physppl {version('physppl')}"
+    with pytest.raises(SystemExit):
+        main(["help"])
+    assert "identify" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["help", "identify"])
+    assert "--held-out" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no command 'idntify'. Did you mean identify"):
+        main(["idntify"])

@@ -17,7 +17,7 @@ import xarray
 
 import physppl as pp
 from physppl.cli import machine, main, report
-from physppl.cli.identify import FILES
+from physppl.cli.identify import FILES, SAVED
 from physppl.evaluation.recording_forecasts import WIDTH, _at, _held, predict_ahead, standardised_residuals
 from physppl.inference import Laplace
 from physppl.models import cartpole, double_pendulum, furuta, gym_pendulum, pendulum
@@ -72,7 +72,7 @@ def lab(tmp_path_factory):
         np.savez(folder / f"{name}.npz", time=DT * np.arange(rows), pos=y[:rows, 0], torque=u[:rows, 0])
     options = ("--held-out", folder / "second.npz", "--delay", "auto", "--json")
     source = ("--program", folder / "my_machine.py", "--data", folder / "first.npz")
-    printed, progress = run(*source, "--out", by_program, *options, *common)
+    printed, progress = run(*source, "--out", by_program, "--save", "--start-at-rest", *options, *common)
     return SimpleNamespace(
         folder=folder, angle=angle, torque=torque, second=(second, more), text=text, out=by_model,
         printed=printed, progress=progress, program_out=by_program,
@@ -219,7 +219,7 @@ def test_it_narrates_and_says_what_it_saved(lab):
 
 def test_every_file_is_made_and_holds_something(lab):
     for out in (lab.out, lab.program_out):
-        assert {p.name for p in out.iterdir()} == set(FILES)
+        assert {p.name for p in out.iterdir()} == set(FILES) | ({SAVED} if out == lab.program_out else set())
         for name in (n for n in FILES if n.endswith(".png")):
             picture = matplotlib.image.imread(out / name)
             assert picture.shape[0] > 300 and picture.shape[1] > 600
@@ -255,6 +255,25 @@ def test_what_predictions_warn_of():
     assert "too narrow for what was held out (arm at 0.5 s)" in narrow and "--variation" in narrow
     [idle] = report.remarks([row | {"rmse": 0.2}], None)
     assert "predictions of arm are no better" in idle and "--delay" in idle
+
+
+def test_a_saved_posterior_is_loaded_and_acts(lab):
+    found = json.loads(lab.printed)
+    posterior = pp.load(lab.program_out / SAVED, described(DELAY))
+    assert posterior.summary()["mass"]["mean"] == pytest.approx(found["parameters"]["mass"]["mean"], rel=1e-6)
+    assert posterior.draw(jax.random.key(0))(np.zeros(2), np.zeros(1)).shape == (2,)
+    mean, sd = map(
+        np.asarray, posterior.data.start
+    )  # at rest: the angle is that of the first reading, the velocity zero
+    assert mean[..., 1] == 0.0 and sd[..., 1] < 0.01 < sd[..., 0]
+
+
+def test_fit_percent_is_matlabs(lab):
+    for row in json.loads(lab.printed)["held_out"]:
+        angle = lab.second[0][: ROWS - FITTED, 0]
+        rough = 100 * (1 - row["rmse"] / angle.std())  # of all readings, not of those that are predicted
+        assert abs(row["fit_percent"] - rough) < 5 and row["fit_percent"] > 80
+    assert " fit " in lab.text
 
 
 def test_a_delay_that_cannot_be_told_is_not_told():

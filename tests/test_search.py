@@ -115,7 +115,7 @@ def test_windows_are_cut_where_the_motion_is():
     window = liveliest(pp.Trajectories(readings, inputs, times))
     assert window.observations.shape == (1, 512, 1)
     begin = float(window.times[0, 0]) / 0.01
-    assert begin <= 2000 and begin + 512 >= 2300
+    assert begin <= 2000 and begin + 512 >= 2300 and window.before.shape == (1, 1)
 
 
 # A two-mass drive with an encoder on its motor alone: of slow motion the readings tell the sum of the inertias, and a

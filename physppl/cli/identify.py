@@ -28,6 +28,7 @@ from physppl.inference import HMC, Laplace
 from physppl.plots.recordings import prediction, residuals
 from physppl.posterior.backend import Backend
 
+SAVED = "posterior.physppl"
 REST = 1e-3  # scales: sd of what is zero at the first sample, by --start-at-rest
 DELAYS = range(5)  # steps that --delay auto compares
 HELD_OUT = 5  # one part in so many of each recording, its last, is held out
@@ -58,6 +59,7 @@ def identify(
     segment: Annotated[int, arg(help="samples from one process noise to the next; see above")] = 1,
     variation: Annotated[float | None, arg(help="sd by which parameters differ between recordings; see above")] = None,
     horizon: Annotated[float, arg(help="s, of the longer held-out prediction; the other is a fifth of it")] = 0.5,
+    save: Annotated[bool, arg(help="keep the posterior in posterior.physppl, for physppl.load(path, model)")] = False,
     method: Annotated[Literal["laplace", "hmc"], arg(help="laplace: seconds; hmc: samples, takes longer")] = "laplace",
     seed: Annotated[int, arg(help="of every random choice")] = 0,
     json: Annotated[bool, arg(help="print the JSON instead of tables; progress goes to standard error")] = False,
@@ -115,6 +117,8 @@ def identify(
             errors = [standardised_residuals(key, posterior, r) for r in recorded.train]
             residuals(errors, recorded.train, dynamics).savefig(out / "residuals.png")
             posterior.to_arviz().to_netcdf(out / "posterior.nc")
+            if save:
+                posterior.save(out / SAVED)
             result["seconds"]["total"] = time.perf_counter() - start
             text = json_text.dumps(report.plain(result), indent=2, allow_nan=False)
             (out / "identified.json").write_text(text + "\n")
@@ -124,8 +128,8 @@ def identify(
     emit(f"\n{table}\n\n{verdict}\n{report.determined(identified)}\n\n{report.table(scores)}")
     emit("".join(f"- {remark}\n" for remark in report.remarks(scores, evidence)))
     emit(f"Done in {time.perf_counter() - start:.0f} s. In {out}:")
-    for name, what in FILES.items():
-        emit(f"  {name:18s}{what}")
+    for name, what in (FILES | ({SAVED: "the posterior for physppl.load(path, model)"} if save else {})).items():
+        emit(f"  {name:20s}{what}")
 
 
 class IdentificationData(NamedTuple):

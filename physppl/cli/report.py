@@ -33,6 +33,7 @@ def scores(ahead: list[list[Ahead]], sensors: StateSpace) -> list[dict]:
                 for error, of in ERRORS.items()
             }
             inside = float(np.concatenate([a.inside[:, i] for a in at_horizon]).mean())
+            spread = float(np.std(np.concatenate([a.readings[:, i] for a in at_horizon])))
             rows.append(
                 {
                     "sensor": name,
@@ -41,6 +42,7 @@ def scores(ahead: list[list[Ahead]], sensors: StateSpace) -> list[dict]:
                     "begins": [a.begins for a in at_horizon],
                     "predictions": int(count.sum()),
                     **rmse,
+                    "fit_percent": 100 * (1 - rmse["rmse"] / spread) if spread > 0 else math.nan,
                     "coverage_90": inside,
                 }
             )
@@ -48,22 +50,15 @@ def scores(ahead: list[list[Ahead]], sensors: StateSpace) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Format the scores as an aligned table."""
-    head = [
-        "held out: RMSE of",
-        "ahead",
-        "model",
-        "constant rate",
-        "constant",
-        "in 90 % interval",
-        "predictions",
-        "from",
-    ]
+    """Format the scores as an aligned table; `fit` is 1 - RMSE / sd of the readings, MATLAB's fit percent (NRMSE)."""
+    head = ["held out: RMSE of", "ahead", "model", "constant rate", "constant", "fit", "in 90 % interval"]
+    head += ["predictions", "from"]
     body = [
         [
             label(row["sensor"], row["unit"]),
             f"{row['horizon']:.3g} s",
             *(f"{row[error]:.3g}" for error in ERRORS),
+            f"{row['fit_percent']:.1f}%",
             f"{row['coverage_90']:.0%}",
             str(row["predictions"]),
             f"{min(row['begins']):.3g} s",
