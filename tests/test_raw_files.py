@@ -211,6 +211,14 @@ def test_the_origin_and_unit_of_a_clock_do_not_matter(tmp_path, kind, origin):
         np.testing.assert_allclose(np.diff(transitions.times), 0.02, rtol=2e-5)
 
 
+def test_stamps_in_single_precision_are_refused_where_they_cannot_tell():
+    columns = numbers(0, 9)
+    stamps = (1.7e9 + columns["t"]).astype(np.float32)
+    with pytest.raises(ValueError, match="times of float32 around 1.7e.09 s are rounded to .* subtract the first"):
+        pp.Trajectories(columns["x"][:, None], columns["force"][:, None], stamps)
+    assert pp.Trajectories(columns["x"][:, None], columns["force"][:, None], columns["t"].astype(np.float32)).regular
+
+
 def test_an_index_of_dates_is_a_clock():
     index = pandas.date_range("2024-03-31 00:00", periods=10, freq="20ms", tz="Europe/Berlin")
     columns = numbers(0, 10)

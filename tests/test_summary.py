@@ -11,7 +11,7 @@ from helpers import linear_data, linear_dynamics, linear_truth, recording
 import physppl as pp
 from physppl.inference import HMC, Laplace
 from physppl.models import pendulum
-from physppl.posterior import summary
+from physppl.posterior import edges, summary
 
 TRUTH = {"mass": 0.9, "length": 1.1, "damping": 0.08}
 NOISE = 0.01  # of the coordinates' scales, over one step
@@ -131,26 +131,26 @@ def test_edges_by_hand():
     z = rng().standard_normal(4000)
     narrow = 0.01 * rng(1).standard_normal(4000)
     wide = 0.3 * rng(1).standard_normal(4000)
-    ends = summary.Bounds(0.0, 1.0)
+    ends = edges.Bounds(0.0, 1.0)
     unit = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
-    assert not summary.at_edge(1.8 + narrow, z, None)
-    assert summary.at_edge(2.3 + narrow, z, None) and summary.at_edge(-2.3 + narrow, z, None)
+    assert not edges.at_edge(1.8 + narrow, z, None)
+    assert edges.at_edge(2.3 + narrow, z, None) and edges.at_edge(-2.3 + narrow, z, None)
     # between bounds the edge is the bound: what the data hold away from it is no edge, however far out in the prior
-    assert not summary.at_edge(unit(2.3 + narrow), unit(z), ends)
-    assert not summary.at_edge(unit(-9.0 + narrow), unit(z), ends)
-    assert summary.at_edge(unit(2.4 + wide), unit(z), ends)
-    assert summary.at_edge(1 + unit(-2.4 + wide), 1 + unit(z), summary.Bounds(1.0, 2.0))
-    assert not summary.at_edge(unit(1.8 + wide), unit(z), ends)
-    assert not summary.at_edge(unit(4.0 + 6 * wide), unit(6 * z), ends)
-    assert summary.at_edge(unit(6.0 + 6 * wide), unit(6 * z), ends)  # within one per cent of the upper end
+    assert not edges.at_edge(unit(2.3 + narrow), unit(z), ends)
+    assert not edges.at_edge(unit(-9.0 + narrow), unit(z), ends)
+    assert edges.at_edge(unit(2.4 + wide), unit(z), ends)
+    assert edges.at_edge(1 + unit(-2.4 + wide), 1 + unit(z), edges.Bounds(1.0, 2.0))
+    assert not edges.at_edge(unit(1.8 + wide), unit(z), ends)
+    assert not edges.at_edge(unit(4.0 + 6 * wide), unit(6 * z), ends)
+    assert edges.at_edge(unit(6.0 + 6 * wide), unit(6 * z), ends)  # within one per cent of the upper end
     # on a logarithmic scale the lower half per cent of the range may hold half of the prior
-    decades = summary.Bounds(1e-5, 5e-3, log=True)
-    assert not summary.at_edge(1e-5 * 500 ** unit(0.5 + wide), 1e-5 * 500 ** unit(z), decades)
-    assert summary.at_edge(1e-5 * 500 ** unit(-2.4 + wide), 1e-5 * 500 ** unit(z), decades)
+    decades = edges.Bounds(1e-5, 5e-3, log=True)
+    assert not edges.at_edge(1e-5 * 500 ** unit(0.5 + wide), 1e-5 * 500 ** unit(z), decades)
+    assert edges.at_edge(1e-5 * 500 ** unit(-2.4 + wide), 1e-5 * 500 ** unit(z), decades)
     # bounded below only: a half-normal allows zero, a log-normal does not
-    assert not summary.at_edge(np.exp(-6 + narrow), np.abs(z), None)
-    assert summary.at_edge(np.exp(-2.3 + narrow), np.exp(z), None)
-    assert summary.at_edge(4 + narrow, np.abs(z), None)
+    assert not edges.at_edge(np.exp(-6 + narrow), np.abs(z), None)
+    assert edges.at_edge(np.exp(-2.3 + narrow), np.exp(z), None)
+    assert edges.at_edge(4 + narrow, np.abs(z), None)
 
 
 def residual_program():

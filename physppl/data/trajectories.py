@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray
 
-from physppl.data import readers, tables
+from physppl.data import arguments, readers, tables
 from physppl.data.data import Data, drawn_rows
 from physppl.data.lengths import fine_bucket
 from physppl.internal.errors import as_array, is_concrete
@@ -69,46 +69,18 @@ class Trajectories(Data):
                     f"observations (N, d) and actions (N, A) must have as many rows; got {observations.shape} against "
                     f"{actions.shape}. The action of the last row is not used; repeat one if it is missing."
                 )
-        if (times is None) == (dt is None):
-            raise ValueError("Trajectories needs exactly one of times, (N,) s, and dt, s.")
-        if dt is not None:
-            times = np.broadcast_to(dt * np.arange(rows[-1]), rows)
-        times = as_array(times, "times")
-        if times.shape != rows:
-            raise ValueError(f"times must have shape {rows}, one per sample; got {times.shape}.")
+        times, regular = arguments.times(times, dt, rows)
         if not isinstance(segment, Integral) or segment < 1:
             raise ValueError(
                 f"segment must be a whole number of samples of at least 1; got {segment}. One beyond the length of the "
                 "recording is single shooting."
             )
-        if valid is None or isinstance(valid, list | tuple):
-            valid = np.ones(rows, bool) if valid is None else np.asarray(valid)
-        if valid.shape != rows or valid.dtype != bool:
-            raise ValueError(f"valid must be bool of shape {rows}; got {valid.dtype} {valid.shape}.")
-        if start is not None:
-            if not isinstance(start, tuple | list) or len(start) != 2:
-                raise ValueError("start must be a pair (mean, sd) of the first state, (D,) each.")
-            start = tuple(as_array(x, "start") for x in start)
-        regular = True
-        if is_concrete(times):
-            steps = np.diff(np.asarray(times, float), axis=-1)
-            if np.any(steps <= 0):
-                k = int(np.argwhere(steps <= 0)[0, -1])
-                raise ValueError(f"times must increase; from sample {k} to {k + 1} they do not.")
-            rounding = 4 * np.finfo(times.dtype).eps * np.abs(times).max()
-            regular = steps.size == 0 or bool(np.ptp(steps) <= 1e-5 * np.median(steps) + rounding)
+        valid, start = arguments.valid(valid, rows), arguments.start(start)
         if observations is not None and is_concrete(observations, valid):
-            # NaN is the missing reading of one sensor; readings of the others in that sample count.
-            if np.any(infinite := np.isinf(observations) & np.asarray(valid)[..., None]):
-                raise ValueError(
-                    f"{int(infinite.sum())} observations are infinite, first at sample {np.argwhere(infinite)[0][-2]}. "
-                    "Mark a missing reading by NaN."
-                )
-            valid = np.asarray(valid) & np.isfinite(observations).any(-1)
-            observations = np.where(valid[..., None], observations, 0.0)
+            observations, valid = arguments.readings(observations, valid)
         self.observations, self.actions, self.valid, self.times = observations, actions, valid, times
         self.start, self.segment, self.regular = start, int(segment), regular
-        self.before = _before(before, actions)
+        self.before = arguments.before(before, actions)
 
     def __len__(self) -> int:
         return self.actions.shape[-2]
@@ -221,7 +193,15 @@ class Trajectories(Data):
         Raises:
             FileNotFoundError, KeyError, TypeError, ValueError: as in `physppl.data.readers.recording`.
         """
-        return _read(tables.read(source), dynamics, recording, dict(segment=segment, before=before), reading)
+        table, options = tables.read(source), dict(segment=segment, before=before)
+        pieces, apart = ([table], False) if recording is None else tables.labelled(table, recording)
+        if apart and reading.get("dt") is not None:
+            raise ValueError(
+                f"{table.where}: labels of {recording!r} come back, and dt= does not say in which order their rows "
+                "follow each other. Read the clock, or sort the rows by recording."
+            )
+        parts = [Trajectories(**readers.recording(piece, dynamics, **reading), **options) for piece in pieces]
+        return parts[0] if recording is None else Trajectories.stack(parts)
 
     @staticmethod
     def from_csv(path, dynamics, **options) -> "Trajectories":
@@ -277,7 +257,7 @@ class Trajectories(Data):
         return parts
 
     def between(self, since: float | int = -np.inf, until: float | int = np.inf) -> "Trajectories":
-        """The samples of one recording from `since` to before `until`, s on its own clock.
+        """Samples of one recording from `since` to before `until`, s on its own clock.
 
         Raises:
             TypeError: for several recordings.
@@ -313,36 +293,6 @@ class Trajectories(Data):
         return Trajectories(
             readings, columns(self.actions), times, valid=valid, start=start, before=before, segment=self.segment
         )
-
-
-def _before(before: Any, actions) -> Any:
-    """Inputs (..., A) before the first sample.
-
-    Raises:
-        ValueError: for another word than "first", or numbers that do not fit.
-    """
-    if isinstance(before, str):
-        if before != "first":
-            raise ValueError(f"before must be numbers, one per input, or 'first'; got {before!r}.")
-        return actions[..., 0, :]
-    before, shape = as_array(before, "before"), (*actions.shape[:-2], actions.shape[-1])
-    try:
-        return np.broadcast_to(before, shape) if is_concrete(before) else jnp.broadcast_to(before, shape)
-    except ValueError:
-        raise ValueError(f"before must have one number per input, {shape}; got shape {before.shape}.") from None
-
-
-def _read(table, dynamics, recording: str | None, options: dict[str, Any], reading: dict[str, Any]) -> Trajectories:
-    """The recordings of a table, stacked where a column separates them."""
-    if recording is None:
-        return Trajectories(**readers.recording(table, dynamics, **reading), **options)
-    pieces, apart = tables.labelled(table, recording)
-    if apart and reading.get("dt") is not None:
-        raise ValueError(
-            f"{table.where}: labels of {recording!r} come back, and dt= does not say in which order their rows follow "
-            "each other. Read the clock, or sort the rows by recording."
-        )
-    return Trajectories.stack([Trajectories(**readers.recording(p, dynamics, **reading), **options) for p in pieces])
 
 
 def concrete_spacing(data: Trajectories) -> float:

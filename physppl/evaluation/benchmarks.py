@@ -179,16 +179,8 @@ def trajectories(recordings: Sequence[Recording], segment: int = 1) -> Trajector
     for r in recordings:
         first, stop = max(r.margin, r.delay), len(r.state) - r.margin
         start = (r.state[first], np.repeat([START_POSITION, START_VELOCITY], r.position.shape[1]))
-        parts.append(
-            Trajectories(
-                r.position[first:stop],
-                r.inputs[first:stop],
-                dt=r.dt,
-                start=start,
-                before=r.inputs[max(first - 1, 0)],
-                segment=segment,
-            )
-        )
+        given = dict(dt=r.dt, start=start, before=r.inputs[max(first - 1, 0)], segment=segment)
+        parts.append(Trajectories(r.position[first:stop], r.inputs[first:stop], **given))
     return Trajectories.stack(parts)
 
 
