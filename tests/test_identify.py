@@ -17,7 +17,7 @@ import xarray
 
 import physppl as pp
 from physppl.cli import machine, main, report
-from physppl.cli.identify import FILES, SAVED
+from physppl.cli.identify import FILES, SAVED, _at_rest
 from physppl.evaluation.recording_forecasts import WIDTH, _at, _held, predict_ahead, standardised_residuals
 from physppl.inference import Laplace
 from physppl.models import cartpole, double_pendulum, furuta, gym_pendulum, pendulum
@@ -72,7 +72,7 @@ def lab(tmp_path_factory):
         np.savez(folder / f"{name}.npz", time=DT * np.arange(rows), pos=y[:rows, 0], torque=u[:rows, 0])
     options = ("--held-out", folder / "second.npz", "--delay", "auto", "--json")
     source = ("--program", folder / "my_machine.py", "--data", folder / "first.npz")
-    printed, progress = run(*source, "--out", by_program, "--save", "--start-at-rest", *options, *common)
+    printed, progress = run(*source, "--out", by_program, "--save", *options, *common)
     return SimpleNamespace(
         folder=folder, angle=angle, torque=torque, second=(second, more), text=text, out=by_model,
         printed=printed, progress=progress, program_out=by_program,
@@ -262,10 +262,13 @@ def test_a_saved_posterior_is_loaded_and_acts(lab):
     posterior = pp.load(lab.program_out / SAVED, described(DELAY))
     assert posterior.summary()["mass"]["mean"] == pytest.approx(found["parameters"]["mass"]["mean"], rel=1e-6)
     assert posterior.draw(jax.random.key(0))(np.zeros(2), np.zeros(1)).shape == (2,)
-    mean, sd = map(
-        np.asarray, posterior.data.start
-    )  # at rest: the angle is that of the first reading, the velocity zero
-    assert mean[..., 1] == 0.0 and sd[..., 1] < 0.01 < sd[..., 0]
+
+
+def test_a_machine_that_stood_still_says_so():
+    readings = np.array([[np.nan], [0.3], [0.4]])
+    mean, sd = _at_rest(described(0), pp.Trajectories(readings, np.zeros((3, 1)), dt=DT)).start
+    np.testing.assert_allclose(mean, [0.3, 0.0])
+    assert sd[1] < 0.02 < sd[0]
 
 
 def test_fit_percent_is_matlabs(lab):

@@ -83,9 +83,9 @@ class FilteredReadings(Likelihood[Trajectories]):
         if rows.observations is None:
             key: Any = numpyro.prng_key()
             keys = jax.random.split(key, rows.batch_shape[0])
-            readings = jax.vmap(lambda key, r: _simulate(dynamics, key, r, rows.regular))(keys, values)
+            readings = jax.vmap(lambda key, r: _simulate(dynamics, key, r, rows))(keys, values)
             return numpyro.deterministic(self.site, readings)
-        results = jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(values)
+        results = jax.vmap(lambda r: _filter(dynamics, r, rows))(values)
         with numpyro.plate("recording", rows.batch_shape[0], dim=-2), numpyro.plate("sample", len(rows), dim=-1):
             likelihood = _predictive(dynamics.sensing, values.sensing, results).mask(values.seen).to_event(1)
             return numpyro.sample(self.site, likelihood.mask(rows.valid), obs=values.observations)
@@ -110,7 +110,7 @@ def filtered(dynamics, sites: Mapping[str, Array], data: Trajectories) -> Filter
     rows = data.rows()
     with handlers.substitute(data=dict(sites)):
         record = dynamics.declare(rows)
-    return jax.vmap(lambda r: _filter(dynamics, r, rows.regular))(_site_values(dynamics, record, rows))
+    return jax.vmap(lambda r: _filter(dynamics, r, rows))(_site_values(dynamics, record, rows))
 
 
 def _site_values(dynamics, record: Record, rows: Trajectories) -> SiteValues:
@@ -175,9 +175,10 @@ def _first_states(dynamics, readings, seen):
     return mean, jnp.broadcast_to(sd, mean.shape)
 
 
-def _machine(dynamics, recorded: SiteValues, regular: bool) -> tuple[SampleStep, Samples]:
-    """The dynamics over one sample, and the inputs of the filter."""
+def _machine(dynamics, recorded: SiteValues, rows: Trajectories) -> tuple[SampleStep, Samples]:
+    """The dynamics over one sample, and the inputs of the filter; of `rows` only what is static is used."""
     sensing: Sensing = dynamics.sensing
+    regular = rows.regular
     field = rebuild(dynamics.program, recorded.program, dynamics.owner)
     if not regular and isinstance(field, Step | StepResidual):
         raise ValueError(
@@ -202,7 +203,7 @@ def _machine(dynamics, recorded: SiteValues, regular: bool) -> tuple[SampleStep,
     alive = jnp.cumsum(jnp.any(recorded.seen, axis=-1)[::-1])[::-1] > 0
     samples = Samples(
         recorded.times, lengths, recorded.observations, recorded.seen, alive, inputs,
-        input_sd(sensing, recorded.sensing, inputs, recorded.segments > 0), process,
+        input_sd(sensing, recorded.sensing, inputs, recorded.segments > 0 if rows.segment > 1 else None), process,
     )  # fmt: skip
     return step, samples
 
@@ -230,16 +231,16 @@ def input_sd(sensing: Sensing, sites: Mapping[str, Any], inputs: Array, ends: Ar
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
 
 
-def _filter(dynamics, recorded: SiteValues, regular: bool) -> Filtered:
-    step, samples = _machine(dynamics, recorded, regular)
+def _filter(dynamics, recorded: SiteValues, rows: Trajectories) -> Filtered:
+    step, samples = _machine(dynamics, recorded, rows)
     sensing: Sensing = dynamics.sensing
     sensor_sd = sensing.measurement.value(recorded.sensing)
     return kalman_filter(step, sensing.read, sensor_sd, *recorded.start, samples, sensing.df)
 
 
-def _simulate(dynamics, key, recorded: SiteValues, regular: bool) -> Array:
+def _simulate(dynamics, key, recorded: SiteValues, rows: Trajectories) -> Array:
     """Simulated readings (N, d) from a first state drawn from `start`."""
-    step, samples = _machine(dynamics, recorded, regular)
+    step, samples = _machine(dynamics, recorded, rows)
     sensing: Sensing = dynamics.sensing
     start_key, key, sensor_key = jax.random.split(key, 3)
     mean, sd = recorded.start
