@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import clock_prior, example, linear_data, linear_dynamics
+from scipy.linalg import expm
 from scipy.signal import savgol_coeffs
 
 import physppl as pp
@@ -327,3 +328,37 @@ def test_a_noise_that_readings_do_not_show_keeps_its_priors_width(x64):
     table = posterior.summary()
     assert table["process_noise[v]"]["mean"] < 0.01 and abs(table["theta"]["mean"] + 3.0) < 1e-3
     assert "recursive" not in str(posterior.check())
+
+
+# Simulated positions as they are, from public reports (meco-group/nlgreyfast 2, PEtab 555): no noise to be told.
+LOGS = {
+    "a slow log of a fast motion": (0.2, lambda p: [[0.0, 1.0], [0.0, p]], -3.0, (-20.0, 20.0)),
+    "a faster one": (0.1, lambda p: [[0.0, 1.0], [0.0, p]], -8.0, (-30.0, 30.0)),
+    "a spring": (0.1, lambda p: [[0.0, 1.0], [-p, -0.5]], 12.0, (1.0, 40.0)),
+}
+
+
+@pytest.mark.science
+@pytest.mark.parametrize("log", LOGS)
+@pytest.mark.filterwarnings("ignore::physppl.PhyspplWarning")
+def test_a_noise_that_is_not_there_is_not_told(log):
+    dt, rates, truth, bounds = LOGS[log]
+    rows, u = 100, np.random.default_rng(0).choice([-1.0, 1.0], 100)[:, None]
+    whole = np.zeros((3, 3))
+    whole[:2, :2], whole[1, 2] = rates(truth), 1.0
+    advance, x = expm(whole * dt), np.zeros((rows, 3))
+    for k in range(rows - 1):
+        x[k, 2] = u[k, 0]
+        x[k + 1] = advance @ x[k]
+
+    def program():
+        (a, b), (c, d) = rates(pp.physical("p", *bounds))
+        return lambda t, x, u: jnp.stack([a * x[0] + b * x[1], c * x[0] + d * x[1] + u[0]])
+
+    space = pp.StateSpace(x=pp.Real("m"), v=pp.Real("m/s"))
+    dynamics = pp.Dynamics(program, space, pp.ActionSpace(u=pp.Bounded(-2.0, 2.0)), dt=dt, sensors=("x",))
+    posterior = pp.fit(jax.random.key(0), dynamics, pp.Trajectories(x[:, :1], u, dt=dt), Laplace())
+    table, check = posterior.summary(), posterior.check()
+    assert abs(table["p"]["mean"] - truth) < 0.005 * abs(truth)
+    assert "recursive" not in str(check)  # advice for an update that nobody made
+    assert table["process_noise[v]"]["mean"] < 0.1  # the prior's scale

@@ -193,14 +193,15 @@ class Trajectories(Data):
         Raises:
             FileNotFoundError, KeyError, TypeError, ValueError: as in `physppl.data.readers.recording`.
         """
-        table, options = tables.read(source), dict(segment=segment, before=before)
+        table = tables.read(source)
         pieces, apart = ([table], False) if recording is None else tables.labelled(table, recording)
         if apart and reading.get("dt") is not None:
             raise ValueError(
                 f"{table.where}: labels of {recording!r} come back, and dt= does not say in which order their rows "
                 "follow each other. Read the clock, or sort the rows by recording."
             )
-        parts = [Trajectories(**readers.recording(piece, dynamics, **reading), **options) for piece in pieces]
+        found = [readers.recording(piece, dynamics, **reading) for piece in pieces]
+        parts = [Trajectories(**one, segment=segment, before=before) for one in found]
         return parts[0] if recording is None else Trajectories.stack(parts)
 
     @staticmethod

@@ -179,8 +179,8 @@ def trajectories(recordings: Sequence[Recording], segment: int = 1) -> Trajector
     for r in recordings:
         first, stop = max(r.margin, r.delay), len(r.state) - r.margin
         start = (r.state[first], np.repeat([START_POSITION, START_VELOCITY], r.position.shape[1]))
-        given = dict(dt=r.dt, start=start, before=r.inputs[max(first - 1, 0)], segment=segment)
-        parts.append(Trajectories(r.position[first:stop], r.inputs[first:stop], **given))
+        y, u, before = r.position[first:stop], r.inputs[first:stop], r.inputs[max(first - 1, 0)]
+        parts.append(Trajectories(y, u, dt=r.dt, start=start, before=before, segment=segment))
     return Trajectories.stack(parts)
 
 
