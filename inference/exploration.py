@@ -91,32 +91,43 @@ class _State(NamedTuple):
     uphill: _Walk  # the highest place of all walks from the best mode
 
 
-def search_recordings(
-    space: UnconstrainedSpace,
-    model: Callable,
-    data: Trajectories,
-    draws: Float[Array, "J P"],
-    unit: Float[Array, " P"],
-    steps: int,
-    searches: int,
-    tolerance: float,
-) -> tuple[Mode, Float[Array, ""]]:
+class SearchTask(NamedTuple):
+    """A density of recordings, and the limits of its searches.
+
+    Attributes:
+        space, model, data: of the density.
+        unit: the prior's sd along each axis.
+        steps: evaluations of one search, at most.
+        searches: candidates that are searched, at most.
+        tolerance: posterior sds from the mode at which a search may end.
+    """
+
+    space: UnconstrainedSpace
+    model: Callable
+    data: Trajectories
+    unit: Float[Array, " P"]
+    steps: int
+    searches: int
+    tolerance: float
+
+
+def search_recordings(search: SearchTask, draws: Float[Array, "J P"]) -> tuple[Mode, Float[Array, ""]]:
     """Modes (T, ...) of all searches of recordings, and the least fall of the density two sds from the best one.
 
     Starts are prior draws, each with its sensor noise and with e^4 times less: with too large a noise a search can end
     at a mode that explains the motion as noise. Long recordings are first searched in their liveliest windows alone.
     """
+    space, rows = search.space, search.data.rows()
     sensors = space.where(lambda name: name.endswith(MEASUREMENT))
     candidates = jnp.concatenate([draws, draws - 4.0 * sensors])
-    rows = data.rows()
     if len(rows) * rows.batch_shape[0] > 2 * WINDOW and OFFSETS not in space.names:
-        first = explore(space, model, liveliest(rows), candidates, unit, steps, searches, tolerance, walks=False)
+        first = explore(search._replace(data=liveliest(rows)), candidates, walks=False)
         ends = first.modes.point[jnp.argsort(-first.log_evidence)]
         candidates = jnp.concatenate([ends, candidates[:: max(1, len(candidates) // 8)]])
-        searches = min(searches, ON_THE_WHOLE)
-        explored = explore(space, model, data, candidates, unit, steps, searches, tolerance, of_part=True)
+        whole = search._replace(searches=min(search.searches, ON_THE_WHOLE))
+        explored = explore(whole, candidates, of_part=True)
     else:
-        explored = explore(space, model, data, candidates, unit, steps, searches, tolerance)
+        explored = explore(search, candidates)
     return explored.modes, explored.drop
 
 
@@ -145,28 +156,16 @@ def liveliest(rows: Trajectories) -> Trajectories:
 
 
 def explore(
-    space: UnconstrainedSpace,
-    model: Callable,
-    data: Trajectories,
-    candidates: Float[Array, "C P"],
-    unit: Float[Array, " P"],
-    steps: int,
-    searches: int,
-    tolerance: float,
-    walks: bool = True,
-    of_part: bool = False,
+    search: SearchTask, candidates: Float[Array, "C P"], *, walks: bool = True, of_part: bool = False
 ) -> Explored:
     """Search from the likeliest candidates, then walk from the best mode.
 
     Args:
-        unit: the prior's sd along each axis.
-        steps: evaluations of one search, at most.
-        searches: candidates that are searched, at most.
-        tolerance: posterior sds from the mode at which a search may end.
         walks: False to leave the walks out.
         of_part: True for candidates that are modes of a part of the data: after the first search another is searched
             only where twice the first one's gain could make it the best, and one direction is walked along.
     """
+    space, model, data, unit, steps, searches, tolerance = search
     program = np.flatnonzero(space.where(of_program)) if space.where(of_program).any() else np.arange(space.size)
     directions = min(1 if of_part else DIRECTIONS, len(program))
     allowed, legs = min(searches, len(candidates)), 2 * directions if walks else 0

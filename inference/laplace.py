@@ -18,7 +18,7 @@ from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import OFFSETS, VARIATION
 from physppl.inference import noise_mixture
-from physppl.inference.exploration import SCREENED, search_recordings
+from physppl.inference.exploration import SCREENED, SearchTask, search_recordings
 from physppl.inference.gaussian import LaplacePosterior
 from physppl.internal import gaussians
 from physppl.internal.errors import check_key
@@ -83,7 +83,9 @@ class Laplace(Backend[LaplacePosterior]):
         unit, drop = unit_of(draws), None
         if sequential:
             tolerance = EXACT if self.differentiable else tolerance_of(data)
-            modes, drop = search_recordings(space, model, data, draws, unit, self.steps, self.starts, tolerance)
+            modes, drop = search_recordings(
+                SearchTask(space, model, data, unit, self.steps, self.starts, tolerance), draws
+            )
         else:
             modes = find_modes(partial(local, space, model, data), draws[: self.starts], unit, self.steps)
         found = FoundModes.of(modes)

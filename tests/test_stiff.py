@@ -1,6 +1,9 @@
 """Stiff programs: right to 1e-4 with steps that suffice, NaN and a status where they do not."""
 
+from typing import Any
+
 import diffrax
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ from scipy.integrate import solve_ivp
 
 import physppl as pp
 from physppl.inference import Laplace
+from physppl.internal.errors import failed_solves_are_nan
 from physppl.language.integrate import stepper
 
 
@@ -125,3 +129,16 @@ def test_mistakes_are_named():
         pp.Adaptive(diffrax.Tsit5)
     with pytest.raises(ValueError, match="positive tolerances"):
         pp.Adaptive(diffrax.Tsit5(), rtol=0.0)
+
+
+def test_fits_that_overlap_leave_the_switch_as_they_found_it():
+    """Two fits in two threads: the first one to begin ends first."""
+    switch: Any = equinox._errors
+    first, second = failed_solves_are_nan(), failed_solves_are_nan()
+    found = switch.EQX_ON_ERROR
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert switch.EQX_ON_ERROR == "off"
+    second.__exit__(None, None, None)
+    assert switch.EQX_ON_ERROR == found != "off"

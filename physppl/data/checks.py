@@ -10,7 +10,6 @@ from physppl.internal.errors import is_concrete
 from physppl.internal.units import factor, is_angle
 
 STEP = 1e-3  # share of dt by which a step may differ
-SAME = 1e-6  # in scales: difference up to which a state counts as the previous row's outcome
 WRAPPED = 0.2  # of a turn, about a whole one, in which a jump counts as one
 
 
@@ -32,17 +31,15 @@ def check_transitions(data: Transitions, state: StateSpace, action: ActionSpace,
             _check_finite(np.asarray(getattr(data, argument)), valid, argument, space.names, where)
     _check_bounds(np.asarray(data.actions), valid, action, where, "transition")
     if data.next_states is not None and len(data) > 1:
-        _check_steps(data, valid, state, dt, where)
+        _check_steps(data, state, dt, where)
         _check_turns(np.asarray(data.next_states) - np.asarray(data.states), valid, state, where)
 
 
-def _check_steps(data: Transitions, valid, state: StateSpace, dt: float, where: str) -> None:
+def _check_steps(data: Transitions, state: StateSpace, dt: float, where: str) -> None:
     """Refuse rows whose outcome is the next row's state, but whose times are not dt apart."""
     times = np.asarray(data.times, float)
     steps = np.diff(times, axis=-1)
-    gap = np.abs(np.asarray(data.next_states)[..., :-1, :] - np.asarray(data.states)[..., 1:, :])
-    joined = np.all(gap <= SAME * state.scale, axis=-1) & valid[..., 1:] & valid[..., :-1]
-    joined &= steps != 0  # else no times were given
+    joined = data.followed(state) & (steps != 0)  # else no times were given
     rounding = 4 * np.finfo(np.asarray(data.times).dtype).eps * np.abs(times).max(initial=0.0)
     off = joined & (np.abs(steps - dt) > STEP * dt + rounding)
     if off.any():

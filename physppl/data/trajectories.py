@@ -200,8 +200,8 @@ class Trajectories(Data):
                 f"{table.where}: labels of {recording!r} come back, and dt= does not say in which order their rows "
                 "follow each other. Read the clock, or sort the rows by recording."
             )
-        found = [readers.recording(piece, dynamics, **reading) for piece in pieces]
-        parts = [Trajectories(**one, segment=segment, before=before) for one in found]
+        arrays = [readers.recording(piece, dynamics, **reading) for piece in pieces]
+        parts = [Trajectories(**one, segment=segment, before=before) for one in arrays]
         return parts[0] if recording is None else Trajectories.stack(parts)
 
     @staticmethod
@@ -252,8 +252,8 @@ class Trajectories(Data):
         """The recordings one by one, without the padding of a stack: each up to its last reading."""
         rows, parts = self.rows(), []
         for i, valid in enumerate(np.asarray(rows.valid)):
-            one = jax.tree.map(lambda x: x[i], rows)  # noqa: B023
-            one = one if self.observations is None else one[: max(np.flatnonzero(valid), default=0) + 1]
+            end = len(self) if self.observations is None else max(np.flatnonzero(valid), default=0) + 1
+            one = jax.tree.map(lambda x: x[i], rows)[:end]  # noqa: B023
             parts.append(one._over(lambda x: x, one.times, one.valid, one.start))  # regular by itself, perhaps
         return parts
 
@@ -269,9 +269,8 @@ class Trajectories(Data):
         times = np.asarray(self.times, float)
         first, last = np.searchsorted(times, [since, until])
         if first >= last:
-            raise ValueError(
-                f"between({since:g}, {until:g}): the recording has samples from {times[0]:g} to {times[-1]:g} s."
-            )
+            samples = f"samples from {times[0]:g} to {times[-1]:g} s"
+            raise ValueError(f"between({since:g}, {until:g}): the recording has {samples}.")
         return self[int(first) : int(last)]
 
     def __getitem__(self, samples: slice) -> "Trajectories":

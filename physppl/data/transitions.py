@@ -15,6 +15,8 @@ from physppl.data.lengths import bucket
 from physppl.data.spaces import ActionSpace, StateSpace
 from physppl.internal.errors import as_array, is_concrete
 
+SAME = 1e-6  # in scales: difference up to which a state counts as the previous row's outcome
+
 
 class Transitions(Data):
     """Transitions (s, a, s'), one row each.
@@ -94,6 +96,13 @@ class Transitions(Data):
     @property
     def machines(self) -> tuple[int, ...]:
         return self.batch_shape
+
+    def followed(self, state: StateSpace) -> np.ndarray:
+        """Mask (..., N - 1) of the rows whose outcome is the next row's state, where both rows count."""
+        valid = np.asarray(self.valid)
+        states, after = np.asarray(self.states, float), np.asarray(self.next_states, float)
+        gap = np.abs(state.difference(after[..., :-1, :], states[..., 1:, :]))
+        return valid[..., :-1] & valid[..., 1:] & np.all(gap <= SAME * state.scale, axis=-1)
 
     @property
     def inputs(self) -> "Transitions":

@@ -5,7 +5,7 @@ once: a step evaluates the candidate, accepts or rejects it, and proposes the ne
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +45,10 @@ def find_mode(
     starts: Float[Array, "K P"],
     unit: Float[Array, " P"],
     steps: int | Array,
-    patience: int = 25,
-    tolerance: float | Array = EXACT,
-    least_gain: float | Array = 0.0,
+    **options: Any,
 ) -> Mode:
     """The best mode reached from several starts; arguments as of `find_modes`."""
-    modes = find_modes(evaluate, starts, unit, steps, patience, tolerance, least_gain)
+    modes = find_modes(evaluate, starts, unit, steps, **options)
     winner = jnp.argmax(modes.local.log_joint)
     return jax.tree.map(lambda x: x[winner], modes)._replace(steps=jnp.max(modes.steps))
 

@@ -23,7 +23,6 @@ from physppl.internal.precision import doubles
 from physppl.posterior.posterior import Posterior
 
 MAX_WINDOWS = 200  # of several steps, evenly spread
-SAME = 1e-6  # in scales: difference up to which a state counts as the previous row's outcome
 
 
 class Predicted(NamedTuple):
@@ -137,10 +136,7 @@ def _ends(keys, transitions, states, inputs, times):
 def unbroken_windows(data: Transitions, model: Dynamics, steps: int) -> np.ndarray:
     """First rows of all windows of `steps` rows in which each row's outcome is the next row's state."""
     valid = np.asarray(data.valid)
-    states, after = np.asarray(data.states, float), np.asarray(data.next_states, float)
-    gap = np.abs(model.state.difference(after[:-1], states[1:]))
-    joined = valid[:-1] & valid[1:] & np.all(gap <= SAME * model.state.scale, axis=-1)
-    broken = np.concatenate([[0], np.cumsum(~joined)])  # breaks before each row
+    broken = np.concatenate([[0], np.cumsum(~data.followed(model.state))])  # breaks before each row
     first = np.arange(max(len(data) - steps + 1, 0))
     return first[valid[first] & (broken[first + steps - 1] == broken[first])]
 

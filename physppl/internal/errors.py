@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import enum
 import logging
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 log = logging.getLogger("physppl")
+_LOCK, _WITHIN = threading.Lock(), []  # what each fit that runs has found of Equinox's switch, the first one first
 R_HAT_LIMIT = 1.1  # split R-hat above which chains count as not mixed
 
 
@@ -140,12 +142,16 @@ def failed_solves_are_nan():
     at some parameters it may. Equinox has a switch for that, but only as a variable of the environment.
     """
     module: Any = equinox._errors
-    before = module.EQX_ON_ERROR
-    module.EQX_ON_ERROR = "off"
+    with _LOCK:
+        _WITHIN.append(module.EQX_ON_ERROR)
+        module.EQX_ON_ERROR = "off"
     try:
         yield
     finally:
-        module.EQX_ON_ERROR = before
+        with _LOCK:  # fits may run in several threads: the last one to end restores what the first one found
+            before = _WITHIN.pop()
+            if not _WITHIN:
+                module.EQX_ON_ERROR = before
 
 
 def is_concrete(*arrays) -> bool:

@@ -41,10 +41,6 @@ class Adaptive:
     def __str__(self) -> str:
         return f"{type(self.solver).__name__} to {self.rtol:g}"
 
-    def order(self, terms) -> int | None:
-        """Order of the solver."""
-        return self.solver.order(terms)
-
     def finer(self, times: int) -> "Adaptive":
         """The same solver with tolerances that are the square of `times` smaller."""
         return replace(self, rtol=self.rtol / times**2, atol=self.atol / times**2)

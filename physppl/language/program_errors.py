@@ -100,6 +100,7 @@ def _users_line(error: Exception) -> traceback.FrameSummary | None:
     found, entered, last_is_ours = None, False, False
     for frame in traceback.extract_tb(error.__traceback__):
         if frame.filename.startswith(OURS):
+            # Code under `with explained(...)` in another file is not run by the library.
             entered, last_is_ours = entered or frame.name != explained.__name__, True
             continue
         last_is_ours = False

@@ -20,7 +20,7 @@ from physppl.internal.errors import Status, check_key, is_concrete
 from physppl.internal.precision import ExactPickle
 from physppl.internal.progress import Timing
 from physppl.language.transition import AbstractTransition, AverageTransition
-from physppl.posterior.predictive import Predictive
+from physppl.posterior.predictive import PredictiveDistribution
 from physppl.posterior.verdict import Figures, Reason
 
 MEAN_DRAWS, ENTROPY_DRAWS = 16, 4096  # where a posterior has no closed form
@@ -160,13 +160,13 @@ class AbstractPosterior(ExactPickle, eqx.Module):
         """Joint covariance (M D, M D) of the next states at M inputs, process noise excluded."""
         return self._call("_covariance", states, actions, t)
 
-    def predict(self, states: States, actions: Actions, t=0.0) -> Predictive:
+    def predict(self, states: States, actions: Actions, t=0.0) -> PredictiveDistribution:
         """The predictive distribution of the next state, process noise included: a NumPyro distribution over (..., D).
 
         Its mean and covariance are the posterior's; sample-based backends take those of their draws. It is a mixture
         of Gaussians over values of the process noise, where that is uncertain: of few rows its tails are a Student-t's.
         """
-        return Predictive(*self._call("_mixture", states, actions, t))
+        return PredictiveDistribution(*self._call("_mixture", states, actions, t))
 
     def information_gain(self, states: StateRows, actions: ActionRows, t=0.0) -> Float[Array, ""]:
         """Information, nats, from measuring the next states at these inputs, jointly (a per-step sum counts twice)."""

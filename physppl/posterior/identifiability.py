@@ -157,15 +157,15 @@ def identifiability(
         data = _simulated(model, data, space.sites(model, z, data)) if planned else data
         fisher = information(space, model, data, z)
         place = "before a fit, at the prior's median" if at is None else "before a fit, at given values"
-        return _report(space, model, data, z, fisher, before, _updated(before, fisher), place)
+        return _report(space, model, data, z, fisher, before, place)
 
 
 def _after(posterior, form: Form) -> Identifiability:
     space, model, data = form.space, posterior.model, posterior.data
     z, covariance = form.moments()
     fisher, before = information(space, model, data, z), prior(space, model, data)[1]
-    after = np.asarray(covariance) if isinstance(form, DrawsForm) else _updated(before, fisher)
-    return _report(space, model, data, z, fisher, before, after, f"after {posterior.method}")
+    of_draws = np.asarray(covariance) if isinstance(form, DrawsForm) else None
+    return _report(space, model, data, z, fisher, before, f"after {posterior.method}", of_draws)
 
 
 def _updated(before: np.ndarray, fisher) -> np.ndarray:
@@ -216,12 +216,13 @@ def parameters(space: UnconstrainedSpace, model, data) -> list[tuple[str, str, s
     ]
 
 
-def _report(space, model, data, z, fisher, before, after, place: str) -> Identifiability:
+def _report(space, model, data, z, fisher, before, place: str, of_draws=None) -> Identifiability:
     nuisances, named = _nuisances(space, model), parameters(space, model, data)
     keep = np.array([i for i, (site, *_) in enumerate(named) if site not in nuisances])
     information, sds = np.diagonal(fisher)[keep], np.sqrt(np.diagonal(before)[keep])
     weights = np.array([i for i, (site, *_) in enumerate(named) if site in nuisances and of_program(site)], int)
-    held = _held(before, fisher, keep, weights)
+    updated = _updated(before, fisher)
+    held, after = _held(updated, keep, weights), updated if of_draws is None else of_draws
     before, after = before[np.ix_(keep, keep)], after[np.ix_(keep, keep)]
     eigenvalues, directions = compare(before, after)
     values, slopes = map(np.asarray, constrained(space, model, data, z))
@@ -240,11 +241,10 @@ def _report(space, model, data, z, fisher, before, after, place: str) -> Identif
     )
 
 
-def _held(before: np.ndarray, fisher: np.ndarray, keep: np.ndarray, weights: np.ndarray) -> Float[np.ndarray, " K"]:
+def _held(after: np.ndarray, keep: np.ndarray, weights: np.ndarray) -> Float[np.ndarray, " K"]:
     """Variances of the kept entries at known weights over those at unknown ones."""
     if not len(weights):
         return np.ones(len(keep))
-    after = _updated(before, fisher)
     among = after[np.ix_(keep, weights)]
     explained = np.einsum("kw,wk->k", among, np.linalg.solve(after[np.ix_(weights, weights)], among.T))
     return 1 - explained / np.diagonal(after)[keep]

@@ -10,7 +10,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Float
 
 
-class Predictive(dist.MixtureSameFamily):
+class PredictiveDistribution(dist.MixtureSameFamily):
     """A mixture of Gaussians over (..., D), with its moments and its marginals."""
 
     def __init__(

@@ -38,6 +38,8 @@ def judge(
     if needed is not None and adaptive:
         finer = model.solver.finer(needed)
         remedy = f"fit with rtol={finer.rtol:.1g} and atol={finer.atol:.1g}"
+    elif adaptive:
+        remedy = "much finer tolerances do not settle it: give fewer jumps to the field, or another solver"
     elif needed is None:
         remedy = f"{FINEST * model.substeps} do not settle it: take a solver of higher order, or one for stiff fields"
     else:

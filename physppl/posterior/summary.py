@@ -24,10 +24,8 @@ DRAWS = 4000  # sds are known to 1.1 %, their ratios to 1.6 %
 # Posterior contraction (M. Betancourt, "Towards a principled Bayesian workflow", 2020) is 1 - (sd / prior sd)^2.
 LEARNED = 0.3  # of the prior's sd: more than nine tenths of its variance are gone
 INFORMED = 0.9  # from here on the ratio is 1 within six times the error of its estimate: still the prior
-DECADE, EMPTY = (
-    10.0,
-    0.1,
-)  # bounds so many times apart; prior share below the middle of their logarithms, .5 with log=True
+DECADE = 10.0  # times as large an upper bound
+EMPTY = 0.1  # of a prior's mass below the middle of its bounds' logarithms; with log=True it is a half
 EXPANDED = 8  # entries of a vector site that get rows of their own; longer ones (weights) share one row
 
 EDGE = "at the edge of its prior: the truth may lie outside"
