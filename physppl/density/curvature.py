@@ -23,6 +23,7 @@ from physppl.dynamics import Dynamics
 from physppl.dynamics.likelihood import Dependence
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, OFFSETS, TIMING, of_program
 from physppl.internal.gaussians import lower_inverse
+from physppl.internal.truncated import truncated
 from physppl.language.noise import FLOOR, PROCESS
 
 NOISES = (PROCESS, MEASUREMENT, GAIN, TIMING)
@@ -94,7 +95,16 @@ def _gaussian(site: Gaussian, of_mean: Float[Array, "*N P"], of_scale: Float[Arr
     weight, precision = root_weight**2, root_weight * jnp.exp(-site.log_scale)
     error = (site.value - site.mean) * precision  # whitened
     df = square = jnp.ones(())
-    if site.df is None:
+    excess = None  # mean of the squared errors minus 1, in weights
+    if site.bounds is not None:
+        # The log probability of an interval is concave in the mean, with the curvature 1 - variance within it; that of
+        # the log scale is what a reading would tell that moves the mean as much.
+        part = truncated(site.mean, jnp.exp(site.log_scale), *site.bounds)
+        told = 1 - part.variance
+        density, error = weight * part.log_mass, root_weight * part.mean
+        excess = weight * (part.mean**2 + part.variance - 1)
+        pull, of_mean_weight, of_scale_weight = jnp.ones(()), told, 2 * told**2
+    elif site.df is None:
         density = -0.5 * error**2 - weight * (site.log_scale + 0.5 * jnp.log(2 * jnp.pi))
         pull, of_mean_weight, of_scale_weight = jnp.ones(()), jnp.ones(()), jnp.full((), 2.0)
     else:  # Fisher information of a Student-t: K. Lange, R. Little, J. Taylor, J. American Statistical Assoc. 84, 1989
@@ -106,7 +116,8 @@ def _gaussian(site: Gaussian, of_mean: Float[Array, "*N P"], of_scale: Float[Arr
     of_mean = (of_mean * precision[..., None]).reshape(-1, size)
     of_scale = of_scale.reshape(-1, size)
     gradient = (pull * error).reshape(-1) @ of_mean
-    gradient = gradient + _reduced(pull * error**2 - weight, site.log_scale.shape) @ of_scale
+    excess = pull * error**2 - weight if excess is None else excess
+    gradient = gradient + _reduced(excess, site.log_scale.shape) @ of_scale
     # Tall factors multiply fastest with the long axis first.
     curvature = (of_mean.T * of_mean_weight.reshape(-1)) @ of_mean
     curvature = curvature + (of_scale.T * _reduced(of_scale_weight * weight, site.log_scale.shape)) @ of_scale

@@ -19,15 +19,18 @@ from jaxtyping import Bool, Float, PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
+from physppl.dynamics.instruments import RecordedNormal
+
 
 class Gaussian(NamedTuple):
-    """One observed Gaussian (or, with `df`, Student-t) site: arrays that broadcast to the observation's shape."""
+    """One observed Gaussian (with `df` Student-t) site: arrays that broadcast to the observation's shape."""
 
     mean: Array
     log_scale: Array
     value: Array
     root_weight: Array  # square root of each entry's weight, its mask times the plates' scale
     df: Array | None = None  # degrees of freedom of a Student-t
+    bounds: tuple[Array, Array] | None = None  # between which each value lies, where it is known no better
 
 
 class UnconstrainedSpace(eqx.Module):
@@ -218,4 +221,5 @@ def _gaussian(site: dict[str, Any]) -> Gaussian | None:
             return None
         fn = fn.base_dist
     df = jnp.asarray(fn.df) if isinstance(fn, dist.StudentT) else None
-    return Gaussian(jnp.asarray(fn.loc), jnp.log(jnp.asarray(fn.scale)), site["value"], root_weight, df)
+    bounds = fn.instrument.bounds(site["value"]) if isinstance(fn, RecordedNormal) else None
+    return Gaussian(jnp.asarray(fn.loc), jnp.log(jnp.asarray(fn.scale)), site["value"], root_weight, df, bounds)

@@ -57,6 +57,10 @@ class Dynamics:
         observe: state (D,) -> readings (d,), in the order and units of `sensors`.
         measurement_noise: sd of a reading, as `process_noise`, in units of the sensors' scales.
         measurement_df: degrees of freedom of heavy-tailed (Student-t) readings, above 2; None is Gaussian.
+        measurement_resolution: distance of two neighbouring readings of sensors that round, in their own units: one
+            for all, or {sensor: distance}. It is worth saying where it exceeds the noise.
+        measurement_limits: (low, high) of sensors that saturate, for all or as {sensor: (low, high)}: a reading at a
+            limit tells that the value lies there or beyond.
         input_delay: samples between a recorded input and its effect; a NumPyro distribution is its prior, fractions
             included.
         input_gain_error: sd of the input's error as a fraction of the input: an actuator that gives more or less than
@@ -87,6 +91,8 @@ class Dynamics:
         observe: Callable[[Array], Array] | None = None,
         measurement_noise: Any = None,
         measurement_df: float | None = None,
+        measurement_resolution: Any = None,
+        measurement_limits: Any = None,
         input_delay: Any = 0,
         input_gain_error: Any = None,
         input_timing_error: Any = None,
@@ -145,8 +151,9 @@ class Dynamics:
         return self.noise.known
 
     def rebound(self, **changes) -> "Dynamics":
-        """The same program and spaces, with some arguments changed."""
-        return Dynamics(self.program, self.state, self.action, **(self._options | changes))
+        """The same dynamics, with some arguments changed."""
+        bound = {"program": self.program, "state": self.state, "action": self.action}
+        return Dynamics(**(bound | self._options | changes))
 
     def without_variation(self) -> "Dynamics":
         """The same dynamics without variation of parameters between recordings."""

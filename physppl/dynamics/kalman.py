@@ -5,7 +5,8 @@ would need: its innovations carry the marginal likelihood, its smoother returns 
 sensors are linear. Otherwise the dynamics enter by divided differences over the state's standard deviations
 (M. Norgaard, N. Poulsen, O. Ravn, Automatica 36, 2000), not by their Jacobian at its mean: dry friction is steep at
 rest and flat in motion, and a filter that is linearised at rest predicts a joint that never moves. Sensors are
-processed one after the other (their noises are independent): no matrix is inverted.
+processed one after the other (their noises are independent): no matrix is inverted. A reading that tells an interval
+alone moves the state to the moments that a Gaussian has within it.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
+
+from physppl.internal.truncated import truncated
 
 SPACING = 3**0.5  # spacing h of the differences, in sds: matches a Gaussian's fourth moment
 TINY = 1e-14  # of a variance: a pivot below this share of it is rounding
@@ -32,6 +35,7 @@ class Samples(NamedTuple):
     inputs: Float[Array, "N A"]  # as they arrive
     input_sd: Float[Array, "N A"] | None  # None: inputs are exact
     process_sd: Float[Array, "N D"]  # entering on the way to the next sample
+    bounds: tuple[Array, Array] | None = None  # (N, d) each: values between which readings lie; None: they are exact
 
 
 class Filtered(NamedTuple):
@@ -93,8 +97,13 @@ def kalman_filter(
             if df is not None:
                 variance = variance + noise * ((df + error**2 / variance) / (df + 1) - 1)
             gain = jnp.where(sample.seen[i], cross / variance, 0.0)
+            told = cross  # what the reading tells of the state: all of it, or a share
+            if sample.bounds is not None:
+                low, high = sample.bounds
+                part = truncated(expectation, spread[-1], low[i], high[i])
+                error, told = part.mean * spread[-1], cross * (1 - part.variance)
             mean = mean + gain * error
-            covariance = covariance - gain[:, None] * cross
+            covariance = covariance - gain[:, None] * told
         advance = partial(step, sample.times, sample.lengths)
         next_mean, next_covariance, cross = propagate(advance, mean, covariance, sample.inputs, sample.input_sd)
         next_covariance = next_covariance + jnp.diag(sample.process_sd**2)

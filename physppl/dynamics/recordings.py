@@ -20,6 +20,7 @@ from numpyro.primitives import _PYRO_STACK
 from physppl.data.checks import check_trajectories
 from physppl.data.spaces import StateSpace
 from physppl.data.trajectories import Trajectories
+from physppl.dynamics.instruments import RecordedNormal
 from physppl.dynamics.kalman import Filtered, Samples, SampleStep, kalman_filter
 from physppl.dynamics.likelihood import Dependence, Likelihood
 from physppl.dynamics.sensors import DELAY, OFFSETS, Sensing, lagged, of_program
@@ -98,6 +99,8 @@ def _predictive(sensing: Sensing, sites: Mapping[str, Array], results: Filtered)
     freedom, whose tails are heavier: with them outliers would be explained as process noise. For S the `spread`, S^2
     = state variance + s^2, the degrees of freedom 2 + (df - 2) S^2 / s^2 give the Student-t the variance of the sum.
     """
+    if sensing.instrument is not None:
+        return RecordedNormal(results.expected, results.spread, sensing.instrument)
     if sensing.df is None:
         return dist.Normal(results.expected, results.spread)
     sensor_sd = jnp.broadcast_to(sensing.measurement.value(sites), (len(results.spread), len(sensing.space)))
@@ -204,6 +207,7 @@ def _machine(dynamics, recorded: SiteValues, rows: Trajectories) -> tuple[Sample
     samples = Samples(
         recorded.times, lengths, recorded.observations, recorded.seen, alive, inputs,
         input_sd(sensing, recorded.sensing, inputs, recorded.segments > 0 if rows.segment > 1 else None), process,
+        None if sensing.instrument is None else sensing.instrument.bounds(recorded.observations),
     )  # fmt: skip
     return step, samples
 
@@ -261,4 +265,5 @@ def _simulate(dynamics, key, recorded: SiteValues, rows: Trajectories) -> Array:
     noise = jax.random.normal(sensor_key, shape, dtype)
     if sensing.df is not None:
         noise = jax.random.t(sensor_key, sensing.df, shape, dtype)
-    return readings + sensing.measurement.value(recorded.sensing) * noise
+    readings = readings + sensing.measurement.value(recorded.sensing) * noise
+    return readings if sensing.instrument is None else sensing.instrument.recorded(readings)

@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from physppl.data.spaces import StateSpace
+from physppl.dynamics.instruments import LIMITS, RESOLUTION, Instrument
 from physppl.language.noise import PROCESS, Scale
 
 MEASUREMENT, DELAY, GAIN, TIMING = "measurement_noise", "input_delay", "input_gain_error", "input_timing_error"
@@ -32,6 +33,7 @@ class Sensing:
         index: coordinates read, where `observe` is None.
         measurement: sd of a reading; the scale of a Student-t where `df` is given.
         df: degrees of freedom of heavy-tailed readings; None is Gaussian.
+        instrument: resolution and limits of the sensors; None where they neither round nor saturate.
         delay: samples between a recorded input and its effect; a NumPyro distribution is its prior, fractions included.
         gain: sd of the input's error as a fraction of the input: an actuator that gives more or less than commanded.
         timing: sd of the input's error as a fraction of its change since the last sample: clocks that jitter.
@@ -44,6 +46,7 @@ class Sensing:
     index: tuple[int, ...]
     measurement: Scale
     df: float | None
+    instrument: Instrument | None
     delay: Any
     gain: Scale | None
     timing: Scale | None
@@ -77,6 +80,12 @@ class Sensing:
         number = int | float | np.number
         if measurement_df is not None and not (isinstance(measurement_df, number) and measurement_df > 2):
             raise ValueError(f"{where}: measurement_df must exceed 2 (None is Gaussian); got {measurement_df}.")
+        instrument = Instrument.of(options[RESOLUTION], options[LIMITS], sensors, where)
+        if instrument is not None and measurement_df is not None:
+            raise ValueError(
+                f"{where}: measurement_df is for readings without {RESOLUTION} or {LIMITS}. Mark outliers of a sensor "
+                "that rounds or saturates as missing (NaN)."
+            )
         if not isinstance(input_delay, dist.Distribution):
             counts = isinstance(input_delay, number) and not isinstance(input_delay, bool)
             if not counts or not (input_delay >= 0 and float(input_delay).is_integer()):
@@ -95,7 +104,7 @@ class Sensing:
         return cls(
             sensors, observe, index,
             Scale.of(MEASUREMENT, measurement_noise, sensors.scale, ", ".join(sensors.units), where),
-            None if measurement_df is None else float(measurement_df), input_delay,
+            None if measurement_df is None else float(measurement_df), instrument, input_delay,
             optional(GAIN, ones), optional(TIMING, ones), optional(VARIATION, (1.0,)),
         )  # fmt: skip
 
@@ -104,9 +113,10 @@ class Sensing:
         return tuple(s for s in (self.measurement, self.gain, self.timing, self.variation) if s is not None)
 
     def variance(self, sites) -> Array:
-        """Variances (d,) of the measurement noise."""
+        """Variances (d,) of the readings' errors: noise and rounding."""
         tails = 1.0 if self.df is None else self.df / (self.df - 2)
-        return tails * self.measurement.value(sites) ** 2
+        rounding = 0.0 if self.instrument is None else self.instrument.rounding
+        return tails * self.measurement.value(sites) ** 2 + rounding
 
     def read(self, state: Array) -> Array:
         """Readings (d,) of a state (D,), without noise."""

@@ -100,6 +100,7 @@ def _moments(sites, transitions, states, inputs, start, times, *, dynamics):
 
     noise = jax.vmap(noise_covariance)(states, start, inputs, errors, times)
     ends = jax.vmap(lambda f: jax.vmap(lambda *window: end(f, *window))(states, inputs, times))(transitions)
+    ends = ends if sensing.instrument is None else sensing.instrument.held(ends)
     mean = jnp.mean(ends, axis=0)
     between_draws = jnp.einsum("kbi,kbj->bij", ends - mean, ends - mean) / (len(ends) - 1)
     return mean, noise + between_draws + jnp.diag(sensing.variance(sites))

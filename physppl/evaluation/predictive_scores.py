@@ -44,7 +44,7 @@ class Scores(NamedTuple):
 
     Attributes:
         size: number of predicted outcomes.
-        rmse, crps: (d,) in the coordinates' units; `crps` is NaN for Student-t sensors.
+        rmse, crps: (d,) in the coordinates' units; `crps` is NaN for sensors that are Student-t, round or saturate.
         coverage: (L, d), share inside the central intervals of `physppl.evaluation.scoring_rules.LEVELS`.
         log_density: mean over outcomes, joint over coordinates, nats; with its standard error.
     """
@@ -214,7 +214,8 @@ def _terms(key, samples, params, model: Dynamics, data: Data) -> Predicted:
         key, sites = key_and_sites
         seeded = handlers.seed(handlers.substitute(model, data=sites | params), key)
         site = gaussians(handlers.trace(seeded).get_trace(data))[model.likelihood(data).site]
-        components = NormalMixture(site.mean, jnp.exp(site.log_scale), site.df)
+        instrument = None if site.bounds is None else model.sensing.instrument
+        components = NormalMixture(site.mean, jnp.exp(site.log_scale), site.df, instrument)
         full = jax.tree.map(lambda x: jnp.broadcast_to(x, site.value.shape), (components, site.root_weight > 0))
         return site.value, *full
 

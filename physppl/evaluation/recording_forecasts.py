@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray
 
@@ -12,6 +13,7 @@ from physppl.dynamics.recordings import filtered
 from physppl.dynamics.sensors import DELAY, lagged
 from physppl.evaluation.forecasts import forecast_readings, mean_sites
 from physppl.internal.precision import doubles
+from physppl.posterior.innovations import interval_scores
 from physppl.posterior.posterior import Posterior
 
 SETTLED = 2.0  # times the median sd of a state, down to which the filter's own has come when predictions begin
@@ -156,6 +158,9 @@ def standardised_residuals(
     with jax.enable_x64(True):
         _, data, course = _filter(key, posterior, recording)
         errors = np.asarray((data.observations - course.expected) / course.spread)
+        if (instrument := posterior.model.sensing.instrument) is not None:
+            bounds = instrument.bounds(jnp.asarray(data.observations))
+            errors = interval_scores(*map(np.asarray, (course.expected, course.spread, *bounds)))
     return np.where(np.asarray(recording.seen), errors, np.nan)
 
 

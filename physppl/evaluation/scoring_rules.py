@@ -13,6 +13,8 @@ from jax.scipy.special import ndtr
 from jax.scipy.stats import norm
 from jaxtyping import Bool, Float
 
+from physppl.dynamics.instruments import Instrument, RecordedNormal
+
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of central intervals
 PAIRS = 16  # other draws with which each draw is paired
 
@@ -23,21 +25,26 @@ class NormalMixture(NamedTuple):
     Attributes:
         means, sds: (S, N, d), or broadcastable to it; with `df`, location and scale of the components.
         df: degrees of freedom, of the same shape; None is Gaussian.
+        instrument: of outcomes that are readings of sensors which round or saturate.
     """
 
     means: Float[Array, " S #N #d"]
     sds: Float[Array, " S #N #d"]
     df: Float[Array, " S #N #d"] | None = None
+    instrument: Instrument | None = None
 
     @property
     def components(self) -> dist.Distribution:
+        if self.instrument is not None:
+            return RecordedNormal(self.means, self.sds, self.instrument)
         if self.df is None:
             return dist.Normal(self.means, self.sds)
         return dist.StudentT(self.df, self.means, self.sds)
 
     @property
     def mean(self) -> Float[Array, " #N #d"]:
-        return jnp.mean(self.means, axis=0)
+        means = self.means if self.instrument is None else self.instrument.held(self.means)
+        return jnp.mean(means, axis=0)
 
 
 def log_density(
@@ -64,12 +71,13 @@ def crps(outcomes: Float[Array, "N d"], mixture: NormalMixture, shifts: int = PA
 
     Closed form for Gaussian components (E. Grimit et al., Quarterly J. Royal Meteorological Society 132, 2006), with
     X and X' from different draws: unbiased, however few they are (C. Ferro, same journal 140, 2014). A single component
-    is taken for the whole distribution. NaN for Student-t components, which have no closed form.
+    is taken for the whole distribution. NaN for Student-t components and for sensors that round or saturate, which have
+    no closed form.
 
     Args:
         shifts: other draws with which each is paired, at most: the next ones, as the order of draws is random.
     """
-    if mixture.df is not None:
+    if mixture.df is not None or mixture.instrument is not None:
         return jnp.full(outcomes.shape, jnp.nan)
     shape = (len(mixture.means), *outcomes.shape)
     means, sds = (jnp.broadcast_to(x, shape) for x in (mixture.means, mixture.sds))
