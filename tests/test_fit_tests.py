@@ -102,6 +102,15 @@ def test_missing_forces_show_their_shape(power, named):
     assert f"errors of v depend on {named}" in findings(with_errors(innovations, change))
 
 
+def test_a_first_state_off_its_prior_is_no_outlier():
+    innovations = drawn(1, lag=1)
+    for row, told in ((1, "give it (`start=`), or larger scales"), (9, "mark them (`valid=`")):
+        errors = innovations.errors.copy()
+        errors[0, row, 0] = 6.0
+        reasons, _ = fit_tests.judge(innovations._replace(errors=errors))
+        assert told in " ".join(map(str, reasons)), reasons
+
+
 def test_delayed_inputs_show_at_their_lag():
     innovations = drawn(3)
     inputs = innovations.inputs

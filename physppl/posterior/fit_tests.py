@@ -20,6 +20,7 @@ PORTMANTEAUS = (4, 20)  # lags of which Ljung and Box's statistic is taken
 DECAYS = (0.7, 0.95)  # from lag to lag, of the weights of sums of correlations
 SHAPE_LAGS = (0, 1, 2, 4)  # rows between a shape and the errors that it moves
 STRETCH = 16  # outcomes in which a surprise is looked for
+EARLY = 4  # first readings of a recording, at which the first state shows
 CLIP = 4.0  # sds at which errors are clipped where single ones must not decide
 MATERIAL = 0.05  # correlation below which dependence changes an sd by less than a twentieth
 FLEXIBLE = 5  # outcomes for each parameter below which a fit makes its own errors dependent
@@ -242,7 +243,13 @@ def _largest(innovations: Innovations, counts, rms, figures) -> Iterator[Reason]
         size = float(np.abs(innovations.errors[tuple(places[order[0]])]))
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         finding = f"one-step errors of up to {size:.1f} sds: {named}{more}"
-        yield Reason(DOUBTFUL, finding, f"outliers: mark them (`valid=`{_heavy(innovations)})")
+        remedy = f"outliers: mark them (`valid=`{_heavy(innovations)})"
+        if innovations.lag and places[:, 1].max() < EARLY:
+            remedy = (
+                "the first state lies far from what was expected, the first readings and for all else zero within the "
+                "coordinates' scales: give it (`start=`), or larger scales of the state"
+            )
+        yield Reason(DOUBTFUL, finding, remedy)
         return
     for i in np.flatnonzero(counts >= 5 * FEWEST):
         errors = innovations.errors[..., i][innovations.seen[..., i]]
