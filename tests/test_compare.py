@@ -297,7 +297,7 @@ def test_recordings_that_cannot_be_forecast_are_scored_one_step_ahead():
     """Sensors that read by turns are never read at once."""
     belief = certain(dense.bind(), dense.recording(8), dense.values["stiffness"], dense.values["gain"])
     data = pp.Trajectories.stack([dense.recording(30, 0), gappy(1, slice(None))])
-    count = lambda samples, steps: len(forecastable(data[:samples], steps, dense.DT))  # noqa: E731
+    count = lambda samples, steps: len(forecastable(data[:samples], steps, dense.bind()))  # noqa: E731
     assert [count(12, 5), count(12, 12), count(1, 5)] == [1, 0, 0]
     data = pp.Trajectories.stack([gappy(seed, slice(None)) for seed in (0, 1)])
     found = pp.compare({"known": belief}, data, horizons=(1, 5))

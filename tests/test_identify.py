@@ -189,7 +189,8 @@ def test_readings_between_samples_are_read_where_both_neighbours_are():
     readings = np.stack([2 * times, 1 - times], axis=1)
     valid = np.array([True, True, True, True, True, False])
     when = np.array([0.1, 0.145, 0.25, 0.31, 0.4, 0.6, 0.65])
-    values, seen = _at(times, readings, valid, when, 0.1)
+    space = pp.StateSpace(x=pp.Real("m"), y=pp.Real("m"))
+    values, seen = _at(times, readings, valid, when, 0.1, space)
     # Over the gap from 0.31 to 0.6 nothing is known, and after 0.6 a reading is missing.
     assert seen.tolist() == [True, True, True, True, False, True, False]
     np.testing.assert_allclose(values[seen], np.stack([2 * when, 1 - when], axis=1)[seen], atol=1e-12)
@@ -338,7 +339,7 @@ wrong = [
     ("--model pendulum --data {csv} --columns angle=pos --horizon 0.05", "at least 5 steps of 0.02 s; got 0.05"),
     ("--model pendulum --data {csv} --columns angle=pos --horizon 3", r"first\.csv: 1\.58 s are held out, too little"),
     ("--model pendulum --data {csv} --columns angle=pos --out {csv}", "cannot write to --out .*Choose another folder"),
-    ("--model pendulum --data {lab}/wrapped.csv", r"wrapped\.csv: .*jumps by more than half a turn.*--unwrap does it"),
+    ("--model pendulum --data {lab}/degrees.csv", r"degrees\.csv: .*jumps by about half a turn.*name=deg"),
     ("--model pendulum --data {lab}/strong.csv", r"strong\.csv: .*out of bounds, first 'torque' = 20"),
     ("--model pendulum --data {lab}/empty.csv", r"empty\.csv: not one sample has a reading"),
     ("--model gym_pendulum --data {csv} --columns angle=pos --dt x", ""),
@@ -359,10 +360,7 @@ def traps(lab):
     """Files that are wrong, each in one way."""
     rows = [f"{k * DT:.2f},{{}},{{}}" for k in range(300)]
     files = {
-        "wrapped.csv": [
-            "t,angle,torque",
-            *(r.format((0.1 * k + np.pi) % (2 * np.pi) - np.pi, 0) for k, r in enumerate(rows)),
-        ],
+        "degrees.csv": ["t,angle,torque", *(r.format(3 * k, 0) for k, r in enumerate(rows))],
         "strong.csv": ["t,angle,torque", *(r.format(0.1, 20) for r in rows)],
         "empty.csv": ["t,angle,torque", *(r.format("", 0) for r in rows)],
         "none.py": ["import physppl as pp"],

@@ -286,9 +286,7 @@ def test_wrapped_angles_are_counted_in_any_unit(seed, unit):
     source = {"t": 0.02 * np.arange(40), "angle": wrapped * per_radian, "force": np.zeros(40)}
     data = pp.Trajectories.read(source, shaft, units={"angle": unit}, unwrap=True)
     np.testing.assert_allclose(np.diff(data.observations[:, 0]), np.diff(angle), atol=1e-9)
-    if np.abs(np.diff(wrapped)).max() > np.pi:
-        with pytest.raises(ValueError, match="jumps by more than half a turn"):
-            shaft.check(pp.Trajectories.read(source, shaft, units={"angle": unit}))
+    shaft.check(pp.Trajectories.read(source, shaft, units={"angle": unit}))  # or as they are: differences wrap
 
 
 @pytest.mark.parametrize("unit", ["rad", "deg", "turn"])

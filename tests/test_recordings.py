@@ -18,6 +18,7 @@ from physppl.evaluation import benchmarks
 from physppl.evaluation.benchmarks import Recording
 from physppl.evaluation.forecasts import forecast_readings
 from physppl.inference import Laplace
+from physppl.models import pendulum
 
 DATA = os.environ.get("PHYSPPL_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="PHYSPPL_DATA names no folder of real recordings")
@@ -362,3 +363,32 @@ def test_a_noise_that_is_not_there_is_not_told(log):
     assert abs(table["p"]["mean"] - truth) < 0.005 * abs(truth)
     assert "recursive" not in str(check)  # advice for an update that nobody made
     assert table["process_noise[v]"]["mean"] < 0.1  # the prior's scale
+
+
+def turning(seed: int, sensed: str) -> tuple[pp.Dynamics, pp.Trajectories]:
+    """A pendulum that starts anywhere, its angle read within one turn, or by sine and cosine."""
+    rng, rows, dt = np.random.default_rng(seed), 150, 0.05
+    noises = {"process_noise": (1e-3, 0.02), "measurement_noise": 0.01}
+    waves = pp.StateSpace(cosine=pp.Real(), sine=pp.Real())
+    bent = {"sensors": waves, "observe": lambda x: jnp.stack([jnp.cos(x[0]), jnp.sin(x[0])])}
+    model = pendulum.dynamics(dt=dt, **noises, **(bent if sensed == "waves" else {"sensors": ("angle",)}))
+    start = np.array([rng.uniform(-np.pi, np.pi), rng.normal() * (9.0 if sensed == "turns" else 1.0)])
+    u = 2.0 * np.sin(2 * np.pi * rng.uniform(0.3, 0.9) * dt * np.arange(rows))[:, None]
+    with jax.enable_x64(True):
+        x = np.asarray(pp.rollout(model.transition(pendulum.truth), start, u))[:-1, 0]
+    noise = 0.01 * rng.normal(size=(rows, 2))
+    if sensed == "waves":
+        return model, pp.Trajectories(np.stack([np.cos(x), np.sin(x)], axis=1) + noise, u, dt=dt)
+    readings = (x[:, None] + noise[:, :1] + np.pi) % (2 * np.pi) - np.pi
+    readings[rng.uniform(size=rows) < 0.1] = np.nan  # gaps, some of them where the angle wraps
+    return model, pp.Trajectories(readings, u, dt=dt)
+
+
+@pytest.mark.parametrize("sensed", ["waves", "turns"])
+@pytest.mark.parametrize("seeds", [3, pytest.param(20, marks=pytest.mark.science)])
+def test_angles_are_told_from_any_start_in_any_turn(sensed, seeds):
+    for seed in range(seeds):
+        model, data = turning(seed, sensed)
+        samples = pp.fit(jax.random.key(seed), model, data, Laplace()).samples(jax.random.key(1), 1000)
+        for name, value in pendulum.truth.items():
+            assert abs(np.mean(samples[name]) - value) < 3 * np.std(samples[name]), (seed, name)

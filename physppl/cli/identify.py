@@ -224,7 +224,7 @@ def _check(dynamics: pp.Dynamics, recorded: IdentificationData, horizon: float) 
         try:
             dynamics.check(data)
         except ValueError as error:
-            hint = " (--unwrap does it; of degrees, --units name=deg.)" if "half a turn" in str(error) else ""
+            hint = " (Degrees: --units name=deg.)" if "half a turn" in str(error) else ""
             raise ValueError(f"{path}: {error}{hint}") from None
         if not np.any(data.valid):
             raise ValueError(f"{path}: not one sample has a reading of every sensor.")

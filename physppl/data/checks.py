@@ -11,6 +11,7 @@ from physppl.internal.units import factor, is_angle
 
 STEP = 1e-3  # share of dt by which a step may differ
 WRAPPED = 0.2  # of a turn, about a whole one, in which a jump counts as one
+AMBIGUOUS = 0.9  # of half a turn, from which a jump of an angle may have gone either way
 
 
 def check_transitions(data: Transitions, state: StateSpace, action: ActionSpace, dt: float, where: str) -> None:
@@ -109,13 +110,15 @@ def check_trajectories(data: Trajectories, sensors: StateSpace, dynamics, where:
         seen = valid & np.isfinite(readings).all(-1)
         _check_turns(np.diff(readings, axis=-2), seen[..., 1:] & seen[..., :-1], sensors, where)
     if data.observations is not None and sensors.is_angle.any():
-        jumps = np.abs(np.diff(np.asarray(data.observations), axis=-2)) > np.pi
+        moved = np.diff(np.asarray(data.observations, float), axis=-2)
+        jumps = np.abs(moved - 2 * np.pi * np.round(moved / (2 * np.pi))) > AMBIGUOUS * np.pi
         jumps &= (valid[..., 1:] & valid[..., :-1])[..., None] & sensors.is_angle  # a missing reading is no jump
         if jumps.any():
             *at, i = np.argwhere(jumps)[0]
             raise ValueError(
-                f"{where}: angle {sensors.names[i]!r} jumps by more than half a turn after sample {_row(at)}. Readings "
-                "count turns: pass np.unwrap of the column; mark a sample that is wrong with valid=False."
+                f"{where}: angle {sensors.names[i]!r} jumps by about half a turn after sample {_row(at)}, and whether "
+                "forwards or backwards cannot be told. Is it in rad? Mark a sample that is wrong with valid=False, and "
+                "sample a fast machine more often."
             )
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from physppl.internal.truncated import truncated
 
 SPACING = 3**0.5  # spacing h of the differences, in sds: matches a Gaussian's fourth moment
+TURN = 2 * jnp.pi  # rad
 TINY = 1e-14  # of a variance: a pivot below this share of it is rounding
 
 
@@ -66,6 +67,8 @@ def kalman_filter(
     sd: Float[Array, " D"],
     samples: Samples,
     df: float | None = None,
+    turns: tuple[bool, ...] | None = None,
+    point: Float[Array, " D"] | None = None,
 ) -> Filtered:
     """Filter one recording.
 
@@ -77,19 +80,24 @@ def kalman_filter(
         df: degrees of freedom of heavy-tailed sensor noise; None is Gaussian. A reading far off its expectation then
             counts with the weight (df + 1) / (df + squared distance), so that outliers move the state little
             (G. Agamennoni et al., IEEE Trans. Signal Processing 60, 2012, in one pass).
+        turns: True for sensors that read an angle: their errors are less than half a turn, in whichever turn they read.
+        point: state at which the sensors are linearised at the first sample; by default its mean.
     """
     size, sensors = len(mean), range(len(sensor_sd))
 
     def body(carry, sample: Samples):
-        mean, covariance = carry
-        reading, push = jax.linearize(observe, mean)
+        mean, covariance, point = carry
+        reading, push = jax.linearize(observe, point)
         jacobian = jax.vmap(push, out_axes=-1)(jnp.eye(size, dtype=mean.dtype))
-        predicted, expected, spread = mean, [], []
+        expected, spread = [], []
         for i in sensors:
             row = jacobian[i]
             cross = _product(covariance, row[:, None])[:, 0]
             noise = sensor_sd[i] ** 2
-            expectation = reading[i] + jnp.sum(row * (mean - predicted))
+            expectation = reading[i] + jnp.sum(row * (mean - point))
+            if turns is not None and turns[i]:
+                whole = jnp.round((sample.observations[i] - expectation) / TURN)
+                expectation = expectation + jnp.where(sample.seen[i], TURN * whole, 0.0)
             variance = jnp.sum(row * cross) + noise
             error = sample.observations[i] - expectation
             expected.append(expectation)
@@ -112,9 +120,9 @@ def kalman_filter(
         next_covariance = jnp.where(sample.alive, next_covariance, covariance)
         cross = jnp.where(sample.alive, cross, covariance)
         filtered = Filtered(jnp.stack(expected), jnp.stack(spread), mean, covariance, next_mean, next_covariance, cross)
-        return (next_mean, next_covariance), filtered
+        return (next_mean, next_covariance, next_mean), filtered
 
-    return jax.lax.scan(body, (mean, jnp.diag(sd**2)), samples)[1]
+    return jax.lax.scan(body, (mean, jnp.diag(sd**2), mean if point is None else point), samples)[1]
 
 
 def propagate(

@@ -20,6 +20,7 @@ from numpyro.primitives import _PYRO_STACK
 from physppl.data.checks import check_trajectories
 from physppl.data.spaces import StateSpace
 from physppl.data.trajectories import Trajectories
+from physppl.dynamics.first_state import most_probable
 from physppl.dynamics.instruments import RecordedNormal
 from physppl.dynamics.kalman import Filtered, Samples, SampleStep, kalman_filter
 from physppl.dynamics.likelihood import Dependence, Likelihood
@@ -239,7 +240,11 @@ def _filter(dynamics, recorded: SiteValues, rows: Trajectories) -> Filtered:
     step, samples = _machine(dynamics, recorded, rows)
     sensing: Sensing = dynamics.sensing
     sensor_sd = sensing.measurement.value(recorded.sensing)
-    return kalman_filter(step, sensing.read, sensor_sd, *recorded.start, samples, sensing.df)
+    start, turns = recorded.start, tuple(map(bool, sensing.space.is_angle))
+    point = None
+    if sensing.observe is not None:
+        point = most_probable(sensing.read, sensor_sd, *start, samples.observations[0], samples.seen[0])
+    return kalman_filter(step, sensing.read, sensor_sd, *start, samples, sensing.df, turns, point)
 
 
 def _simulate(dynamics, key, recorded: SiteValues, rows: Trajectories) -> Array:

@@ -106,7 +106,7 @@ def _missing_windows(posteriors, test_data, dataset) -> list[str]:
             why = "rows follow each other where each row's next state is the next row's state."
         return [f"the test data hold no window of {empty} steps: {why}"] if empty else []
     count = test_data.rows().batch_shape[0]
-    short = {h: count - len(forecastable(test_data, int(h), model.dt)) for h in dataset.horizon.values if h > 1}
+    short = {h: count - len(forecastable(test_data, int(h), model)) for h in dataset.horizon.values if h > 1}
     where = ", ".join(f"of {h} steps in {n} of {count} recordings" for h, n in short.items() if n)
     return [f"there is no window {where}: it ends where all sensors were read."] if where else []
 

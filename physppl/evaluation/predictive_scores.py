@@ -146,7 +146,7 @@ def _recordings(key, posterior: Posterior, data: Trajectories, steps: int, draws
     if steps == 1:
         return _one_step(key, posterior, recording_forecasts.stepwise(data.rows()), draws)
     model = posterior.model
-    recordings = forecastable(data, steps, model.dt)
+    recordings = forecastable(data, steps, model)
     if not recordings:
         return None
     most, horizon = max(MAX_WINDOWS // len(recordings), 1), steps * model.dt
@@ -171,14 +171,14 @@ def _one_step(key, posterior: Posterior, data: Data, draws: int) -> Predicted:
     return Predicted(outcomes, mixture._replace(means=means), counted)
 
 
-def forecastable(data: Trajectories, steps: int, dt: float) -> list[Trajectories]:
+def forecastable(data: Trajectories, steps: int, model: Dynamics) -> list[Trajectories]:
     """Recordings with a window of `steps` at whose end all sensors were read, each cut after its last reading."""
     rows = data.rows()
     recordings = []
     for i, valid in enumerate(np.asarray(rows.valid)):
         recording = jax.tree.map(lambda x: np.asarray(x)[i], rows)  # noqa: B023
         recordings.append(recording[: max(np.flatnonzero(valid), default=0) + 1])
-    return [r for r in recordings if len(recording_forecasts.reading_windows(r, steps, dt)[0])]
+    return [r for r in recordings if len(recording_forecasts.reading_windows(r, steps, model)[0])]
 
 
 def outcome_terms(key: PRNGKeyArray, posterior: Posterior, data: Data, draws: int) -> Predicted:

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray
 
+from physppl.data.spaces import StateSpace
 from physppl.data.trajectories import Trajectories
+from physppl.dynamics import Dynamics
 from physppl.dynamics.recordings import filtered
 from physppl.dynamics.sensors import DELAY, lagged
 from physppl.evaluation.forecasts import forecast_readings, mean_sites
@@ -87,7 +89,7 @@ def predict_ahead(
     steps = max(1, round(horizon / model.dt))
     horizon = steps * model.dt
     times = np.asarray(recording.times, float)
-    starts, ends, readings = reading_windows(recording, steps, model.dt, since)
+    starts, ends, readings = reading_windows(recording, steps, model, since)
     if not len(starts):
         left = times[-1] - max(float(since), times[0])
         raise ValueError(
@@ -110,10 +112,12 @@ def predict_ahead(
     forecast = forecast_readings(
         key, posterior, states, inputs, draws=draws, start_covariance=covariance, times=times[starts]
     )
-    straight = constant + horizon * rate
-    return Ahead(
-        horizon, float(times[starts[0]]), ends, readings, np.asarray(forecast.mean), forecast.sd, constant, straight
+    # Predictions of angles are those on the readings' turn.
+    mean, constant, straight = (
+        readings - model.sensing.space.difference(readings, x)
+        for x in (np.asarray(forecast.mean), constant, constant + horizon * rate)
     )
+    return Ahead(horizon, float(times[starts[0]]), ends, readings, mean, forecast.sd, constant, straight)
 
 
 def _settled(covariance: Float[np.ndarray, "N D D"]) -> int:
@@ -122,27 +126,28 @@ def _settled(covariance: Float[np.ndarray, "N D D"]) -> int:
     return int(np.argmax(np.all(sds <= SETTLED * np.median(sds, axis=0), axis=-1)))
 
 
-def reading_windows(recording: Trajectories, steps: int, dt: float, since: float = -np.inf):
+def reading_windows(recording: Trajectories, steps: int, model: Dynamics, since: float = -np.inf):
     """First samples (B,), end times (B,) and final readings (B, d) of all windows of `steps`.
 
     Windows count only where all sensors were read at the end.
     """
     times, valid = np.asarray(recording.times, float), np.asarray(recording.seen).all(-1)
+    dt, space = model.dt, model.sensing.space
     horizon = steps * dt
     starts = np.flatnonzero((times >= since) & (times <= times[-1] - (1 - 1e-6) * horizon))
     ends = times[starts] + horizon
-    readings, seen = _at(times, np.asarray(recording.observations), valid, ends, dt)
+    readings, seen = _at(times, np.asarray(recording.observations), valid, ends, dt, space)
     return starts[seen], ends[seen], readings[seen]
 
 
-def _at(times, readings, valid, when, dt: float):
+def _at(times, readings, valid, when, dt: float, space: StateSpace):
     """Interpolated readings (B, d) at given times, and True (B,) where the neighbours are within 1.5 steps."""
     after = np.clip(np.searchsorted(times, when - 1e-6 * dt), 1, len(times) - 1)
     before = np.where(np.abs(times[after] - when) < 1e-6 * dt, after, after - 1)
     gap = np.where(after > before, times[after] - times[before], 1.0)
     share = np.where(after > before, (when - times[before]) / gap, 0.0)[:, None]
     seen = valid[before] & valid[after] & (times[after] - times[before] < 1.5 * dt)
-    return (1 - share) * readings[before] + share * readings[after], seen
+    return readings[before] + share * space.difference(readings[after], readings[before]), seen
 
 
 def standardised_residuals(
