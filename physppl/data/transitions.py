@@ -98,11 +98,15 @@ class Transitions(Data):
         return self.batch_shape
 
     def followed(self, state: StateSpace) -> np.ndarray:
-        """Mask (..., N - 1) of the rows whose outcome is the next row's state, where both rows count."""
+        """Mask (..., N - 1) of the rows whose outcome is the next row's state, where both rows count.
+
+        A clock that goes back is that of another recording, which may begin in the state where this one ends.
+        """
         valid = np.asarray(self.valid)
         states, after = np.asarray(self.states, float), np.asarray(self.next_states, float)
         gap = np.abs(state.difference(after[..., :-1, :], states[..., 1:, :]))
-        return valid[..., :-1] & valid[..., 1:] & np.all(gap <= SAME * state.scale, axis=-1)
+        later = np.diff(np.asarray(self.times, float), axis=-1) >= 0
+        return valid[..., :-1] & valid[..., 1:] & later & np.all(gap <= SAME * state.scale, axis=-1)
 
     @property
     def inputs(self) -> "Transitions":
