@@ -343,8 +343,11 @@ wrong = [
     ("--model pendulum --data {lab}/empty.csv", r"empty\.csv: not one sample has a reading"),
     ("--model gym_pendulum --data {csv} --columns angle=pos --dt x", ""),
     ("--program {lab}/nowhere.py --data {csv}", r"there is no program file .*nowhere\.py"),
-    ("--program {lab}/none.py --data {csv}", r"none\.py must define dynamics = .*it has nothing of that name"),
-    ("--program {lab}/other.py --data {csv}", r"must define dynamics = .*; it has Bounded"),
+    (
+        "--program {lab}/none.py --data {csv}",
+        r"none\.py must define dynamics = .*nothing of the name `dynamics`",
+    ),
+    ("--program {lab}/other.py --data {csv}", r"must define dynamics = .*; it has a `dynamics` of type Bounded"),
     ("--program {lab}/broken.py --data {csv}", r"broken\.py, line 2: '\(' was never closed"),
     ("--program {lab}/failing.py --data {csv}", r"failing\.py, line 3: NameError: name 'pendulam' is not defined"),
     (

@@ -3,10 +3,9 @@
 import json as json_text
 import sys
 import time
-import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -19,7 +18,8 @@ from tyro.conf import arg
 import physppl as pp
 from physppl import plots
 from physppl.cli import machine, report
-from physppl.cli.console import listed, make_writable, timed
+from physppl.cli.console import listed, make_writable, one_line_errors, timed
+from physppl.cli.program_file import dynamics_file
 from physppl.data import readers, tables
 from physppl.data.trajectories import concrete_spacing
 from physppl.dynamics.sensors import lagged
@@ -80,7 +80,7 @@ def identify(
     options = dict(locals())
     start = time.perf_counter()
     emit = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
-    with _one_line_errors(program), redirect_stdout(sys.stderr) if json else nullcontext():
+    with one_line_errors("identify", program), redirect_stdout(sys.stderr) if json else nullcontext():
         key = jax.random.key(seed)
         dynamics = _chosen_dynamics(model, program, data)
         make_writable(out, "identify")
@@ -156,7 +156,7 @@ def _chosen_dynamics(model: str | None, program: Path | None, data: Sequence[Pat
     if (model is None) == (program is None):
         names = ", ".join(machine.MODELS)
         raise ValueError(f"give either --model, one of {names}, or --program, a Python file that defines `dynamics`.")
-    dynamics = machine.program(program) if program is not None else machine.model(str(model))
+    dynamics = dynamics_file(program) if program is not None else machine.model(str(model))
     if not data:
         raise ValueError(
             f"no recording: --data is empty; {model or program} takes CSV, npz or netCDF files with a time column, its "
@@ -276,21 +276,3 @@ def _pairs(texts: Sequence[str], option: str) -> Mapping[str, str]:
         if not (name and equals and value):
             raise ValueError(f"--{option} takes name=value, e.g. {option} arm=state:0; got {name}{equals}{value}.")
     return {name: value for name, _, value in pairs}
-
-
-@contextmanager
-def _one_line_errors(program: Path | None) -> Iterator[None]:
-    """End the command with one line on errors that a user can correct; for the user's program it names the line."""
-    try:
-        yield
-    except Exception as error:
-        text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if program and Path(f.filename) == program]
-        if isinstance(error, SyntaxError) and program and error.filename == str(program):
-            raise SystemExit(f"physppl identify: {program}, line {error.lineno}: {error.msg}.") from None
-        if frames:
-            where = f"{program}, line {frames[-1].lineno}"
-            raise SystemExit(f"physppl identify: {where}: {type(error).__name__}: {text}") from None
-        if isinstance(error, OSError | KeyError | ValueError | TypeError | pp.FitError):
-            raise SystemExit(f"physppl identify: {text}") from None
-        raise

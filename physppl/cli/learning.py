@@ -47,6 +47,7 @@ class Learning(NamedTuple):
 def learn(key, number: int, learning: Learning, episodes: int, out: Path) -> pp.Run:
     """Swing up by posterior sampling, print the table, save the figures and the animation."""
     (_, task, dynamics, system, truth, _), planner = learning.machine, learning.planner
+    assert isinstance(system, pp.SimulatedSystem)  # as every machine of physppl.models
     say(f"{number}. " + "\n   ".join(learning.opening))
     run_key, oracle_key, random_key, plot_key, draw_key = jax.random.split(key, 5)
     say(f"\n{HEAD}")
