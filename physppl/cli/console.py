@@ -5,10 +5,18 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from tyro.conf import arg
 
 from physppl.data.spaces import ActionSpace, StateSpace
 from physppl.internal.progress import compile_clock
 from physppl.internal.units import label
+
+
+def option(text: str, default: str = "", metavar: str | None = None) -> Any:
+    """Annotation of an option whose default, None or (), is not shown; `default` says what it stands for."""
+    return arg(help=text, metavar=metavar, help_behavior_hint=f"(default: {default})" if default else lambda _: "")
 
 
 def say(what: object) -> None:

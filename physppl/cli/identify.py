@@ -18,7 +18,7 @@ from tyro.conf import arg
 import physppl as pp
 from physppl import plots
 from physppl.cli import machine, recorded, report
-from physppl.cli.console import listed, make_writable, one_line_errors, timed
+from physppl.cli.console import listed, make_writable, one_line_errors, option, timed
 from physppl.cli.program_file import dynamics_file
 from physppl.dynamics.sensors import lagged
 from physppl.evaluation.recording_forecasts import predict_ahead, standardised_residuals
@@ -38,24 +38,24 @@ FILES = {
 
 
 def identify(
-    data: Annotated[tuple[Path, ...], arg(help="recordings: CSV, npz or netCDF files, one recording each")] = (),
-    model: Annotated[str | None, arg(help=f"one of {', '.join(machine.MODELS)}")] = None,
-    program: Annotated[Path | None, arg(help="or a Python file that defines `dynamics`, a physppl.Dynamics")] = None,
-    out: Annotated[Path, arg(help="folder of the results")] = Path("out"),
-    held_out: Annotated[tuple[Path, ...], arg(help="recordings to predict (default: the last fifth of each)")] = (),
-    columns: Annotated[tuple[str, ...], arg(help="name=column where they differ, e.g. arm=state:0 time=stamp")] = (),
-    units: Annotated[tuple[str, ...], arg(help="name=unit of columns that are not in the model's, e.g. arm=deg")] = (),
-    sensors: Annotated[tuple[str, ...], arg(help="coordinates that were measured (default: all with a column)")] = (),
-    dt: Annotated[float | None, arg(help="s between samples, for files without a time column")] = None,
-    since: Annotated[float | None, arg(help="s on each recording's clock: earlier samples are left out")] = None,
-    until: Annotated[float | None, arg(help="s on each recording's clock: samples from there on are left out")] = None,
+    data: Annotated[tuple[Path, ...], option("recordings: CSV, npz or netCDF, one each", metavar="FILE ...")] = (),
+    model: Annotated[str | None, option(f"one of {', '.join(machine.MODELS)}", metavar="NAME")] = None,
+    program: Annotated[Path | None, option("or a Python file that defines `dynamics`", metavar="FILE")] = None,
+    out: Annotated[Path, arg(help="of the results", metavar="FOLDER")] = Path("out"),
+    held_out: Annotated[tuple[Path, ...], option("recordings to predict", "the last fifth of each", "FILE ...")] = (),
+    columns: Annotated[tuple[str, ...], option("e.g. arm=state:0 time=stamp", metavar="NAME=COLUMN ...")] = (),
+    units: Annotated[tuple[str, ...], option("in the file, e.g. arm=deg time=ms", metavar="NAME=UNIT ...")] = (),
+    sensors: Annotated[tuple[str, ...], option("coordinates that were measured", "all with a column", "NAME ...")] = (),
+    dt: Annotated[float | None, option("s between samples, for files without a time column")] = None,
+    since: Annotated[float | None, option("s on each recording's clock: earlier samples are left out")] = None,
+    until: Annotated[float | None, option("s on each recording's clock: samples from there on are left out")] = None,
     unwrap: Annotated[bool, arg(help="count the turns of angles kept between -pi and pi")] = False,
-    delay: Annotated[str | None, arg(help="samples until an input acts, or `auto`: 0 to 4 by evidence")] = None,
+    delay: Annotated[str | None, option("until an input acts, or auto: 0 to 4 by evidence", metavar="SAMPLES")] = None,
     before: Annotated[Literal["zero", "first"], arg(help="input before the first sample, for late inputs")] = "zero",
     start_at_rest: Annotated[bool, arg(help="what is not measured is zero at the first sample")] = False,
     exact_inputs: Annotated[bool, arg(help="take recorded inputs for exact; see above")] = False,
     segment: Annotated[int, arg(help="samples from one process noise to the next; see above")] = 1,
-    variation: Annotated[float | None, arg(help="sd by which parameters differ between recordings; see above")] = None,
+    variation: Annotated[float | None, option("sd by which parameters differ between recordings; see above")] = None,
     horizon: Annotated[float, arg(help="s, of the longer held-out prediction; the other is a fifth of it")] = 0.5,
     save: Annotated[bool, arg(help="keep the posterior in posterior.physppl, for physppl.load(path, model)")] = False,
     method: Annotated[Literal["laplace", "hmc"], arg(help="laplace: seconds; hmc: samples, takes longer")] = "laplace",

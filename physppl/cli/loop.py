@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 import physppl as pp
 from physppl import plots
 from physppl.cli.acting import MACHINES, LearningProblem, animate_last, machine
-from physppl.cli.console import list_files, listed, make_writable, numbers, one_line_errors, say, timed
+from physppl.cli.console import list_files, listed, make_writable, numbers, one_line_errors, option, say, timed
 from physppl.cli.program_file import learning_file
 from physppl.control.loops import HEAD
 from physppl.inference import Laplace
@@ -43,28 +43,29 @@ class Options:
 
     episodes: Annotated[int, arg(help="total number; a larger one continues an earlier run")] = 10
     seed: Annotated[int, arg(help="of every random choice")] = 0
-    out: Annotated[Path | None, arg(help="folder of episodes and results (default: runs/COMMAND_MODEL)")] = None
-    dt: Annotated[float | None, arg(help="s, control step (default: the task's own)")] = None
+    out: Annotated[Path | None, option("of episodes and results", "runs/COMMAND_MODEL", "FOLDER")] = None
+    dt: Annotated[float | None, option("s, control step", "the task's own")] = None
     acquisition: Annotated[
         Literal["thompson", "mean"], arg(help="act on a draw of the posterior, or on its mean function")
     ] = "thompson"
-    every: Annotated[int | None, arg(help="control steps until another draw (default: one an episode)")] = None
+    every: Annotated[int | None, option("control steps until another draw", "one an episode")] = None
     planner: Annotated[Literal["icem", "mppi", "gradient", "random"], arg(help="random: random shooting")] = "icem"
     horizon: Annotated[int, arg(help="control steps that a plan looks ahead")] = 40
-    population: Annotated[int | None, arg(help="plans compared at once; for gradient, starts")] = None
-    iterations: Annotated[int | None, arg(help="refinements per control step; not for random")] = None
-    truth: Annotated[tuple[str, ...], arg(help="name=value of the true machine, e.g. arm_coulomb=0.002")] = ()
-    hold: Annotated[tuple[str, ...], arg(help="name=value that the program fixes, rightly or not")] = ()
+    population: Annotated[int | None, option("plans compared at once; for gradient, starts", "the planner's")] = None
+    iterations: Annotated[int | None, option("refinements per control step; not for random", "the planner's")] = None
+    truth: Annotated[tuple[str, ...], option("of the true machine, e.g. mass=2", metavar="NAME=VALUE ...")] = ()
+    hold: Annotated[tuple[str, ...], option("that the program fixes, rightly or not", metavar="NAME=VALUE ...")] = ()
     dead_band: Annotated[float, arg(help="in the action's unit: smaller commands do nothing")] = 0.0
     delay: Annotated[int, arg(help="control steps until a command acts")] = 0
     lag: Annotated[float, arg(help="s, time constant of the drive")] = 0.0
-    measurement_noise: Annotated[
-        float | None, arg(help="sd of each reading (default: 0.01 where the machine has no noise)")
-    ] = None
+    measurement_noise: Annotated[float | None, option("sd of each reading", "0.01 of a machine without noise")] = None
 
 
-Model = Annotated[Positional[str | None], arg(metavar="MODEL", help=f"one of {', '.join(MACHINES)}")]
-Program = Annotated[Path | None, arg(help="or a Python file with dynamics, task and a system; see the docs: Planning")]
+Model = Annotated[Positional[str | None], option(f"one of {', '.join(MACHINES)}", metavar="MODEL")]
+Program = Annotated[
+    Path | None,
+    option("or a Python file of your own; see Planning in the docs", metavar="FILE"),
+]
 
 
 def psrl(model: Model = None, program: Program = None, options: Annotated[Options, arg(name="")] = Options()) -> None:
