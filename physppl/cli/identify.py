@@ -125,7 +125,7 @@ def identify(
     if json:
         print(text)
         return
-    emit(f"\n{table}\n\n{verdict}\n{report.determined(identified)}\n\n{report.table(scores)}")
+    emit(f"\n{table.text()}\n\n{verdict}\n{report.determined(identified)}\n\n{report.table(scores)}")
     emit("".join(f"- {remark}\n" for remark in report.remarks(scores, evidence)))
     emit(f"Done in {time.perf_counter() - start:.0f} s. In {out}:")
     for name, what in (FILES | ({SAVED: "the posterior for physppl.load(path, model)"} if save else {})).items():

@@ -58,7 +58,7 @@ def learn(key, number: int, learning: Learning, episodes: int, out: Path) -> pp.
             for acting_key, acting in ((oracle_key, planner), (random_key, RandomPolicy()))
         )
         say(f"{_mean('oracle', task, oracle)}\n{_mean('random', task, random)}\n")
-    say(f"\n{summarise(draw_key, run.posterior, truth=truth)}\n")
+    say(f"\n{summarise(draw_key, run.posterior, truth=truth).text()}\n")
     say("   Where a program lacks a friction, the parameters it has make up for it: compare truth and 'in 90 %'.")
     with timed(f"drawn: swing_up_parameters.png, returns.png, {learning.figure_name}, swing_up.gif"):
         plots.parameters(run.posterior, truth).savefig(out / "swing_up_parameters.png")

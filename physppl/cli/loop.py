@@ -217,7 +217,7 @@ def _opening(command: str, problem: LearningProblem, planner: Planner, options: 
 
 def _results(run: pp.Run, problem: LearningProblem, out: Path) -> None:
     """Print the table of parameters, save the figures and the posterior."""
-    say(f"\n{summarise(jax.random.key(0), run.posterior, truth=problem.truth or None)}\n")
+    say(f"\n{summarise(jax.random.key(0), run.posterior, truth=problem.truth or None).text()}\n")
     with timed("drawn and saved"):
         plots.parameters(run.posterior, problem.truth).savefig(out / "parameters.png")
         loops.returns(run).savefig(out / "returns.png")

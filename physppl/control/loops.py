@@ -21,6 +21,7 @@ from physppl.data.transitions import Transitions
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import check_key
 from physppl.internal.progress import bar, compile_clock
+from physppl.internal.tables import SCREEN
 from physppl.language.transition import AbstractTransition
 from physppl.planning.acquisition import Acquisition, Thompson, UserRule
 from physppl.planning.objectives import Constrained, InformationGain, Objective, TaskReward
@@ -84,7 +85,13 @@ class Run(eqx.Module):
             KeptEpisode(jax.tree.map(lambda x, i=i: x[i], self.episodes), self.entropy[i], seconds)
             for i, seconds in enumerate(self.seconds)
         ]
-        return "\n".join([HEAD, *(str(_row(self.task, records, i, self.entropy[i + 1])) for i in range(len(records)))])
+        rows = [str(_row(self.task, records, i, self.entropy[i + 1])) for i in range(len(records))]
+        if len(rows) > SCREEN:
+            skipped = f"... {len(rows) - SCREEN + 1} earlier ones are in `.episodes.returns`, `.entropy` and `.seconds`"
+            rows = [skipped, *rows[1 - SCREEN :]]
+        return "\n".join([HEAD, *rows])
+
+    __repr__ = __str__
 
 
 class Row(NamedTuple):
