@@ -4,7 +4,7 @@ import json as json_text
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from physppl import plots
 from physppl.cli import machine, recorded, report
 from physppl.cli.console import listed, make_writable, one_line_errors, option, timed
 from physppl.cli.program_file import dynamics_file
+from physppl.data.readers import TIME
 from physppl.dynamics.sensors import lagged
 from physppl.evaluation.recording_forecasts import predict_ahead, standardised_residuals
 from physppl.inference import HMC, Laplace
@@ -187,9 +188,10 @@ def _fit(key, dynamics: pp.Dynamics, data: pp.Trajectories, backend: Backend) ->
         return pp.fit(key, dynamics, data, backend)
 
 
-def _pairs(texts: Sequence[str], option: str) -> Mapping[str, str]:
+def _pairs(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """{name: value} of name=value texts; `--columns time=` is None: no column is the clock."""
     pairs = [text.partition("=") for text in texts]
     for name, equals, value in pairs:
-        if not (name and equals and value):
+        if not (name and equals and (value or (option, name) == ("columns", TIME))):
             raise ValueError(f"--{option} takes name=value, e.g. {option} arm=state:0; got {name}{equals}{value}.")
-    return {name: value for name, _, value in pairs}
+    return {name: value or None for name, _, value in pairs}

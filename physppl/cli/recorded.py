@@ -59,7 +59,7 @@ def read(
     if sensors:
         base = base.rebound(sensors=tuple(sensors), observe=None)
     elif sensing.observe is None and len(sensing.index) == len(base.state):  # the program does not specify sensors
-        measured = tuple(n for n in base.state.names if readers.has_column(first, reading["columns"].get(n, n)))
+        measured = tuple(n for n in base.state.names if readers.has_column(first, reading["columns"].get(n) or n))
         if measured:  # else the reader's error names the missing columns
             base = base.rebound(sensors=measured)
     recordings = {}
