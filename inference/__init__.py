@@ -1,36 +1,54 @@
 """Backends: each turns a model and data into a Posterior."""
 
-from physppl.inference.diversity import Anchored as Anchored
-from physppl.inference.diversity import Bootstrap as Bootstrap
-from physppl.inference.diversity import Diversity as Diversity
-from physppl.inference.diversity import RandomStarts as RandomStarts
-from physppl.inference.draws import DrawsPosterior as DrawsPosterior
-from physppl.inference.draws import from_numpyro as from_numpyro
-from physppl.inference.ensemble import Ensemble as Ensemble
-from physppl.inference.ensemble import EnsemblePosterior as EnsemblePosterior
-from physppl.inference.ensemble import disagreement as disagreement
-from physppl.inference.ensemble import widest_disagreement as widest_disagreement
-from physppl.inference.function_objectives import JointKL as JointKL
-from physppl.inference.function_objectives import Printed as Printed
-from physppl.inference.function_objectives import Projected as Projected
-from physppl.inference.function_space import Slack as Slack
-from physppl.inference.function_vi import FunctionPosterior as FunctionPosterior
-from physppl.inference.function_vi import FunctionSpaceVI as FunctionSpaceVI
-from physppl.inference.gaussian import LaplacePosterior as LaplacePosterior
-from physppl.inference.hmc import HMC as HMC
-from physppl.inference.laplace import Laplace as Laplace
-from physppl.inference.nested import NestedLaplace as NestedLaplace
-from physppl.inference.nested import NestedPosterior as NestedPosterior
-from physppl.inference.neural_linear import NeuralLinear as NeuralLinear
-from physppl.inference.search import Adam as Adam
-from physppl.inference.search import Newton as Newton
-from physppl.inference.structured import StructuredLaplace as StructuredLaplace
-from physppl.inference.structured import StructuredPosterior as StructuredPosterior
-from physppl.inference.structures import DataSpace as DataSpace
-from physppl.inference.structures import Diagonal as Diagonal
-from physppl.inference.structures import Full as Full
-from physppl.inference.structures import LastLayer as LastLayer
-from physppl.inference.structures import LowRank as LowRank
-from physppl.inference.structures import Pathwise as Pathwise
-from physppl.inference.svi import SVI as SVI
-from physppl.inference.svi import VariationalPosterior as VariationalPosterior
+from physppl.inference.diversity import Anchored, Bootstrap, Diversity, RandomStarts
+from physppl.inference.draws import DrawsPosterior, from_numpyro
+from physppl.inference.ensemble import Ensemble, EnsemblePosterior, disagreement, widest_disagreement
+from physppl.inference.function_objectives import JointKL, Printed, Projected
+from physppl.inference.function_space import Slack
+from physppl.inference.function_vi import FunctionPosterior, FunctionSpaceVI
+from physppl.inference.gaussian import LaplacePosterior
+from physppl.inference.hmc import HMC
+from physppl.inference.laplace import Laplace
+from physppl.inference.nested import NestedLaplace, NestedPosterior
+from physppl.inference.neural_linear import NeuralLinear
+from physppl.inference.search import Adam, Newton
+from physppl.inference.structured import StructuredLaplace, StructuredPosterior
+from physppl.inference.structures import DataSpace, Diagonal, Full, LastLayer, LowRank, Pathwise
+from physppl.inference.svi import SVI, VariationalPosterior
+
+__all__ = [
+    "Adam",
+    "Anchored",
+    "Bootstrap",
+    "DataSpace",
+    "Diagonal",
+    "Diversity",
+    "DrawsPosterior",
+    "Ensemble",
+    "EnsemblePosterior",
+    "Full",
+    "FunctionPosterior",
+    "FunctionSpaceVI",
+    "HMC",
+    "JointKL",
+    "Laplace",
+    "LaplacePosterior",
+    "LastLayer",
+    "LowRank",
+    "NestedLaplace",
+    "NestedPosterior",
+    "NeuralLinear",
+    "Newton",
+    "Pathwise",
+    "Printed",
+    "Projected",
+    "RandomStarts",
+    "SVI",
+    "Slack",
+    "StructuredLaplace",
+    "StructuredPosterior",
+    "VariationalPosterior",
+    "disagreement",
+    "from_numpyro",
+    "widest_disagreement",
+]

@@ -5,12 +5,26 @@ simulated machine) or `nominal` (a real one's documented values), `dynamics()`, 
 simulated `system()`, and `program_with(...)`, the program with some parameters fixed.
 """
 
-from physppl.models import cartpole as cartpole
-from physppl.models import double_pendulum as double_pendulum
-from physppl.models import furuta as furuta
-from physppl.models import gym_pendulum as gym_pendulum
-from physppl.models import inverted_pendulum as inverted_pendulum
-from physppl.models import pendulum as pendulum
-from physppl.models import quanser_cartpole as quanser_cartpole
-from physppl.models import simple_pendulum as simple_pendulum
-from physppl.models import two_link as two_link
+from physppl.models import (
+    cartpole,
+    double_pendulum,
+    furuta,
+    gym_pendulum,
+    inverted_pendulum,
+    pendulum,
+    quanser_cartpole,
+    simple_pendulum,
+    two_link,
+)
+
+__all__ = [
+    "cartpole",
+    "double_pendulum",
+    "furuta",
+    "gym_pendulum",
+    "inverted_pendulum",
+    "pendulum",
+    "quanser_cartpole",
+    "simple_pendulum",
+    "two_link",
+]

@@ -1,62 +1,93 @@
 """Physical dynamics as NumPyro programs: from recordings to calibrated posteriors to controlled machines."""
 
-from physppl.control.actuators import Actuator as Actuator
-from physppl.control.agent import Actor as Actor
-from physppl.control.episodes import Episode as Episode
-from physppl.control.episodes import episode as episode
-from physppl.control.loops import Run as Run
-from physppl.control.loops import psal as psal
-from physppl.control.loops import psrl as psrl
-from physppl.control.systems import HostStep as HostStep
-from physppl.control.systems import HostSystem as HostSystem
-from physppl.control.systems import SimulatedSystem as SimulatedSystem
-from physppl.control.systems import System as System
-from physppl.data.input_measures import Box as Box
-from physppl.data.input_measures import JitteredData as JitteredData
-from physppl.data.input_measures import Measure as Measure
-from physppl.data.input_measures import Mixture as Mixture
-from physppl.data.input_measures import Visited as Visited
-from physppl.data.spaces import ActionSpace as ActionSpace
-from physppl.data.spaces import Angle as Angle
-from physppl.data.spaces import Bounded as Bounded
-from physppl.data.spaces import Real as Real
-from physppl.data.spaces import StateSpace as StateSpace
-from physppl.data.trajectories import Trajectories as Trajectories
-from physppl.data.transitions import Transitions as Transitions
-from physppl.dynamics import Dynamics as Dynamics
-from physppl.evaluation.calibration import Calibration as Calibration
-from physppl.evaluation.calibration import calibrate as calibrate
-from physppl.evaluation.compare import Comparison as Comparison
-from physppl.evaluation.compare import compare as compare
-from physppl.evaluation.cross_validation import leave_one_recording_out as leave_one_recording_out
-from physppl.internal.errors import FitError as FitError
-from physppl.internal.errors import PhyspplWarning as PhyspplWarning
-from physppl.internal.errors import Status as Status
-from physppl.language.adaptive import Adaptive as Adaptive
-from physppl.language.integrate import RK4 as RK4
-from physppl.language.integrate import Step as Step
-from physppl.language.integrate import rollout as rollout
-from physppl.language.integrate import rollouts as rollouts
-from physppl.language.residual import residual as residual
-from physppl.language.residual import step_residual as step_residual
-from physppl.language.sites import physical as physical
-from physppl.language.transition import Transition as Transition
-from physppl.planning.acquisition import Acquisition as Acquisition
-from physppl.planning.acquisition import PosteriorMean as PosteriorMean
-from physppl.planning.acquisition import Thompson as Thompson
-from physppl.planning.acquisition import TrajectorySampling as TrajectorySampling
-from physppl.planning.objectives import InformationGain as InformationGain
-from physppl.planning.objectives import Objective as Objective
-from physppl.planning.objectives import TaskReward as TaskReward
-from physppl.planning.objectives import Terminal as Terminal
-from physppl.planning.tasks import Limits as Limits
-from physppl.planning.tasks import Task as Task
-from physppl.posterior.backend import Backend as Backend
-from physppl.posterior.backend import fit as fit
-from physppl.posterior.diagnostics import check as check
-from physppl.posterior.identifiability import Identifiability as Identifiability
-from physppl.posterior.identifiability import identifiability as identifiability
-from physppl.posterior.posterior import MachinePosterior as MachinePosterior
-from physppl.posterior.posterior import Posterior as Posterior
-from physppl.posterior.saving import load as load
-from physppl.posterior.verdict import Check as Check
+from physppl.control.actuators import Actuator
+from physppl.control.agent import Actor
+from physppl.control.episodes import Episode, episode
+from physppl.control.loops import Run, psal, psrl
+from physppl.control.systems import HostStep, HostSystem, SimulatedSystem, System
+from physppl.data.input_measures import Box, JitteredData, Measure, Mixture, Visited
+from physppl.data.spaces import ActionSpace, Angle, Bounded, Real, StateSpace
+from physppl.data.trajectories import Trajectories
+from physppl.data.transitions import Transitions
+from physppl.dynamics import Dynamics
+from physppl.evaluation.calibration import Calibration, calibrate
+from physppl.evaluation.compare import Comparison, compare
+from physppl.evaluation.cross_validation import leave_one_recording_out
+from physppl.internal.errors import FitError, PhyspplWarning, Status
+from physppl.language.adaptive import Adaptive
+from physppl.language.integrate import RK4, Step, rollout, rollouts
+from physppl.language.residual import residual, step_residual
+from physppl.language.sites import physical
+from physppl.language.transition import Transition
+from physppl.planning.acquisition import Acquisition, PosteriorMean, Thompson, TrajectorySampling
+from physppl.planning.objectives import InformationGain, Objective, TaskReward, Terminal
+from physppl.planning.tasks import Limits, Task
+from physppl.posterior.backend import Backend, fit
+from physppl.posterior.diagnostics import check
+from physppl.posterior.identifiability import Identifiability, identifiability
+from physppl.posterior.posterior import MachinePosterior, Posterior
+from physppl.posterior.saving import load
+from physppl.posterior.verdict import Check
+
+__all__ = [
+    "Acquisition",
+    "ActionSpace",
+    "Actor",
+    "Actuator",
+    "Adaptive",
+    "Angle",
+    "Backend",
+    "Bounded",
+    "Box",
+    "Calibration",
+    "Check",
+    "Comparison",
+    "Dynamics",
+    "Episode",
+    "FitError",
+    "HostStep",
+    "HostSystem",
+    "Identifiability",
+    "InformationGain",
+    "JitteredData",
+    "Limits",
+    "MachinePosterior",
+    "Measure",
+    "Mixture",
+    "Objective",
+    "PhyspplWarning",
+    "Posterior",
+    "PosteriorMean",
+    "RK4",
+    "Real",
+    "Run",
+    "SimulatedSystem",
+    "StateSpace",
+    "Status",
+    "Step",
+    "System",
+    "Task",
+    "TaskReward",
+    "Terminal",
+    "Thompson",
+    "Trajectories",
+    "TrajectorySampling",
+    "Transition",
+    "Transitions",
+    "Visited",
+    "calibrate",
+    "check",
+    "compare",
+    "episode",
+    "fit",
+    "identifiability",
+    "leave_one_recording_out",
+    "load",
+    "physical",
+    "psal",
+    "psrl",
+    "residual",
+    "rollout",
+    "rollouts",
+    "step_residual",
+]

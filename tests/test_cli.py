@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,7 +14,7 @@ import xarray
 from PIL import Image
 
 import physppl as pp
-from physppl.cli import learning, main
+from physppl.cli import COMMANDS, learning, main
 from physppl.models import furuta as machine
 
 FIGURES = {"swing_up_parameters.png", "returns.png", "fan.png"}
@@ -153,3 +154,41 @@ def test_version_help_and_commands_that_do_not_exist(capsys):
     assert "--held-out" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no command 'idntify'. Did you mean identify"):
         main(["idntify"])
+
+
+def printed(*arguments: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code in (0, None)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_short_types_and_describes_every_option(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    text = printed(command, "--help")
+    listed = text[text.index(" options ") :]
+    for noise in ("None", "(default: )", "[STR", "[PATH", "--no-", "}|"):
+        assert noise not in listed, noise
+    rows = [line.strip("│| ") for line in listed.splitlines()]  # within a frame or without one
+    named = [bool(re.match("--?[a-z]", row)) for row in rows]
+    assert sum(named) > 4
+    for row, name, next_name in zip(rows, named, [*named[1:], True], strict=True):  # the text beside a name, or below
+        assert not name or "  " in row or not next_name, row
+
+
+def test_the_list_of_commands_has_a_line_of_each(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    for line in (["help"], ["--help"]):
+        text = printed(*line)
+        assert len(text.splitlines()) < 20 and all(f"• {name} " in text for name in COMMANDS)
+    assert "--variation is the sd" in printed("help", "identify")
+
+
+@pytest.mark.parametrize("line", [[], ["identify"]])
+def test_the_shell_completes_every_command(line):
+    script = printed(*line, "--tyro-print-completion", "bash")
+    assert all(f"'{name}': {{" in script for name in COMMANDS)
+    assert "--held-out" in script and "complete -F" in script
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ PAGES = [
     "docs/identify.md",
     pytest.param("docs/comparing.md", marks=pytest.mark.science),  # NumPyro compiles for long
     pytest.param("docs/function_space.md", marks=pytest.mark.science),  # fits of three objectives
+    "docs/planning.md",
     "docs/saving.md",
     pytest.param("docs/calibration.md", marks=pytest.mark.science),  # two calibrations
     "docs/extending.md",

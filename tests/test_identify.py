@@ -17,7 +17,8 @@ import xarray
 
 import physppl as pp
 from physppl.cli import machine, main, report
-from physppl.cli.identify import FILES, SAVED, _at_rest
+from physppl.cli.identify import FILES, SAVED
+from physppl.cli.recorded import _at_rest, read
 from physppl.evaluation.recording_forecasts import WIDTH, _at, _held, predict_ahead, standardised_residuals
 from physppl.inference import Laplace
 from physppl.models import cartpole, double_pendulum, furuta, gym_pendulum, pendulum
@@ -211,7 +212,10 @@ def test_inputs_of_uneven_times_keep_their_impulse():
 
 def test_it_narrates_and_says_what_it_saved(lab):
     assert "pendulum: sensors angle [rad]; inputs torque [N·m]; every 0.02 s" in lab.text
-    assert "first.csv: 320 samples, 3 without a reading" in lab.text and "the last fifth of each" in lab.text
+    assert (
+        "first.csv: 320 samples from 0 to 6.38 s, 3 without a reading" in lab.text
+        and "the last fifth of each" in lab.text
+    )
     assert lab.text.count("compiling)") == 4 and "combinations determined" in lab.text
     assert "held out: RMSE of" in lab.text and "mass " in lab.text and "\nmeasured: " in lab.text
     for name in FILES:
@@ -324,6 +328,20 @@ def test_positions_are_those_that_velocities_move():
     assert isinstance(machine.model("gym_pendulum"), pp.Dynamics) and gym_pendulum.state
 
 
+def test_a_part_of_each_recording_is_read(tmp_path):
+    """Seconds 3 to 6, a hundred and fifty samples: a fifth of them is held out, the input before them is known."""
+    (angle, torque), base, path = record(0), machine.model("pendulum"), tmp_path / "first.npz"
+    np.savez(path, time=DT * np.arange(ROWS), angle=angle[:, 0], torque=torque[:, 0])
+    options = {"segment": 1, "before": 0.0, "columns": {}, "units": {}, "dt": None, "unwrap": False}
+    found = read(base, [path], (), (), since=3.0, until=6.0, at_rest=False, **options)
+    [train], [test], [since] = found.train, found.test, found.since
+    assert len(train) == 120 and len(test) == 150 and since == pytest.approx(5.4)
+    assert float(test.times[0]) == pytest.approx(3.0) and float(test.times[-1]) == pytest.approx(5.98)
+    assert np.allclose(train.before, torque[149]) and np.allclose(train.observations, angle[150:270])
+    others = read(base, [path], [path], (), since=None, until=6.0, at_rest=True, **options)
+    assert len(others.test[0]) == len(others.train[0]) == 300 and others.train[0].start is not None
+
+
 wrong = [
     ("", "give either --model, one of .*furuta.*or --program"),
     ("--model pendulum --program {lab}/my_machine.py", "give either --model"),
@@ -338,14 +356,23 @@ wrong = [
     ("--model pendulum --data {csv} --columns angle=pos --delay soon", "--delay must be a whole number.*got soon"),
     ("--model pendulum --data {csv} --columns angle=pos --horizon 0.05", "at least 5 steps of 0.02 s; got 0.05"),
     ("--model pendulum --data {csv} --columns angle=pos --horizon 3", r"first\.csv: 1\.58 s are held out, too little"),
+    (
+        "--model pendulum --data {csv} --columns angle=pos --since 9",
+        r"first\.csv: --since 9 leaves no sample: .*to 7\.98",
+    ),
+    ("--model pendulum --data {csv} --columns angle=pos --since 3 --until 2", "--since 3 --until 2 leaves no sample"),
+    ("--model pendulum --data {csv} --columns angle=pos --until 2", r"first\.csv: 0\.38 s are held out, too little"),
     ("--model pendulum --data {csv} --columns angle=pos --out {csv}", "cannot write to --out .*Choose another folder"),
     ("--model pendulum --data {lab}/degrees.csv", r"degrees\.csv: .*jumps by about half a turn.*name=deg"),
     ("--model pendulum --data {lab}/strong.csv", r"strong\.csv: .*out of bounds, first 'torque' = 20"),
     ("--model pendulum --data {lab}/empty.csv", r"empty\.csv: not one sample has a reading"),
     ("--model gym_pendulum --data {csv} --columns angle=pos --dt x", ""),
     ("--program {lab}/nowhere.py --data {csv}", r"there is no program file .*nowhere\.py"),
-    ("--program {lab}/none.py --data {csv}", r"none\.py must define dynamics = .*it has nothing of that name"),
-    ("--program {lab}/other.py --data {csv}", r"must define dynamics = .*; it has Bounded"),
+    (
+        "--program {lab}/none.py --data {csv}",
+        r"none\.py must define dynamics = .*nothing of the name `dynamics`",
+    ),
+    ("--program {lab}/other.py --data {csv}", r"must define dynamics = .*; it has a `dynamics` of type Bounded"),
     ("--program {lab}/broken.py --data {csv}", r"broken\.py, line 2: '\(' was never closed"),
     ("--program {lab}/failing.py --data {csv}", r"failing\.py, line 3: NameError: name 'pendulam' is not defined"),
     (

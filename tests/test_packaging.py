@@ -1,11 +1,9 @@
 """The package as it is installed: its folders, what importing it costs, and which way imports point."""
 
-import ast
 import subprocess
 import sys
 import tomllib
 
-import pytest
 from modules import modules, root
 
 settings = tomllib.loads((root / "pyproject.toml").read_text())
@@ -69,25 +67,6 @@ def test_the_layers_import_from_any_folder_under_one_name(tmp_path):
         tmp_path,
     )
     assert out.split() == ["physppl.models.pendulum", "physppl.inference.laplace", "False"]
-
-
-@pytest.mark.parametrize(
-    "name", ["physppl", "physppl.models", "physppl.inference", "physppl.planning", "physppl.plots"]
-)
-def test_exports_are_listed_in_order_and_once(name):
-    tree = ast.parse(modules()[name].read_text())
-    exported = [
-        (node.module, alias.asname)
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-        if alias.asname is not None
-    ]
-    assert exported, "exports are written `from module import name as name`"
-    kind = lambda name: (not name.isupper(), not name[0].isupper(), name)  # noqa: E731  as ruff sorts: RK4, Step, rollout
-    assert exported == sorted(exported, key=lambda pair: (pair[0], kind(pair[1])))
-    names = [public for _, public in exported]
-    assert len(set(names)) == len(names)
 
 
 def test_the_version_is_one_number():

@@ -6,6 +6,7 @@ import pytest
 import xarray
 
 import physppl as pp
+from physppl.cli.identify import _pairs
 from physppl.data import readers, tables
 from physppl.models import furuta, pendulum
 
@@ -215,3 +216,27 @@ def test_a_single_array_has_no_names(tmp_path):
     (tmp_path / "log.npy").rename(tmp_path / "log.npz")
     with pytest.raises(ValueError, match="Write it with numpy.savez"):
         load(tmp_path / "log.npz")
+
+
+def test_a_column_called_t_may_be_no_clock():
+    """A temperature that falls: refused as a clock, with what to say, and then not read."""
+    table = {"arm": state[:, 0], "pendulum": state[:, 0], "voltage": volts, "t": np.linspace(30.0, 20.0, ROWS)}
+    with pytest.raises(ValueError, match=r"times \('t'\) must increase.*columns=\{'time': None\}"):
+        pp.Trajectories.read(table, machine)
+    read = pp.Trajectories.read(table, machine, columns={"time": None}, dt=0.004)
+    assert np.allclose(read.times, 0.004 * np.arange(ROWS))
+    with pytest.raises(KeyError, match="or give dt"):
+        pp.Trajectories.read(table, machine, columns={"time": None})
+    names = dict(zip(furuta.state.names, state[:, [0, 2, 3, 3]].T, strict=True))
+    rows = names | {"voltage": volts, "t": table["t"]}
+    with pytest.raises(ValueError, match=r"columns=\{'time': None\}"):
+        pp.Transitions.read(rows, furuta.state, furuta.action)
+    bare = pp.Transitions.read(rows, furuta.state, furuta.action, columns={"time": None})
+    assert len(bare) == ROWS - 1 and not np.any(bare.times)
+
+
+def test_the_command_line_declines_a_clock():
+    assert _pairs(("time=", "arm=theta"), "columns") == {"time": None, "arm": "theta"}
+    for texts, option in ((("arm=",), "columns"), (("time=",), "units")):
+        with pytest.raises(ValueError, match="takes name=value"):
+            _pairs(texts, option)

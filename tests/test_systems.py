@@ -163,30 +163,3 @@ def test_plans_without_a_finite_value_are_told():
     task = pp.Task(lambda x, u: jnp.log(-1 - x[0] ** 2), steps=5)
     with pytest.warns(pp.PhyspplWarning, match="at 5 of 5 control steps no plan had a finite value"):
         pp.episode(jax.random.key(0), system, task, ICEM(horizon=5, population=30), system.transition)
-
-
-class Hardware(pp.HostSystem):
-    """Answers what it is told to."""
-
-    def __init__(self, *answers):
-        self._answers = list(answers)
-
-    def reset(self, seed):
-        return np.zeros((1, 2))
-
-    def step(self, actions):
-        return self._answers.pop(0)
-
-
-def test_what_hardware_answers_is_checked_at_once():
-    planner, transition = RandomPolicy(), pendulum.system().transition
-    go = lambda *answers: pp.episode(jax.random.key(0), Hardware(*answers), TASK, planner, transition)  # noqa: E731
-    yes, no, fine = np.ones(1, bool), np.zeros(1, bool), np.zeros((1, 2))
-    with pytest.raises(FloatingPointError, match=r"'velocity' is nan at step 2 \(machine 0\).*check the sensor"):
-        go(pp.HostStep(fine, None, no, no), pp.HostStep(np.array([[0.0, np.nan]]), None, no, no))
-    with pytest.raises(ValueError, match=r"terminated must be \(1,\), one per machine; got shape \(\)"):
-        go(pp.HostStep(fine, None, False, no))
-    with pytest.raises(ValueError, match=r"rewards must be \(1,\)"):
-        go(pp.HostStep(fine, 0.5, no, no))
-    record = go(pp.HostStep(fine, np.ones(1), no, no), pp.HostStep(fine, np.ones(1), no, yes))
-    assert int(record.valid.sum()) == 2 and float(record.returns) == 2.0 and not record.terminated

@@ -34,7 +34,7 @@ ANIMATIONS = {
 
 
 class LearningProblem(NamedTuple):
-    """Simulated machine, its task, and the program to be learned.
+    """Machine, its task, and the program to be learned.
 
     Attributes:
         truth: {site or derived quantity of the program: true value}.
@@ -44,7 +44,7 @@ class LearningProblem(NamedTuple):
     name: str
     task: pp.Task
     dynamics: pp.Dynamics
-    system: pp.SimulatedSystem
+    system: pp.System | pp.HostSystem
     truth: dict[str, float]
     unknown: dict[str, tuple[float, float]]
 
@@ -85,12 +85,8 @@ def machine(
     dynamics = module.dynamics(**program, **step)
     if measurement_noise is None and not (np.any(system.transition.noise) or np.any(system.measurement_sd)):
         measurement_noise = NOISE
-    if measurement_noise is not None:
-        sd = jnp.full(len(dynamics.state), measurement_noise)
-        system = eqx.tree_at(lambda s: s.measurement_sd, system, sd)
-    if actuator is not None:
-        system = system.with_actuator(**actuator)
-    true, sites = _values(system.transition.dynamics, system.transition.sites), _values(dynamics, {})
+    system = equipped(system, measurement_noise, actuator)
+    true, sites = values(system.transition.dynamics, system.transition.sites), values(dynamics, {})
     field = inspect.signature(getattr(module, "field", lambda: None)).parameters
     assumed = {k: p.default for k, p in field.items() if isinstance(p.default, float)} | fixed
     wrong = {
@@ -126,7 +122,17 @@ def _changes(name: str, module: ModuleType, changes: Mapping[str, float], option
     return changes
 
 
-def _values(dynamics: pp.Dynamics, sites: Mapping[str, Any]) -> dict[str, float]:
+def equipped(
+    system: pp.SimulatedSystem, measurement_noise: Any = None, actuator: Mapping[str, Any] | None = None
+) -> pp.SimulatedSystem:
+    """The system with sds (D,) or scalar of its readings and an actuator of these arguments, where they are given."""
+    if measurement_noise is not None:
+        sd = jnp.broadcast_to(jnp.asarray(measurement_noise, float), system.measurement_sd.shape)
+        system = eqx.tree_at(lambda s: s.measurement_sd, system, sd)
+    return system if actuator is None else system.with_actuator(**actuator)
+
+
+def values(dynamics: pp.Dynamics, sites: Mapping[str, Any]) -> dict[str, float]:
     """Values {site or derived quantity: value} of a program at some site values; others are drawn."""
     program = handlers.substitute(handlers.seed(dynamics.program, jax.random.key(0)), dict(sites))
     trace = handlers.trace(program).get_trace()

@@ -1,13 +1,22 @@
 """Helpers of the sub-commands: output, timing, output folders, name=number options, one-line errors."""
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from tyro.conf import arg
 
 from physppl.data.spaces import ActionSpace, StateSpace
 from physppl.internal.progress import compile_clock
 from physppl.internal.units import label
+
+
+def option(text: str, default: str = "", metavar: str | None = None) -> Any:
+    """Annotation of an option whose default, None or (), is not shown; `default` says what it stands for."""
+    return arg(help=text, metavar=metavar, help_behavior_hint=f"(default: {default})" if default else lambda _: "")
 
 
 def say(what: object) -> None:
@@ -74,14 +83,22 @@ def numbers(texts: Sequence[str], option: str) -> dict[str, float]:
 
 
 @contextmanager
-def one_line_errors(command: str) -> Iterator[None]:
-    """End the command with one line on errors that a user can correct.
+def one_line_errors(command: str, program: Path | None = None) -> Iterator[None]:
+    """End the command with one line on errors that a user can correct; for the user's program it names the line.
 
     Raises:
         SystemExit: with that line.
     """
     try:
         yield
-    except (OSError, KeyError, ValueError, RuntimeError, FloatingPointError) as error:
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise SystemExit(f"physppl {command}: {' '.join(str(text).split())}") from None
+    except Exception as error:
+        text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if program and Path(f.filename) == program]
+        if isinstance(error, SyntaxError) and program and error.filename == str(program):
+            raise SystemExit(f"physppl {command}: {program}, line {error.lineno}: {error.msg}.") from None
+        if frames:
+            where = f"{program}, line {frames[-1].lineno}"
+            raise SystemExit(f"physppl {command}: {where}: {type(error).__name__}: {text}") from None
+        if isinstance(error, OSError | KeyError | ValueError | TypeError | RuntimeError | FloatingPointError):
+            raise SystemExit(f"physppl {command}: {text}") from None
+        raise

@@ -8,7 +8,7 @@ import jax
 import tyro
 
 from physppl.cli import demo_furuta, demo_pendulum, learning
-from physppl.cli.console import list_files, make_writable, say, timed
+from physppl.cli.console import list_files, make_writable, option, say, timed
 from physppl.internal.progress import compile_clock
 
 EPISODES = {"furuta": 4, "pendulum": 3}
@@ -16,9 +16,9 @@ EPISODES = {"furuta": 4, "pendulum": 3}
 
 def demo(
     model: Annotated[Literal["furuta", "pendulum"], tyro.conf.arg(help="the machine")] = "furuta",
-    out: Annotated[Path, tyro.conf.arg(help="folder of the figures and the posterior")] = Path("out"),
+    out: Annotated[Path, tyro.conf.arg(help="of the figures and the posterior", metavar="FOLDER")] = Path("out"),
     seed: Annotated[int, tyro.conf.arg(help="of every random choice")] = 0,
-    episodes: Annotated[int | None, tyro.conf.arg(help="of the swing-up (default: furuta 4, pendulum 3)")] = None,
+    episodes: Annotated[int | None, option("of the swing-up", "furuta 4, pendulum 3")] = None,
 ) -> None:
     """Learn to swing up a simulated machine that has friction its program lacks, and save the results.
 

@@ -59,7 +59,7 @@ def identify(key, out: Path) -> pp.Posterior:
     say(f"1. Identify a pendulum: {source}.")
     with timed("fitted"):
         posterior = pp.fit(fit_key, dynamics, data, Laplace())
-    say(f"\n{posterior.summary()}\n")
+    say(f"\n{posterior.summary().text()}\n")
     with timed("drawn: identified.png, fan.png"):
         plots.parameters(posterior).savefig(out / "identified.png")
         title = f"Open-loop predictions of {held_out}, not used in the fit"

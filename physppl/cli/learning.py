@@ -47,6 +47,7 @@ class Learning(NamedTuple):
 def learn(key, number: int, learning: Learning, episodes: int, out: Path) -> pp.Run:
     """Swing up by posterior sampling, print the table, save the figures and the animation."""
     (_, task, dynamics, system, truth, _), planner = learning.machine, learning.planner
+    assert isinstance(system, pp.SimulatedSystem)  # as every machine of physppl.models
     say(f"{number}. " + "\n   ".join(learning.opening))
     run_key, oracle_key, random_key, plot_key, draw_key = jax.random.split(key, 5)
     say(f"\n{HEAD}")
@@ -57,7 +58,7 @@ def learn(key, number: int, learning: Learning, episodes: int, out: Path) -> pp.
             for acting_key, acting in ((oracle_key, planner), (random_key, RandomPolicy()))
         )
         say(f"{_mean('oracle', task, oracle)}\n{_mean('random', task, random)}\n")
-    say(f"\n{summarise(draw_key, run.posterior, truth=truth)}\n")
+    say(f"\n{summarise(draw_key, run.posterior, truth=truth).text()}\n")
     say("   Where a program lacks a friction, the parameters it has make up for it: compare truth and 'in 90 %'.")
     with timed(f"drawn: swing_up_parameters.png, returns.png, {learning.figure_name}, swing_up.gif"):
         plots.parameters(run.posterior, truth).savefig(out / "swing_up_parameters.png")

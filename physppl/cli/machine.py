@@ -1,13 +1,10 @@
-"""Dynamics for `physppl identify`: a model by name or a user's program file, bound as the recordings require."""
+"""Dynamics for `physppl identify`: a model by name, and any Dynamics bound as the recordings require."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax import numpy as jnp
 from numpyro import handlers
 
 import physppl as pp
@@ -33,33 +30,6 @@ def model(name: str) -> pp.Dynamics:
     if name not in MODELS:
         raise ValueError(f"there is no model {name!r}.{closest(name, MODELS)} For another: --program my_machine.py.")
     return MODELS[name].dynamics()
-
-
-def program(path: Path) -> pp.Dynamics:
-    """Load `dynamics` from a Python file: a Dynamics, or a function that returns one.
-
-    Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: for a file that does not define it. Errors of the file itself pass through.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no program file {path}.")
-    name = f"_{path.stem}_of_physppl_identify"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.parent.resolve()))  # it may import modules beside it, as a script may
-    spec.loader.exec_module(module)
-    dynamics = getattr(module, "dynamics", None)
-    dynamics = dynamics() if callable(dynamics) and not isinstance(dynamics, pp.Dynamics) else dynamics
-    if not isinstance(dynamics, pp.Dynamics):
-        got = "nothing of that name" if dynamics is None else type(dynamics).__name__
-        raise ValueError(
-            f"{path} must define dynamics = physppl.Dynamics(program, state, action, dt=...); it has {got}."
-        )
-    return dynamics
 
 
 def for_real_recordings(dynamics: pp.Dynamics, exact_inputs: bool) -> pp.Dynamics:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
+from physppl.control.host_checks import check_observation
 from physppl.internal.errors import check_key
 from physppl.language.transition import AbstractTransition, LaterTransition
 from physppl.planning.objectives import Constrained
@@ -86,18 +87,13 @@ class Actor:
         """Action (A,) to apply now, in the action space's units, for an observed state (D,).
 
         Raises:
-            ValueError: where the observation is not one state.
+            TypeError, ValueError: where the observation is not one state.
+            FloatingPointError: where it is not finite.
         """
         space = self._agent.transitions.dynamics.state
         if self._from_observation is not None:
             observation = self._from_observation(observation)
-        observation = np.asarray(observation, float)
-        if observation.shape != (len(space),):
-            names = ", ".join(space.names)
-            raise ValueError(
-                f"act: one observation is ({len(space)},) ({names}); got shape {observation.shape}. For other "
-                "observations pass agent(key, from_observation=...)."
-            )
+        observation = check_observation(observation, space.names)
         key = jax.random.fold_in(jax.random.fold_in(self._key, self._episodes), self._state.steps)
         action, self._state, _ = _control(self._agent, key, self._state, jnp.asarray(observation, float))
         return np.asarray(action)

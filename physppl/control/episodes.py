@@ -1,7 +1,6 @@
 """Episodes of an agent on a machine, compiled as a whole or stepped from Python."""
 
 import warnings
-from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -10,9 +9,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from physppl.control.agent import Agent, controlled_batch
+from physppl.control.host_checks import CheckedHost
 from physppl.control.systems import HostSystem, System
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import PhyspplWarning, check_key
+from physppl.internal.progress import compile_clock
 from physppl.language.transition import AbstractTransition
 from physppl.planning.objectives import Constrained
 from physppl.planning.planner import Planner
@@ -57,22 +58,28 @@ def episode(
 
     Raises:
         FloatingPointError: where the system's state diverges, naming step and coordinate.
+        TypeError, ValueError: where a host system returns something else than states, naming its class and method.
     """
     check_key(key)
     transitions = jax.tree.map(lambda leaf: leaf[None], transition.particles())
     return play(key, system, task, Agent(planner, transitions, Constrained(task.earned, task), None))
 
 
-def play(key: PRNGKeyArray, system: System | HostSystem, task: Task, agent: Agent) -> Episode:
+def play(key: PRNGKeyArray, system: System | HostSystem, task: Task, agent: Agent, *, checked: bool = False) -> Episode:
     """Run one episode of an agent; on a host system of B machines B episodes, stacked unless B is 1.
+
+    Args:
+        checked: a host system's `reset` was checked before, and is not called before the planner is compiled.
 
     Raises:
         FloatingPointError: where the system's state diverges or a reading is not finite, naming step and coordinate.
-        ValueError: where the step or the coordinates of machine and agent differ.
+        TypeError: for what is no system, or returns no states.
+        ValueError: where the step or the coordinates of machine and agent differ, or shapes of what a machine returns.
     """
     check_match(system, agent.transitions.dynamics)
-    run: Callable[..., Episode] = _hosted if isinstance(system, HostSystem) else _compiled
-    return _checked(run(key, system, task, agent), agent.transitions.dynamics)
+    hosted = isinstance(system, HostSystem)
+    record = _hosted(key, system, task, agent, checked) if hosted else _compiled(key, system, task, agent)
+    return _checked(record, agent.transitions.dynamics)
 
 
 @eqx.filter_jit
@@ -99,8 +106,23 @@ def _compiled(key, system: System, task: Task, agent: Agent) -> Episode:
     return Episode(jnp.concatenate([first[None], states]), actions, rewards, valid, ~alive, failed)
 
 
-def _hosted(key, system: HostSystem, task: Task, agent: Agent) -> Episode:
-    batch, width = system.batch, len(agent.transitions.dynamics.state)
+def check_reset(key, system: System | HostSystem, dynamics: Dynamics) -> None:
+    """Reset a host system as the episode of this key will, for a check of what it returns.
+
+    Raises:
+        TypeError, ValueError, FloatingPointError: naming class and method.
+    """
+    if isinstance(system, HostSystem):
+        CheckedHost(system, dynamics.state.names).reset(_seed(jax.random.split(key)[0]))
+
+
+def _seed(key) -> int:
+    return int(jax.random.randint(key, (), 0, 2**31 - 1))
+
+
+def _hosted(key, system: HostSystem, task: Task, agent: Agent, checked: bool) -> Episode:
+    host = CheckedHost(system, agent.transitions.dynamics.state.names)
+    batch, width = host.batch, len(agent.transitions.dynamics.state)
     seed_key, key = jax.random.split(key)
     agent_state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch, *jnp.shape(leaf))), agent.init())
 
@@ -108,21 +130,26 @@ def _hosted(key, system: HostSystem, task: Task, agent: Agent) -> Episode:
         keys = jax.random.split(jax.random.fold_in(key, step), batch)
         return controlled_batch(agent, keys, agent_state, jnp.asarray(states, float))
 
-    jax.block_until_ready(control(0, agent_state, np.zeros((batch, width))))  # compiled before the machine moves
-    states = [_checked_observation(system.reset(int(jax.random.randint(seed_key, (), 0, 2**31 - 1))), agent, batch, 0)]
+    seed = _seed(seed_key)
+    first = None if checked else host.reset(seed)
+    with compile_clock() as clock:
+        jax.block_until_ready(control(0, agent_state, np.zeros((batch, width))))
+    if first is None or clock.programs:  # no machine waits at its start, or falls from it, while the planner compiles
+        first = host.reset(seed)
+    states = [first]
     alive, terminated = np.ones(batch, bool), np.zeros(batch, bool)
     rows: list[tuple] = []  # actions, rewards, valid, failed of each step
     for step in range(task.steps):
         action, agent_state, info = control(step, agent_state, states[-1])
         action = np.asarray(action)
-        after = system.step(action)
-        ended, truncated = (_per_machine(x, batch, n, bool) for n, x in zip(after._fields[2:], after[2:], strict=True))
-        observed = np.where(alive[:, None], after.states, states[-1])
-        states.append(_checked_observation(observed, agent, batch, step + 1))
-        reward = _stage_rewards(task, observed, action) if after.rewards is None else after.rewards
-        rows.append((action, _per_machine(reward, batch, "rewards", float), alive, np.asarray(info["failed"])))
-        terminated |= alive & ended
-        alive = alive & ~(ended | truncated)
+        after = host.step(action, states[-1], alive, step + 1)
+        states.append(after.states)
+        rewards = after.rewards
+        if rewards is None:
+            rewards = np.asarray(_stage_rewards(task, after.states, action), float)
+        rows.append((action, rewards, alive, np.asarray(info["failed"])))
+        terminated |= alive & after.terminated
+        alive = alive & ~(after.terminated | after.truncated)
         if not alive.any():
             break
     missing = task.steps - len(rows)  # records have the same length, whenever the episode ended
@@ -131,29 +158,6 @@ def _hosted(key, system: HostSystem, task: Task, agent: Agent) -> Episode:
     states, actions, rewards, valid, failed = (np.stack(x, axis=1) for x in (states, *zip(*rows, strict=True)))
     record = Episode(states, actions, rewards, valid, terminated, failed)
     return record if batch > 1 else jax.tree.map(lambda x: x[0], record)
-
-
-def _checked_observation(states, agent: Agent, batch: int, step: int) -> np.ndarray:
-    """Observed states (B, D) as an array, refused where their shape is wrong or they are not finite."""
-    space, states = agent.transitions.dynamics.state, np.asarray(states)
-    if states.shape != (batch, len(space)):
-        names = ", ".join(space.names)
-        raise ValueError(f"a host system must observe ({batch}, {len(space)}) ({names}); got {states.shape}.")
-    if not np.all(np.isfinite(states)):
-        machine, i = np.argwhere(~np.isfinite(states))[0]
-        raise FloatingPointError(
-            f"the host system's {space.names[i]!r} is {states[machine, i]} at step {step} (machine {machine}). "
-            "No plan can start there: check the sensor, or let `step` end the episode."
-        )
-    return states
-
-
-def _per_machine(values, batch: int, name: str, kind: type) -> np.ndarray:
-    """Array (B,) with one value per machine."""
-    values = np.asarray(values, kind)
-    if values.shape != (batch,):
-        raise ValueError(f"HostStep: {name} must be ({batch},), one per machine; got shape {values.shape}.")
-    return values
 
 
 @eqx.filter_jit
@@ -195,11 +199,19 @@ def solved_episodes(task: Task, episodes: Episode) -> np.ndarray | None:
 
 
 def check_match(system, dynamics: Dynamics) -> None:
-    """Refuse dynamics whose step or coordinates are not the machine's.
+    """Refuse what is no system, and dynamics whose step or coordinates are not the machine's.
 
     Raises:
+        TypeError: for another object than a System or HostSystem.
         ValueError: where they differ, naming both.
     """
+    if not isinstance(system, System | HostSystem):
+        got = f"the class {system.__name__}" if isinstance(system, type) else type(system).__name__
+        raise TypeError(
+            f"system must be a System or a HostSystem; got {got}. A truth is simulated by SimulatedSystem(dynamics."
+            "transition(truth), initial_state); what Python steps derives from HostSystem; a Gymnasium environment "
+            "becomes one by physppl.control.gym.GymSystem(env, dynamics)."
+        )
     machine = system.dynamics
     if machine is None:
         return

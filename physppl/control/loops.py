@@ -14,13 +14,14 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl.control.agent import Actor, Agent
 from physppl.control.checkpoints import Checkpoints, KeptEpisode
-from physppl.control.episodes import Episode, check_match, play, solved_episodes
+from physppl.control.episodes import Episode, check_match, check_reset, play, solved_episodes
 from physppl.control.replay import ReplayBuffer
 from physppl.control.systems import HostSystem, System
 from physppl.data.transitions import Transitions
 from physppl.dynamics import Dynamics
 from physppl.internal.errors import check_key
 from physppl.internal.progress import bar, compile_clock
+from physppl.internal.tables import SCREEN
 from physppl.language.transition import AbstractTransition
 from physppl.planning.acquisition import Acquisition, Thompson, UserRule
 from physppl.planning.objectives import Constrained, InformationGain, Objective, TaskReward
@@ -84,7 +85,13 @@ class Run(eqx.Module):
             KeptEpisode(jax.tree.map(lambda x, i=i: x[i], self.episodes), self.entropy[i], seconds)
             for i, seconds in enumerate(self.seconds)
         ]
-        return "\n".join([HEAD, *(str(_row(self.task, records, i, self.entropy[i + 1])) for i in range(len(records)))])
+        rows = [str(_row(self.task, records, i, self.entropy[i + 1])) for i in range(len(records))]
+        if len(rows) > SCREEN:
+            skipped = f"... {len(rows) - SCREEN + 1} earlier ones are in `.episodes.returns`, `.entropy` and `.seconds`"
+            rows = [skipped, *rows[1 - SCREEN :]]
+        return "\n".join([HEAD, *rows])
+
+    __repr__ = __str__
 
 
 class Row(NamedTuple):
@@ -157,6 +164,7 @@ def psrl(
 
     Raises:
         FloatingPointError: where the system's state diverges, naming step and coordinate.
+        TypeError: where a host system returns something else than states, naming its class and method.
         ValueError: where `checkpoints` holds another loop's episodes, naming what differs.
     """
     check_key(key)
@@ -183,9 +191,11 @@ def psrl(
         for i in range(len(records) - 1):
             if report is not None:
                 report(_row(task, records, i, records[i + 1].entropy))
-        posterior, entropy, seconds = None, np.nan, dict(NO_TIME)
-        for i in bar(range(len(records), episodes + 1), "psrl", progress):
+        posterior, entropy, seconds, played = None, np.nan, dict(NO_TIME), len(records)
+        for i in bar(range(played, episodes + 1), "psrl", progress):
             fit_key, draw_key, act_key = jax.random.split(jax.random.fold_in(key, i), 3)
+            if i == played < episodes:
+                check_reset(act_key, system.at(i), dynamics)  # before a fit that takes long
             with compile_clock() as clock:
                 start = time.perf_counter()
                 posterior = fit(fit_key, dynamics, replay.data(), backend)
@@ -201,7 +211,7 @@ def psrl(
                 start = time.perf_counter()
                 acting = explore if explore is not None and i == 0 else planner
                 agent = _agent(draw_key, posterior, task, acting, objective, acquisition)
-                record = jax.block_until_ready(play(act_key, system.at(i), task, agent))
+                record = jax.block_until_ready(play(act_key, system.at(i), task, agent, checked=True))
             seconds["plan"] += time.perf_counter() - start
             seconds["compile"] += clock.seconds
             records.append(KeptEpisode(record, entropy, seconds))

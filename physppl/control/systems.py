@@ -50,6 +50,9 @@ class System(eqx.Module):
 class HostSystem(ABC):
     """A machine stepped from Python: hardware, or a simulator that JAX cannot trace; `batch` of them run in parallel.
 
+    `reset` is called once before anything compiles, and its result checked; and again when the first episode begins,
+    so that no machine waits for a compiler. The result of `step` is checked at every step, from the first one on.
+
     Checkpoints identify a host system by its public attributes: settings belong there, live objects (handles,
     connections) in attributes that begin with an underscore.
 
@@ -68,8 +71,11 @@ class HostSystem(ABC):
         """Begin an episode and return the observed states."""
 
     @abstractmethod
-    def step(self, actions: Float[np.ndarray, "B A"]) -> "HostStep":
-        """Act once. Machines whose episode is over are stepped too; their results are ignored."""
+    def step(self, actions: Float[np.ndarray, "B A"]) -> "HostStep | Float[np.ndarray, 'B D']":
+        """Act once, and return the observed states alone or in a HostStep.
+
+        Machines whose episode is over are stepped too; their results are ignored.
+        """
 
     def at(self, episode: int) -> "HostSystem":
         """The machine during an episode, counted from 0."""
@@ -78,19 +84,19 @@ class HostSystem(ABC):
 
 
 class HostStep(NamedTuple):
-    """Result of one step of a host system.
+    """Result of one step of a host system: `HostStep(states)`, and what else it knows.
 
     Attributes:
         states: (B, D) observed.
-        rewards: (B,) the system's own; None: the task's, of the observed states.
-        terminated: (B,) True where a terminal state was reached: there is no future reward.
-        truncated: (B,) True where a time limit cut the episode off: its future is unobserved.
+        rewards: (B,), or a number where B is 1: the system's own; None: the task's, of the observed states.
+        terminated: (B,), or one for all: True where a terminal state was reached: there is no future reward.
+        truncated: (B,), or one for all: True where a time limit cut the episode off: its future is unobserved.
     """
 
-    states: Float[np.ndarray, "B D"]
-    rewards: Float[np.ndarray, " B"] | None
-    terminated: Bool[np.ndarray, " B"]
-    truncated: Bool[np.ndarray, " B"]
+    states: Any
+    rewards: Any = None
+    terminated: Any = False
+    truncated: Any = False
 
 
 class SimulatedState(NamedTuple):

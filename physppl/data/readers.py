@@ -19,7 +19,7 @@ def recording(
     table: Table,
     dynamics,
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
     units: Mapping[str, str] | None = None,
     dt: float | None = None,
     unwrap: bool = False,
@@ -32,6 +32,7 @@ def recording(
     Args:
         dynamics: the Dynamics whose sensors and inputs name the columns.
         columns: {sensor, input or "time": column} where the names differ; "state:0" is the first column of an array.
+            {"time": None}: no column is the clock, whatever its name.
         units: {sensor, input or "time": unit in the file} where it is not the dynamics'; converted.
         dt: s, in place of a clock; a clock that is there must agree with it to 10 % in its median step.
         unwrap: count the turns of angles that the file keeps between -pi and pi.
@@ -48,15 +49,13 @@ def recording(
         )
     sensors, action = dynamics.sensing.space, dynamics.action
     targets = dict(zip((*sensors.names, *action.names), (*sensors.units, *action.units), strict=True)) | {TIME: "s"}
-    columns = dict(columns or {})
-    key = columns.get(TIME) or clock(table, targets)
+    key, columns = clock(table, columns, targets)
     if key is None and dt is None:
         raise KeyError(
             f"{table.where} has no column {' or '.join(map(repr, CLOCKS))}.{closest(TIME, _keys(table))} Map the "
             f"clock, {TIME}=column, or give dt, the seconds between samples."
         )
     names = [name for name in targets if key is not None or name != TIME]
-    columns |= {} if key is None else {TIME: key}
     values = converted(table, targets, columns, units, "sensor or input", f"Dynamics({dynamics.name})", names)
     keys = {name: columns.get(name, name) for name in names}
     lengths = {keys[name]: len(column) for name, column in values.items()}
@@ -190,9 +189,18 @@ def _indexed(name: str, values) -> list[str]:
     return [f"{name}:{i}" for i in range(width)] if width <= LISTED else [f"{name}:0", "...", f"{name}:{width - 1}"]
 
 
-def clock(table: Table, taken: Mapping[str, str]) -> str | None:
-    """Name of the column that holds the time, unless a coordinate has that name."""
-    return next((name for name in CLOCKS if name in table.arrays and (name == TIME or name not in taken)), None)
+def clock(
+    table: Table, columns: Mapping[str, str | None] | None, taken: Mapping[str, str]
+) -> tuple[str | None, dict[str, str]]:
+    """Name of the column that holds the time, or None, and the columns with it.
+
+    By default the one that is called so, unless a coordinate has that name; none where `columns` gives None for it.
+    """
+    named = {name: column for name, column in (columns or {}).items() if column is not None}
+    key = named.get(TIME)
+    if key is None and TIME not in (columns or {}):
+        key = next((name for name in CLOCKS if name in table.arrays and (name == TIME or name not in taken)), None)
+    return key, named | ({} if key is None else {TIME: key})
 
 
 def clock_times(times: np.ndarray, key: str, where: str) -> np.ndarray:
@@ -203,7 +211,8 @@ def clock_times(times: np.ndarray, key: str, where: str) -> np.ndarray:
         raise ValueError(
             f"{where}: times ({key!r}) must increase; from row {row} to {row + 1} they go from {times[row]:.10g} to "
             f"{times[row + 1]:.10g}. Where another recording begins, name the column that tells them apart, "
-            "recording=; where stamps are equal or swapped, drop or sort those rows."
+            "recording=; where stamps are equal or swapped, drop or sort those rows; where the column is no clock, "
+            f"say columns={{'{TIME}': None}}."
         )
     if len(times) < 3:
         return times

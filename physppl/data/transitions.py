@@ -98,11 +98,15 @@ class Transitions(Data):
         return self.batch_shape
 
     def followed(self, state: StateSpace) -> np.ndarray:
-        """Mask (..., N - 1) of the rows whose outcome is the next row's state, where both rows count."""
+        """Mask (..., N - 1) of the rows whose outcome is the next row's state, where both rows count.
+
+        A clock that goes back is that of another recording, which may begin in the state where this one ends.
+        """
         valid = np.asarray(self.valid)
         states, after = np.asarray(self.states, float), np.asarray(self.next_states, float)
         gap = np.abs(state.difference(after[..., :-1, :], states[..., 1:, :]))
-        return valid[..., :-1] & valid[..., 1:] & np.all(gap <= SAME * state.scale, axis=-1)
+        later = np.diff(np.asarray(self.times, float), axis=-1) >= 0
+        return valid[..., :-1] & valid[..., 1:] & later & np.all(gap <= SAME * state.scale, axis=-1)
 
     @property
     def inputs(self) -> "Transitions":
@@ -200,7 +204,7 @@ class Transitions(Data):
         state: StateSpace,
         action: ActionSpace,
         *,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
         units: Mapping[str, str] | None = None,
         recording: str | None = None,
     ) -> "Transitions":
@@ -212,7 +216,8 @@ class Transitions(Data):
 
         Args:
             source: path of a CSV, npz or netCDF file, or an object.
-            columns: {coordinate or "time": column} where the names differ.
+            columns: {coordinate or "time": column} where the names differ; {"time": None}: a column `t` or `time` is
+                no clock, but a temperature, say.
             units: {coordinate or "time": unit in the file} where it is not the space's, or s; converted.
             recording: a column whose values separate recordings; no transition crosses from one to the next. Rows of a
                 recording need not stand together where there is a clock.
@@ -271,9 +276,7 @@ def _same_outcomes(parts: Sequence[Transitions]) -> None:
 def _from_table(table: tables.Table, state: StateSpace, action: ActionSpace, columns, units, recording) -> Transitions:
     """Transitions between consecutive rows; none crosses from one recording to another."""
     targets = dict(zip((*state.names, *action.names), (*state.units, *action.units), strict=True))
-    columns = dict(columns or {})
-    if clock := columns.get(readers.TIME) or readers.clock(table, targets):
-        columns[readers.TIME] = clock
+    clock, columns = readers.clock(table, columns, targets)
     targets |= {readers.TIME: "s"} if clock or readers.TIME in (units or {}) else {}
     pieces, apart = ([table], False) if recording is None else tables.labelled(table, recording)
     if apart and not clock:

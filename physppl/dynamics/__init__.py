@@ -1,3 +1,7 @@
 """A program bound to spaces and a step, with one likelihood per kind of data."""
 
-from physppl.dynamics.dynamics import Dynamics as Dynamics
+from physppl.dynamics.dynamics import Dynamics
+
+__all__ = [
+    "Dynamics",
+]

@@ -1,8 +1,8 @@
 """Where to linearise bent sensors at the first sample, of whose state little is known.
 
-A Gaussian about zero, a scale wide, is the usual start. Sine and cosine of an angle, linearised at its mean, would place
-a pendulum that stands upright anywhere. The state that is most probable under the first readings is where they are linear
-as far as it matters; the prior is linearised there, not replaced.
+A Gaussian about zero, a scale wide, is the usual start. Sine and cosine of an angle, linearised at its mean, would
+place a pendulum that stands upright anywhere. They are linearised at the state that is most probable under the first
+readings instead; the prior stays as it is.
 """
 
 from collections.abc import Callable

@@ -2,6 +2,15 @@
 
 import math
 
+SCREEN = 30  # lines of a table that is printed
+
+
+def first(lines: list[str], whole: str) -> list[str]:
+    """The lines that fit a screen; where there are more, a last one with their number and where the whole is."""
+    if len(lines) <= SCREEN:
+        return lines
+    return [*lines[: SCREEN - 1], f"... and {len(lines) - SCREEN + 1} more; all of them: {whole}"]
+
 
 def aligned(lines: list[list[str]], left: set[int]) -> list[str]:
     """Lines of cells as text in columns: those of `left` aligned to the left, the others to the right."""

@@ -11,7 +11,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
+from physppl.internal.errors import is_concrete
 from physppl.internal.precision import ExactPickle
+
+LISTED = 6  # sites in one line
 
 
 class AbstractTransition(ExactPickle, eqx.Module):
@@ -47,6 +50,12 @@ class AbstractTransition(ExactPickle, eqx.Module):
         """Next state (D,), with process noise."""
         mean = self(state, action, t)
         return mean + self.noise.astype(mean.dtype) * jax.random.normal(key, mean.shape, mean.dtype)
+
+    def __repr__(self) -> str:
+        """Values of scalar sites and shapes of the others, the first few where they are many."""
+        items = [f"{name}={_shown(value)}" for name, value in self.sites.items()]
+        more = [f"and {len(items) - LISTED} more in `.sites`"] if len(items) > LISTED else []
+        return f"{type(self).__name__}({', '.join([*items[:LISTED], *more, f'noise={_shown(self.noise)}'])})"
 
     def particles(self):
         """The transition with a leading particle axis of one, as planners take it."""
@@ -133,3 +142,10 @@ class LaterTransition(AbstractTransition):
     def stepper(self) -> Callable[[Array, Array, Array], Array]:
         step = self.inner.stepper()
         return lambda t, x, u: step(t + self.begin, x, u)
+
+
+def _shown(value: Any) -> str:
+    """A number, or the shape of an array."""
+    if eqx.is_array(value) and value.ndim == 0 and is_concrete(value):
+        return f"{float(value):.4g}"
+    return f"array {tuple(jnp.shape(value))}" if hasattr(value, "shape") else type(value).__name__

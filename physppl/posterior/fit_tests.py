@@ -280,8 +280,8 @@ def _stretches(innovations: Innovations, counts, rms, figures) -> Iterator[Reaso
         first, last = innovations.place(part, start, i), start + STRETCH - 1
         end = f"{last}" if innovations.times is None else f"{innovations.times[part, last]:.4g} s"
         finding = f"one-step errors are {size:.1f} times their usual size from {first} to {end}"
-        remedy = "something else acted there: mark it (`valid=`), or leave it out (`data[k:]`, `--from`, `--until`)"
-        yield Reason(DOUBTFUL, finding, remedy)
+        leave = "`data[k:]`" if innovations.times is None else "`data.between(since, until)`, `--since`, `--until`"
+        yield Reason(DOUBTFUL, finding, f"something else acted there: mark it (`valid=`), or leave it out ({leave})")
 
 
 def _rows(count: int, innovations: Innovations) -> str:

@@ -33,9 +33,10 @@ SHARED = (
 UNUSED = 1e-5  # noise sds: a parameter that moves all predictions by less than this, together, moves none
 SMALLEST = 0.1  # entry of a unit vector that is printed
 SHOWN = 12  # combinations that a report lists, and parameters
+TERMS = 4  # of a combination in words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Identifiability:
     """A report on P parameters; print it. Entries of vector sites are parameters of their own.
 
@@ -79,8 +80,9 @@ class Identifiability:
         return [int(i) for i in np.argsort(-row, kind="stable") if row[i] >= SMALLEST]
 
     def combination(self, index: int) -> str:
-        """A combination in words, e.g. '+0.71 mass -0.70 length'."""
-        return " ".join(f"{self.directions[index, i]:+.2f} {self.names[i]}" for i in self.members(index))
+        """The largest members of a combination in words, e.g. '+0.71 mass -0.70 length'."""
+        terms = [f"{self.directions[index, i]:+.2f} {self.names[i]}" for i in self.members(index)]
+        return " ".join(terms[:TERMS]) + (f" and {len(terms) - TERMS} more" if len(terms) > TERMS else "")
 
     def __str__(self) -> str:
         size = len(self.names)
@@ -98,7 +100,12 @@ class Identifiability:
             figures = [number(self.values[i].item(), self.sds[i].item()), f"{self.sds[i]:.2g}", pretty(self.units[i])]
             measures = [f"{self.contraction[i]:.3f}", f"{self.sensitivity[i]:.3g}", self.verdict(i)]
             parameters.append([name, *figures, *measures])
-        return "\n".join([self.header, text, "", *aligned(combinations, {1}), "", *aligned(parameters, {0, 3, 6})])
+        tables = [*aligned(combinations, {1}), "", *aligned(parameters, {0, 3, 6})]
+        if size > SHOWN:
+            tables.append(f"... and {size - SHOWN} more; `.names`, `.contraction` and `.directions` have all of them")
+        return "\n".join([self.header, text, "", *tables])
+
+    __repr__ = __str__
 
     def verdict(self, index: int) -> str:
         """Verdict on one parameter, in words."""

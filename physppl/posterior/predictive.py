@@ -20,6 +20,9 @@ class PredictiveDistribution(dist.MixtureSameFamily):
         weights: Any = dist.Categorical(logits=jnp.broadcast_to(log_weights, means.shape[:-1]))
         super().__init__(weights, components)
 
+    def __repr__(self) -> str:
+        return f"PredictiveDistribution(batch shape {self.batch_shape}, event shape {self.event_shape})"
+
     @property
     def covariance_matrix(self) -> Float[Array, "*B D D"]:
         """Covariance, of the Gaussians' means included."""

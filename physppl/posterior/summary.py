@@ -2,8 +2,9 @@
 
 import html
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,11 +15,12 @@ from physppl.density.unconstrained import latent_trace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, TIMING
 from physppl.internal.errors import Status, unknown
-from physppl.internal.tables import aligned, number
+from physppl.internal.tables import aligned, first, number
 from physppl.internal.units import pretty
 from physppl.language.noise import PROCESS as NOISE
 from physppl.posterior.arviz import site_units
 from physppl.posterior.edges import TAIL, Bounds, at_edge, bounds_of
+from physppl.posterior.verdict import listed
 
 DRAWS = 4000  # sds are known to 1.1 %, their ratios to 1.6 %
 # Posterior contraction (M. Betancourt, "Towards a principled Bayesian workflow", 2020) is 1 - (sd / prior sd)^2.
@@ -34,9 +36,9 @@ WIDER = "wider than its prior: not told"
 VERDICTS = ("learned", "informed", "barely informed: mostly the prior", EDGE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
-    """A table; `str` aligns it, notebooks show it as HTML.
+    """A table, printed up to a screen's length; `text()` and notebooks have all of it.
 
     Attributes:
         header: backend, model, status and data of the fit.
@@ -78,10 +80,22 @@ class Summary:
             body.append([*cells, row["verdict"]])
         return [*head, "verdict"], body
 
+    def text(self) -> str:
+        """The whole table, however long."""
+        return self._text(lambda lines, _: lines)
+
     def __str__(self) -> str:
+        return self._text(first)
+
+    __repr__ = __str__
+
+    def _text(self, cut: Callable[[list[str], str], list[str]]) -> str:
         head, body = self._cells()
-        table = aligned([head, *body], {0, head.index("unit"), len(head) - 1})
-        return "\n".join([self.header, "", *table, *([""] if self.notes else []), *self.notes])
+        titles, *rows = aligned([head, *body], {0, head.index("unit"), len(head) - 1})
+        notes = cut(list(self.notes), "`.notes`")
+        return "\n".join(
+            [self.header, "", titles, *cut(rows, "`print(summary.text())`"), *([""] if notes else []), *notes]
+        )
 
     def _repr_html_(self) -> str:
         head, body = self._cells()
@@ -123,7 +137,11 @@ def summarise(key: PRNGKeyArray, posterior, *, truth: dict | None = None) -> Sum
             truths = np.broadcast_to(np.asarray(truth[site], float).ravel(), len(of_site)).tolist()
         rows += [_row(entry, value) for entry, value in zip(of_site, truths, strict=True)]
     matters = {row["name"] for row in rows if row["verdict"] != VERDICTS[0]}
-    notes = [note for entry in all_entries if entry.name in matters and (note := _of_decades(entry))]
+    about: dict[Any, list[Entry]] = {}  # those of the same prior share a note
+    for entry in all_entries:
+        if entry.name in matters and _of_decades(entry):
+            about.setdefault(entry.bounds, []).append(entry)
+    notes = [f"{listed([e.name for e in same])}: {_of_decades(same[0])}" for same in about.values()]
     return Summary(_header(posterior), rows, tuple(notes))
 
 
@@ -163,7 +181,7 @@ def _of_decades(entry: Entry) -> str | None:
     if (share := np.mean(entry.prior < middle)) > EMPTY:
         return None
     return (
-        f"{entry.name}: the prior between {bounds.low:g} and {bounds.high:g} puts {share:.1%} below {middle:.2g}, the "
+        f"the prior between {bounds.low:g} and {bounds.high:g} puts {share:.1%} below {middle:.2g}, the "
         f"middle of their logarithms. If only the order of magnitude is known: physical(..., log=True)."
     )
 

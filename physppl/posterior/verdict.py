@@ -48,7 +48,7 @@ class StatusAlone:
         return status_reasons(self.status), {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Check:
     """One verdict; print it.
 
@@ -80,3 +80,5 @@ class Check:
             measured = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in self.figures.items())
             lines.append(f"measured: {measured}")
         return "\n".join(lines)
+
+    __repr__ = __str__
