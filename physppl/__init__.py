@@ -56,6 +56,8 @@ from physppl.posterior.backend import fit as fit
 from physppl.posterior.diagnostics import check as check
 from physppl.posterior.identifiability import Identifiability as Identifiability
 from physppl.posterior.identifiability import identifiability as identifiability
+from physppl.posterior.initial_states import InitialStates as InitialStates
+from physppl.posterior.initial_states import initial_states as initial_states
 from physppl.posterior.posterior import MachinePosterior as MachinePosterior
 from physppl.posterior.posterior import Posterior as Posterior
 from physppl.posterior.saving import load as load
