@@ -29,6 +29,8 @@ from physppl.evaluation.calibration import calibrate as calibrate
 from physppl.evaluation.compare import Comparison as Comparison
 from physppl.evaluation.compare import compare as compare
 from physppl.evaluation.cross_validation import leave_one_recording_out as leave_one_recording_out
+from physppl.evaluation.frequency_response import FrequencyResponse as FrequencyResponse
+from physppl.evaluation.frequency_response import frequency_response as frequency_response
 from physppl.internal.errors import FitError as FitError
 from physppl.internal.errors import PhyspplWarning as PhyspplWarning
 from physppl.internal.errors import Status as Status

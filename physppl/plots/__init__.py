@@ -4,6 +4,7 @@ Every function returns a `matplotlib.figure.Figure` without a window; save it wi
 Those that begin with `animate` write a GIF and return its path.
 """
 
+from physppl.plots.frequency import frequency_response as frequency_response
 from physppl.plots.innovations import innovations as innovations
 from physppl.plots.loops import learning_curves as learning_curves
 from physppl.plots.loops import returns as returns
