@@ -13,9 +13,10 @@ from PIL import Image
 
 import physppl as pp
 from physppl import plots
+from physppl.evaluation.recording_forecasts import Ahead
 from physppl.inference import Laplace
 from physppl.internal import figures
-from physppl.models import pendulum
+from physppl.models import furuta, pendulum
 from physppl.planning import RandomPolicy
 from physppl.plots import loops, machines
 from physppl.posterior.innovations import innovations
@@ -138,6 +139,32 @@ def test_innovations_show_lags_and_coverage(posterior):
     assert np.all(np.abs(half - 0.5) < 0.15) and np.all(np.abs(most - 0.9) < 0.08)
     with pytest.raises(ValueError, match="no unbroken window of 9999 steps"):
         plots.innovations(posterior, horizons=[9999])
+
+
+def test_a_band_that_cannot_be_seen_is_shown_about_zero():
+    """The arm's intervals are a 200th of its motion in one of two recordings, the pendulum's a tenth."""
+    rng, times = np.random.default_rng(0), 0.02 * np.arange(150)
+    ahead, recorded = [], []
+    for thin in (0.003, 0.05):
+        mean, sd = np.stack([np.sin(3 * times), np.cos(2 * times)], axis=1), np.full((150, 2), [thin, 0.06])
+        readings = mean + sd * rng.normal(size=mean.shape)
+        ahead.append(Ahead(0.1, 0.0, times, readings, mean, sd, mean, mean))
+        recorded.append(pp.Trajectories(readings, rng.normal(size=(150, 1)), times=times))
+    dynamics = furuta.dynamics(sensors=("arm", "pendulum"))
+    figure = plots.prediction(ahead, recorded, dynamics, ["first", "second"])
+    assert_legible(figure)
+    names = [name for axis in figure.axes if (name := axis.get_ylabel())]
+    assert names == ["arm [rad]", "error [rad]", "pendulum [rad]", "voltage [V]"]
+    for forecast, axis in zip(ahead, figure.axes[2:4], strict=True):
+        zero, errors = (np.asarray(line.get_ydata()) for line in axis.get_lines())
+        assert not zero.any()
+        np.testing.assert_allclose(errors, forecast.readings[:, 0] - forecast.mean[:, 0])
+        _, low, high = bands(axis)[0]
+        np.testing.assert_allclose(high, 1.6448536 * forecast.sd[:, 0], rtol=1e-6)
+        np.testing.assert_allclose(low, -high)
+        assert axis.get_shared_x_axes().joined(axis, figure.axes[0 if forecast is ahead[0] else 1])
+    wide = plots.prediction(ahead[1:], recorded[1:], dynamics, ["second"])
+    assert [axis.get_ylabel() for axis in wide.axes] == ["arm [rad]", "pendulum [rad]", "voltage [V]"]
 
 
 def test_parameters_refuse_a_model_of_weights_only():
