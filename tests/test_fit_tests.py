@@ -26,7 +26,8 @@ def drawn(seed: int, rows: int = ROWS, recordings: int = 1, **changes) -> Innova
     times = np.broadcast_to(0.1 * np.arange(rows), shape[:2])
     fields = dict(
         errors=rng.normal(size=shape), expected=expected, seen=np.ones(shape, bool), times=times, inputs=inputs, lag=0,
-        names=("x", "v"), input_names=("u",), row="reading", part="recording", parameters=4, noise_is_known=True,
+        names=("x", "v"), input_names=("u",), row="reading",
+        parts=tuple(f"recording {r}" for r in range(recordings)), parameters=4, noise_is_known=True,
     )  # fmt: skip
     return Innovations(**fields | changes)
 

@@ -7,6 +7,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from helpers import linear_data, linear_dynamics, recording
 from PIL import Image
@@ -19,6 +21,7 @@ from physppl.internal import figures
 from physppl.models import furuta, pendulum
 from physppl.planning import RandomPolicy
 from physppl.plots import loops, machines
+from physppl.posterior import fit_tests
 from physppl.posterior.innovations import innovations
 
 TRUTH = {"mass": 0.9, "length": 1.1, "damping": 0.08}
@@ -126,7 +129,7 @@ def test_innovations_show_lags_and_coverage(posterior):
     assert_legible(figure)
     assert {"angle [sd]", "velocity [sd]", "transitions", "lag [transitions]", "steps ahead"} <= labels(figure)
     titles = [title for axis in figure.axes if (title := axis.get_title(loc="left"))]
-    assert titles == ["innovations", "density", "autocorrelation", "correlation with inputs", "coverage"]
+    assert titles == ["innovations", "density", "autocorrelation", "correlation with torque", "coverage"]
     found = innovations(posterior)
     course, _, auto, _, coverage = figure.axes[:5]
     np.testing.assert_allclose(
@@ -139,6 +142,39 @@ def test_innovations_show_lags_and_coverage(posterior):
     assert np.all(np.abs(half - 0.5) < 0.15) and np.all(np.abs(most - 0.9) < 0.08)
     with pytest.raises(ValueError, match="no unbroken window of 9999 steps"):
         plots.innovations(posterior, horizons=[9999])
+
+
+def test_innovations_name_machines_and_inputs():
+    """Of a fleet, whose model is a function around one Dynamics with two inputs."""
+    state, push = pp.StateSpace(level=pp.Real("m")), pp.Bounded(-1.0, 1.0)
+    action = pp.ActionSpace(valve=push, main_pump=push)
+    rng = np.random.default_rng(0)
+    parts = [
+        pp.Transitions(rng.normal(size=(n, 1)), rng.uniform(-1, 1, (n, 2)), rng.normal(size=(n, 1))) for n in (30, 40)
+    ]
+
+    def tank():
+        gain = pp.physical("gain", dist.Normal(0.0, 1.0))
+        return pp.Step(lambda t, x, u: x + gain * u[:1])
+
+    def model(data):
+        with numpyro.plate("tank", 2):
+            pp.Dynamics(tank, state, action, dt=0.1, process_noise=1.0)(data)
+
+    fleet = pp.fit(jax.random.key(0), model, pp.Transitions.stack(parts), Laplace())
+    figure = plots.innovations(fleet)
+    assert_legible(figure)
+    assert labels(figure) == {"", "level [sd]", "transitions", "lag [transitions]"}
+    assert {"tank 0", "tank 1", "valve", "main pump", "correlation with inputs"} <= {text for text, _ in texts(figure)}
+    found = innovations(fleet)
+    assert found.inputs is not None
+    valve = figure.axes[3].collections[1].get_segments()
+    values, pairs = fit_tests.cross_correlation(found, found.inputs[..., 0], range(len(valve)))
+    np.testing.assert_allclose([stem[1, 1] for stem in valve], values[:, 0])
+    band = figure.axes[3].collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(1.96 / np.sqrt(pairs.min()))
+    with pytest.raises(TypeError, match=r"coverage is measured on forecasts of one Dynamics.*posterior\.machine\(0\)"):
+        plots.innovations(fleet, horizons=(1,))
 
 
 def test_a_band_that_cannot_be_seen_is_shown_about_zero():
