@@ -158,7 +158,7 @@ def test_autocorrelation_counts_pairs_that_were_seen():
 def test_innovations_of_transitions_are_the_errors_in_noise_sds(x64):
     posterior = pp.fit(jax.random.key(0), linear_dynamics(), linear_data(rows=40), Laplace())
     form = posterior.unconstrained()
-    _, sites = log_joint_and_outcomes(form.space, posterior.model, posterior.data, form.mode[None])
+    *_, sites = log_joint_and_outcomes(form.space, posterior.model, posterior.data, form.mode[None])
     innovations = of_sites(posterior, form.space, sites)
     rows = np.asarray(posterior.data.valid)
     predicted = posterior.predict(posterior.data.states, posterior.data.actions).mean

@@ -71,7 +71,7 @@ def innovations(posterior: Any) -> Innovations:
     else:
         with jax.enable_x64(True):
             point = centre(form)[None]
-            _, sites = log_joint_and_outcomes(form.space, posterior.model, posterior.data, point)
+            *_, sites = log_joint_and_outcomes(form.space, posterior.model, posterior.data, point)
         found = of_sites(posterior, form.space, sites)
     if found is None:
         raise TypeError(f"innovations: the outcomes of {posterior!r} are not rows of Gaussian or Student-t values.")
