@@ -13,6 +13,7 @@ from physppl.dynamics import Dynamics
 from physppl.evaluation.calibration import Calibration, calibrate
 from physppl.evaluation.compare import Comparison, compare
 from physppl.evaluation.cross_validation import leave_one_recording_out
+from physppl.evaluation.frequency_response import FrequencyResponse, frequency_response
 from physppl.internal.errors import FitError, PhyspplWarning, Status
 from physppl.language.adaptive import Adaptive
 from physppl.language.integrate import RK4, Step, rollout, rollouts
@@ -25,6 +26,7 @@ from physppl.planning.tasks import Limits, Task
 from physppl.posterior.backend import Backend, fit
 from physppl.posterior.diagnostics import check
 from physppl.posterior.identifiability import Identifiability, identifiability
+from physppl.posterior.initial_states import InitialStates, initial_states
 from physppl.posterior.posterior import MachinePosterior, Posterior
 from physppl.posterior.saving import load
 from physppl.posterior.verdict import Check
@@ -45,10 +47,12 @@ __all__ = [
     "Dynamics",
     "Episode",
     "FitError",
+    "FrequencyResponse",
     "HostStep",
     "HostSystem",
     "Identifiability",
     "InformationGain",
+    "InitialStates",
     "JitteredData",
     "Limits",
     "MachinePosterior",
@@ -80,7 +84,9 @@ __all__ = [
     "compare",
     "episode",
     "fit",
+    "frequency_response",
     "identifiability",
+    "initial_states",
     "leave_one_recording_out",
     "load",
     "physical",

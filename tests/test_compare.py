@@ -305,6 +305,24 @@ def test_recordings_that_cannot_be_forecast_are_scored_one_step_ahead():
     assert "note: there is no window of 5 steps in 2 of 2 recordings: it ends where all sensors" in str(found)
 
 
+def test_figures_that_no_fit_has_are_left_out_and_told():
+    """One recording that cannot be left out, Student-t sensors, and a sensor without a reading."""
+    belief = certain(
+        dense.bind(measurement_df=5.0), dense.recording(8), dense.values["stiffness"], dense.values["gain"]
+    )
+    found = pp.compare({"known": belief}, gappy(0, slice(None)), horizons=(1,), draws=4)
+    head = str(found).splitlines()[2]
+    assert "RMSE" in head and "in 95 %" in head and not any(x in head for x in ("CRPS", "ELPD", "k >", "fit, s"))
+    assert "–" not in str(found) and "lacks predictions" not in str(found)
+    assert found.dataset.coordinate.values.tolist() == ["second", "third"]
+    assert np.isfinite(found.dataset.rmse).all()
+    assert str(found).splitlines()[-1] == (
+        "note: not computed: scores of first, of which the test data have no reading; CRPS, which has no closed form "
+        "for Student-t noise; ELPD-LOO, se and k, as the fits are of one recording each; seconds of the fits, which "
+        "only an object that pp.fit has returned itself remembers."
+    )
+
+
 @pytest.mark.science
 def test_a_recording_that_cannot_be_forecast_is_left_out_and_told():
     belief = certain(dense.bind(), dense.recording(8), dense.values["stiffness"], dense.values["gain"])
@@ -447,10 +465,14 @@ def test_a_backend_of_ones_own_stands_beside_laplace(laplace, train, test_data):
     figure = found.plot()
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles == ["open-loop error", "calibration, one step", "parameters"]
-    # A belief that has functions alone: dashes for the rest.
+    # A belief that has functions alone: what it lacks is left out, and beside another a dash.
     alone = pp.compare({"functions": functions}, test_data, horizons=(1,))
     assert alone.dataset.elpd_loo.isnull().all() and np.isfinite(alone.dataset.log_density).all()
-    assert str(alone).splitlines()[3].split()[-5:] == ["–"] * 5
+    assert str(alone).splitlines()[2].split()[-3:] == ["in", "95", "%"] and "–" not in str(alone)
+    assert "note: not computed: ELPD-LOO, se and k, as the fits are of data or" in str(alone)
+    assert "; seconds of the fits, which only an object that pp.fit has returned" in str(alone)
+    beside = pp.compare({"Laplace": laplace, "functions": functions}, test_data, horizons=(1,))
+    assert str(beside).splitlines()[4].split()[-5:] == ["–"] * 5 and "not computed" not in str(beside)
 
 
 def test_a_fit_remembers_its_seconds_and_a_batch_of_fits_none(laplace, train):

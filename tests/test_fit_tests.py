@@ -26,7 +26,8 @@ def drawn(seed: int, rows: int = ROWS, recordings: int = 1, **changes) -> Innova
     times = np.broadcast_to(0.1 * np.arange(rows), shape[:2])
     fields = dict(
         errors=rng.normal(size=shape), expected=expected, seen=np.ones(shape, bool), times=times, inputs=inputs, lag=0,
-        names=("x", "v"), input_names=("u",), row="reading", part="recording", parameters=4, noise_is_known=True,
+        names=("x", "v"), input_names=("u",), row="reading",
+        parts=tuple(f"recording {r}" for r in range(recordings)), parameters=4, noise_is_known=True,
     )  # fmt: skip
     return Innovations(**fields | changes)
 
@@ -166,7 +167,7 @@ def test_autocorrelation_counts_pairs_that_were_seen():
 def test_innovations_of_transitions_are_the_errors_in_noise_sds(x64):
     posterior = pp.fit(jax.random.key(0), linear_dynamics(), linear_data(rows=40), Laplace())
     form = posterior.unconstrained()
-    _, sites = log_joint_and_outcomes(form.space, posterior.model, posterior.data, form.mode[None])
+    *_, sites = log_joint_and_outcomes(form.space, posterior.model, posterior.data, form.mode[None])
     innovations = of_sites(posterior, form.space, sites)
     rows = np.asarray(posterior.data.valid)
     predicted = posterior.predict(posterior.data.states, posterior.data.actions).mean

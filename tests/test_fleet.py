@@ -16,6 +16,7 @@ import physppl as pp
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.inference import DrawsPosterior, Laplace
 from physppl.internal.progress import compile_clock
+from physppl.posterior.innovations import innovations
 
 state = pp.StateSpace(level=pp.Real("m", scale=2.0), flow=pp.Real("m/s"))
 action = pp.ActionSpace(valve=pp.Bounded(-1.0, 1.0))
@@ -274,6 +275,33 @@ def test_what_is_asked_wrongly_is_told(gaussian_fit, tmp_path):
             act()
     with pytest.raises(TypeError, match="needs a Gaussian or draws in unconstrained space"):
         pp.identifiability(machine)
+
+
+def test_innovations_of_a_fleet_are_those_of_its_machines(x64, gaussian_fit):
+    found = innovations(gaussian_fit)
+    _, leak, *gains = np.asarray(gaussian_fit.unconstrained().mode)
+    assert found.names == ("level", "flow") and found.input_names == ("valve",) and found.lag == 0
+    assert found.parts == tuple(f"machine {m}" for m in range(4)) and found.noise_is_known
+    assert found.place(2, 5, 1) == "flow at transition 5 of machine 2"
+    assert found.seen.sum(axis=(1, 2)).tolist() == [2 * rows for rows in (*ROWS, 0)]
+    for m, part in enumerate(PARTS):
+        one, seen = innovations(gaussian_fit.machine(m)), found.seen[m]
+        np.testing.assert_allclose(found.errors[m][seen], one.errors[0][one.seen[0]], atol=1e-9)
+        mean = part.states + np.hstack([gains[m] * part.actions, part.actions]) - leak * part.states[:, ::-1]
+        errors = (part.next_states - mean) / NOISE
+        np.testing.assert_allclose(found.errors[m][: len(part)], errors, atol=1e-9)
+
+
+def test_plates_in_plates_name_their_machines():
+    """Halls of machines, as `machine(hall, machine)` counts them."""
+    data = pp.Transitions(*(np.zeros((2, 3, 4, n)) for n in (2, 1, 2)))
+
+    def halls(data):
+        with numpyro.plate("hall", 2, dim=-2), numpyro.plate("machine", 3, dim=-1):
+            pp.Dynamics(lambda: step(pp.physical("gain", dist.Normal(0.0, 1.0)), LEAK), state, action, dt=0.1)(data)
+
+    parts = innovations(at_random(halls, data)).parts
+    assert parts[4] == "hall 1, machine 1" and len(parts) == 6
 
 
 def test_models_that_are_no_fleet_are_told():

@@ -114,6 +114,9 @@ def test_the_numbers_are_those_of_a_direct_fit(lab):
     assert found["input_delay"] == DELAY and found["log_evidence_by_delay"] is None
     assert found["sensors"] == {"angle": "rad"} and found["inputs"] == {"torque": "N·m"}
     assert len(found["identifiability"]["combinations"]) == 3
+    first = found["initial_states"]
+    assert [(row["name"], row["unit"]) for row in first] == [("angle", "rad"), ("velocity", "rad/s")]
+    assert abs(first[0]["mean"] - lab.angle[0, 0]) < 5 * SENSOR_SD and first[0]["sd"] < SENSOR_SD
     for name in ("mass", "length"):  # 5 sds: a false alarm in two million
         entry = found["parameters"][name]
         assert abs(entry["mean"] - pendulum.truth[name]) < 5 * entry["sd"]

@@ -7,17 +7,21 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from helpers import linear_data, linear_dynamics, recording
 from PIL import Image
 
 import physppl as pp
 from physppl import plots
+from physppl.evaluation.recording_forecasts import Ahead
 from physppl.inference import Laplace
 from physppl.internal import figures
-from physppl.models import pendulum
+from physppl.models import furuta, pendulum
 from physppl.planning import RandomPolicy
 from physppl.plots import loops, machines
+from physppl.posterior import fit_tests
 from physppl.posterior.innovations import innovations
 
 TRUTH = {"mass": 0.9, "length": 1.1, "damping": 0.08}
@@ -125,7 +129,7 @@ def test_innovations_show_lags_and_coverage(posterior):
     assert_legible(figure)
     assert {"angle [sd]", "velocity [sd]", "transitions", "lag [transitions]", "steps ahead"} <= labels(figure)
     titles = [title for axis in figure.axes if (title := axis.get_title(loc="left"))]
-    assert titles == ["innovations", "density", "autocorrelation", "correlation with inputs", "coverage"]
+    assert titles == ["innovations", "density", "autocorrelation", "correlation with torque", "coverage"]
     found = innovations(posterior)
     course, _, auto, _, coverage = figure.axes[:5]
     np.testing.assert_allclose(
@@ -138,6 +142,65 @@ def test_innovations_show_lags_and_coverage(posterior):
     assert np.all(np.abs(half - 0.5) < 0.15) and np.all(np.abs(most - 0.9) < 0.08)
     with pytest.raises(ValueError, match="no unbroken window of 9999 steps"):
         plots.innovations(posterior, horizons=[9999])
+
+
+def test_innovations_name_machines_and_inputs():
+    """Of a fleet, whose model is a function around one Dynamics with two inputs."""
+    state, push = pp.StateSpace(level=pp.Real("m")), pp.Bounded(-1.0, 1.0)
+    action = pp.ActionSpace(valve=push, main_pump=push)
+    rng = np.random.default_rng(0)
+    parts = [
+        pp.Transitions(rng.normal(size=(n, 1)), rng.uniform(-1, 1, (n, 2)), rng.normal(size=(n, 1))) for n in (30, 40)
+    ]
+
+    def tank():
+        gain = pp.physical("gain", dist.Normal(0.0, 1.0))
+        return pp.Step(lambda t, x, u: x + gain * u[:1])
+
+    def model(data):
+        with numpyro.plate("tank", 2):
+            pp.Dynamics(tank, state, action, dt=0.1, process_noise=1.0)(data)
+
+    fleet = pp.fit(jax.random.key(0), model, pp.Transitions.stack(parts), Laplace())
+    figure = plots.innovations(fleet)
+    assert_legible(figure)
+    assert labels(figure) == {"", "level [sd]", "transitions", "lag [transitions]"}
+    assert {"tank 0", "tank 1", "valve", "main pump", "correlation with inputs"} <= {text for text, _ in texts(figure)}
+    found = innovations(fleet)
+    assert found.inputs is not None
+    valve = figure.axes[3].collections[1].get_segments()
+    values, pairs = fit_tests.cross_correlation(found, found.inputs[..., 0], range(len(valve)))
+    np.testing.assert_allclose([stem[1, 1] for stem in valve], values[:, 0])
+    band = figure.axes[3].collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(1.96 / np.sqrt(pairs.min()))
+    with pytest.raises(TypeError, match=r"coverage is measured on forecasts of one Dynamics.*posterior\.machine\(0\)"):
+        plots.innovations(fleet, horizons=(1,))
+
+
+def test_a_band_that_cannot_be_seen_is_shown_about_zero():
+    """The arm's intervals are a 200th of its motion in one of two recordings, the pendulum's a tenth."""
+    rng, times = np.random.default_rng(0), 0.02 * np.arange(150)
+    ahead, recorded = [], []
+    for thin in (0.003, 0.05):
+        mean, sd = np.stack([np.sin(3 * times), np.cos(2 * times)], axis=1), np.full((150, 2), [thin, 0.06])
+        readings = mean + sd * rng.normal(size=mean.shape)
+        ahead.append(Ahead(0.1, 0.0, times, readings, mean, sd, mean, mean))
+        recorded.append(pp.Trajectories(readings, rng.normal(size=(150, 1)), times=times))
+    dynamics = furuta.dynamics(sensors=("arm", "pendulum"))
+    figure = plots.prediction(ahead, recorded, dynamics, ["first", "second"])
+    assert_legible(figure)
+    names = [name for axis in figure.axes if (name := axis.get_ylabel())]
+    assert names == ["arm [rad]", "error [rad]", "pendulum [rad]", "voltage [V]"]
+    for forecast, axis in zip(ahead, figure.axes[2:4], strict=True):
+        zero, errors = (np.asarray(line.get_ydata()) for line in axis.get_lines())
+        assert not zero.any()
+        np.testing.assert_allclose(errors, forecast.readings[:, 0] - forecast.mean[:, 0])
+        _, low, high = bands(axis)[0]
+        np.testing.assert_allclose(high, 1.6448536 * forecast.sd[:, 0], rtol=1e-6)
+        np.testing.assert_allclose(low, -high)
+        assert axis.get_shared_x_axes().joined(axis, figure.axes[0 if forecast is ahead[0] else 1])
+    wide = plots.prediction(ahead[1:], recorded[1:], dynamics, ["second"])
+    assert [axis.get_ylabel() for axis in wide.axes] == ["arm [rad]", "pendulum [rad]", "voltage [V]"]
 
 
 def test_parameters_refuse_a_model_of_weights_only():

@@ -12,9 +12,11 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import physppl as pp
-from physppl.inference import Laplace
+from physppl.density.unconstrained import UnconstrainedSpace
+from physppl.inference import DrawsPosterior, Laplace
 from physppl.internal.errors import failed_solves_are_nan
 from physppl.language.integrate import stepper
+from physppl.posterior import diagnostics, solver_error
 
 
 def robertson(t, x, u, fast=3e7):
@@ -120,6 +122,48 @@ def test_a_stiff_program_is_fitted_and_a_failed_solver_is_told(optimised):
     dynamics, data = measured(pp.Adaptive(diffrax.Kvaerno5(), max_steps=2))
     with pytest.raises(pp.FitError, match=r"nonfinite.*solver that fails .*Adaptive"):
         pp.fit(jax.random.key(0), dynamics, data, Laplace(starts=2))
+
+
+def decay():
+    rate = pp.physical("rate", 1.0, 1e4, log=True)
+    return lambda t, x, u: rate * (jnp.cos(t) - x)
+
+
+def at_rates(solver, rates) -> DrawsPosterior:
+    """A posterior held as draws of the rate."""
+    space = pp.StateSpace(level=pp.Real())
+    dynamics = pp.Dynamics(decay, space, pp.ActionSpace(), dt=1.0, solver=solver, process_noise=0.1)
+    data = pp.Transitions(np.zeros((3, 1)), np.zeros((3, 0)), np.ones((3, 1)))
+    with jax.enable_x64(True):
+        at = UnconstrainedSpace.of(dynamics, data)
+        points = jax.vmap(lambda rate: at.point(dynamics, {"rate": rate}, data))(jnp.asarray(rates))
+        return DrawsPosterior(dynamics, data, at, points[None])
+
+
+def test_draws_under_which_a_solver_fails_are_counted(monkeypatch):
+    """An explicit solver takes steps of about 3 / rate: 64 of them suffice for 1 s up to a rate of some hundreds."""
+    rates = np.geomspace(2.0, 5e3, 16)
+    posterior = at_rates(pp.Adaptive(diffrax.Tsit5(), max_steps=64), rates)
+    step = jax.jit(jax.vmap(lambda rate: posterior.model.transition({"rate": rate})(np.zeros(1), np.zeros(0))))
+    failing = int(np.sum(~np.isfinite(step(rates))))
+    monkeypatch.setattr(diagnostics, "_data", lambda *_: ([], {}))  # compiles derivatives, for long
+    found = pp.check(posterior)
+    assert found.figures["draws_with_failed_steps"] == failing and 0 < failing < 16
+    told = next(reason for reason in found.reasons if "failed step" in reason.finding)
+    assert told.finding == (
+        f"{failing} of 16 draws have a failed step: 3 of 3 transitions are not predicted under the worst"
+    )
+    assert "raise `max_steps` of Adaptive (64)" in told.remedy
+    assert "error cannot be told: near the estimate it fails" in str(found) and "nan" not in str(found)
+
+
+def test_solvers_that_do_not_fail_are_no_reason():
+    posterior = at_rates(pp.Adaptive(diffrax.Tsit5()), [2.0, 3.0, 4.0])
+    assert solver_error.draws(posterior, posterior.unconstrained()).shape == (3, 1)
+    assert solver_error.failures(posterior, np.zeros(3, int)) == ([], {"draws_with_failed_steps": 0})
+    posterior = at_rates(pp.RK4(), [2.0, 3.0, 4.0])  # always gives a number
+    assert solver_error.draws(posterior, posterior.unconstrained()).shape == (0, 1)
+    assert solver_error.failures(posterior, np.zeros(0, int)) == ([], {})
 
 
 def test_mistakes_are_named():

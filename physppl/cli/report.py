@@ -14,6 +14,7 @@ from physppl.internal.errors import Status
 from physppl.internal.tables import aligned
 from physppl.internal.units import label, pretty
 from physppl.posterior.identifiability import DETERMINED, UNDETERMINED, Identifiability
+from physppl.posterior.initial_states import initial_states
 
 PACKAGES = ("physppl", "jax", "numpyro", "numpy")
 ERRORS = {"rmse": "mean", "rmse_straight": "straight", "rmse_constant": "constant"}  # of which prediction
@@ -142,6 +143,7 @@ def result(posterior, summary, verdict, identified, rows, model, evidence, files
         "input_delay": sensing.delay if isinstance(sensing.delay, int) else "inferred",
         "log_evidence_by_delay": evidence,
         "parameters": parameters,
+        "initial_states": initial_states(posterior).rows,
         "verdict": verdict.verdict,
         "reasons": [{"verdict": r.verdict, "finding": r.finding, "remedy": r.remedy} for r in verdict.reasons],
         "figures": dict(verdict.figures) | posterior.facts(),

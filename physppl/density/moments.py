@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from physppl.density import curvature
 from physppl.density.unconstrained import Gaussian, UnconstrainedSpace, gaussians
@@ -65,19 +65,21 @@ def log_joint(space: UnconstrainedSpace, model, data, points: Float[Array | np.n
 @eqx.filter_jit
 def log_joint_and_outcomes(
     space: UnconstrainedSpace, model, data, points: Float[Array | np.ndarray, "K P"]
-) -> tuple[Float[Array, " K"], dict[str, Gaussian]]:
-    """Log joint densities (K,) at points of unconstrained space, and the observed Gaussian sites at the first point.
+) -> tuple[Float[Array, " K"], Int[Array, " K"], dict[str, Gaussian]]:
+    """Log joint densities (K,) at points of unconstrained space, numbers of failed rows, and sites at the first point.
 
-    Arrays of the sites are (..., N, d), transitions on the axis before the last.
+    A row fails where the mean of an outcome that counts is not finite. Sites are the observed Gaussian ones: arrays
+    (..., N, d), transitions on the axis before the last.
     """
 
     def at(z):
         trace = space.trace(model, z, data)
         sites = {name: _rows_last(site, trace[name]) for name, site in gaussians(trace).items()}
-        return sum(space.log_densities(trace, z), jnp.zeros(())), sites
+        failed = [jnp.sum(jnp.any(~jnp.isfinite(s.mean) & (s.root_weight > 0), axis=-1)) for s in sites.values()]
+        return sum(space.log_densities(trace, z), jnp.zeros(())), sum(failed, jnp.zeros((), int)), sites
 
-    density, sites = jax.vmap(at)(points)
-    return density, jax.tree.map(lambda x: x[0], sites)
+    density, failed, sites = jax.vmap(at)(points)
+    return density, failed, jax.tree.map(lambda x: x[0], sites)
 
 
 def _rows_last(gaussian: Gaussian, site: dict) -> Gaussian:

@@ -183,7 +183,9 @@ def smooth(course: Filtered) -> tuple[Float[Array, "N D"], Float[Array, "N D D"]
     def body(carry, sample):
         later_mean, later_covariance = carry
         _, _, mean, covariance, next_mean, next_covariance, cross = sample
-        gain = jnp.linalg.solve(next_covariance, cross.T).T
+        root = _root(next_covariance)  # a column is zero where the next state is known, given those before: no gain
+        root = root + jnp.diag(jnp.where(jnp.diagonal(root) > 0, 0.0, 1.0))
+        gain = jax.scipy.linalg.cho_solve((root, True), cross.T).T
         mean = mean + gain @ (later_mean - next_mean)
         covariance = covariance + gain @ (later_covariance - next_covariance) @ gain.T
         return (mean, covariance), (mean, covariance)

@@ -137,9 +137,7 @@ def _site_values(dynamics, record: Record, rows: Trajectories) -> SiteValues:
     seen, readings = jnp.broadcast_to(jnp.asarray(rows.valid)[..., None], shape), jnp.zeros(shape)
     if rows.observations is not None:
         seen, readings = rows.seen, jnp.where(rows.seen, as_float(rows.observations), 0.0)
-    start = _first_states(dynamics, readings, seen)
-    if rows.start is not None:
-        start = (as_float(rows.start[0]), as_float(rows.start[1]))
+    start = first_states(dynamics, rows)
     times, size, segment = as_float(rows.times), len(rows), min(rows.segment, len(rows))
     # Process noise enters after the last sample of each segment, with the variance of all its steps, of which each
     # between irregular samples counts as its length over dt: sum of (t[k + 1] - t[k]) / dt over the segment.
@@ -169,11 +167,16 @@ def _shifted(record: Record, shift) -> dict[str, Array]:
     return values
 
 
-def _first_states(dynamics, readings, seen):
-    """Default mean and sd of the first states: the scales, about the first readings of coordinates that are sensors."""
-    count, sd = len(readings), jnp.asarray(dynamics.state.scale, float)
+def first_states(dynamics, rows: Trajectories) -> tuple[Array, Array]:
+    """Prior mean and sd (R, D) of the first states: `start`, or the scales about the first readings of coordinates."""
+    if rows.start is not None:
+        mean, sd = (jnp.asarray(x, float) for x in rows.start)
+        return mean, sd
+    count, sd = rows.batch_shape[0], jnp.asarray(dynamics.state.scale, float)
     mean = jnp.zeros((count, len(sd)))
-    if dynamics.sensing.observe is None:
+    if dynamics.sensing.observe is None and rows.observations is not None:
+        seen = jnp.asarray(rows.seen)
+        readings = jnp.where(seen, jnp.asarray(rows.observations, float), 0.0)
         first = jnp.take_along_axis(readings, jnp.argmax(seen, axis=1)[:, None], axis=1)[:, 0]
         mean = mean.at[:, jnp.array(dynamics.sensing.index)].set(first)
     return mean, jnp.broadcast_to(sd, mean.shape)

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 from physppl.data.data import Data
 from physppl.dynamics import Dynamics
 from physppl.evaluation import compare_plots
-from physppl.evaluation.compare_checks import check_arguments, notes
+from physppl.evaluation.compare_checks import check_arguments, measured, notes
 from physppl.evaluation.cross_validation import HEAVY, leave_one_out
 from physppl.evaluation.predictive_scores import Scores, evaluate
 from physppl.evaluation.scoring_rules import LEVELS
@@ -63,7 +63,7 @@ class Comparison:
     def _posteriors(self) -> list[str]:
         """One line per posterior."""
         data = self.dataset
-        head, columns = ["posterior"], []
+        columns = []
         if "rmse" in data:
             first = data.isel(horizon=0)
             rmse = np.sqrt((first.rmse**2).mean("coordinate", skipna=False))
@@ -74,7 +74,8 @@ class Comparison:
         columns += [("ELPD-LOO", data.elpd_loo, ".1f"), ("se", data.elpd_loo_se, ".1f")]
         columns += [(f"k > {HEAVY}", data.pareto_k_heavy, ".0f")]
         columns += [("fit, s", data.seconds, ".2f"), ("compiling, s", data.compile_seconds, ".2f")]
-        head += [name for name, _, _ in columns]
+        columns = [column for column in columns if np.isfinite(column[1]).any()]  # `notes` says why the others are not
+        head = ["posterior", *(name for name, _, _ in columns)]
         body = [
             [str(name), *(_cell(values.sel(posterior=name), digits) for _, values, digits in columns)]
             for name in data.posterior.values
@@ -132,7 +133,8 @@ def compare(
     the log density of one step, joint over coordinates. Predictive distributions are mixtures over posterior
     draws, process noise included; only those of readings several steps ahead are Gaussians with two moments
     (`physppl.evaluation.recording_forecasts.predict_ahead`). From each fit itself: leave-one-out, time, and the
-    distance to a reference. A figure that a posterior cannot give is a dash.
+    distance to a reference. A figure that a posterior cannot give is a dash; one that none can give is left out of the
+    table, which says why. So is a sensor of which `test_data` have no reading.
 
     Args:
         posteriors: {name: Posterior}, of any backend; a NumPyro run by `physppl.inference.from_numpyro`. Those of
@@ -186,6 +188,9 @@ def _predictions(key, posteriors, data, horizons, draws) -> tuple[Columns, dict[
     scores = [_evaluate(key, p, data, h, draws) or missing for p in posteriors.values() for h in horizons]
     stacked = [np.reshape(x, (len(posteriors), len(horizons), *np.shape(x[0]))) for x in zip(*scores, strict=True)]
     size, rmse, crps, coverage, log_density, log_density_se = stacked
+    read = measured(data)
+    space = type(space)(**{name: space.coordinates[name] for name, has in zip(space.names, read, strict=True) if has})
+    rmse, crps, coverage = rmse[..., read], crps[..., read], coverage[..., read]
     columns: Columns = {
         "rmse": (("posterior", "horizon", "coordinate"), rmse / space.scale, "scale"),
         "crps": (("posterior", "horizon", "coordinate"), crps / space.scale, "scale"),

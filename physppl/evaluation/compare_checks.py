@@ -45,6 +45,13 @@ def check_arguments(posteriors, test_data, reference, horizons, draws) -> tuple[
     return tuple(sorted({1, *map(int, horizons)}))
 
 
+def measured(data: Data) -> np.ndarray:
+    """Mask (d,) of the coordinates of which the data have an outcome."""
+    outcomes = np.asarray(data.outcomes, float)
+    counted = np.isfinite(outcomes) & np.asarray(data.valid)[..., None]
+    return np.any(counted.reshape(-1, outcomes.shape[-1]), axis=0)
+
+
 def _same_machine(models: dict[str, Dynamics]) -> None:
     """Refuse posteriors that predict different quantities; their programs may differ."""
     quantities = [(m.state, m.action, m.sensing.space, m.dt) for m in models.values()]
@@ -93,7 +100,28 @@ def notes(posteriors, test_data, dataset) -> tuple[str, ...]:
             predicts = isinstance(posteriors[name].model, Dynamics)
             why = "some are not finite" if predicts else "its model is not a Dynamics"
             lines.append(f"{name} lacks predictions: {why}.")
+    if reasons := _blank(posteriors, test_data, dataset):
+        lines.append(f"not computed: {'; '.join(reasons)}.")
     return tuple(lines)
+
+
+def _blank(posteriors, test_data, dataset) -> list[str]:
+    """Figures that no posterior has, each with the reason."""
+    reasons = []
+    if test_data is not None and not (read := measured(test_data)).all():
+        model = next(p.model for p in posteriors.values() if isinstance(p.model, Dynamics))
+        names = np.array(model.likelihood(test_data).space(model).names)[~read]
+        reasons.append(f"scores of {', '.join(names)}, of which the test data have no {test_data.row}")
+    if test_data is not None and dataset.crps.isnull().all() and dataset.rmse.notnull().any():
+        reasons.append("CRPS, which has no closed form for Student-t noise")
+    if dataset.elpd_loo.isnull().all():
+        fitted = [p.data for p in posteriors.values()]
+        single = all(isinstance(d, Data) and (g := d.groups()) is not None and len(np.unique(g)) < 2 for d in fitted)
+        why = f"one {fitted[0].part} each" if single else "data or posteriors without log likelihoods of several parts"
+        reasons.append(f"ELPD-LOO, se and k, as the fits are of {why}")
+    if dataset.seconds.isnull().all():
+        reasons.append("seconds of the fits, which only an object that pp.fit has returned itself remembers")
+    return reasons
 
 
 def _missing_windows(posteriors, test_data, dataset) -> list[str]:

@@ -1,5 +1,6 @@
 """Tables as text."""
 
+import html
 import math
 
 SCREEN = 30  # lines of a table that is printed
@@ -20,6 +21,20 @@ def aligned(lines: list[list[str]], left: set[int]) -> list[str]:
         for line in lines
     ]
     return ["  ".join(line).rstrip() for line in cells]
+
+
+def as_html(lines: list[list[str]], left: set[int]) -> str:
+    """Lines of cells as an HTML table, the first one as its head, aligned as in `aligned`."""
+
+    def row(cells, tag):
+        return "".join(
+            f'<{tag} style="text-align:{"left" if i in left else "right"}">{html.escape(c)}</{tag}>'
+            for i, c in enumerate(cells)
+        )
+
+    head, *body = lines
+    rows = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in body)
+    return f"<table><tr>{row(head, 'th')}</tr>{rows}</table>"
 
 
 def number(value: float, sd: float) -> str:

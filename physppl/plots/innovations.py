@@ -6,9 +6,10 @@ from itertools import cycle
 import jax
 import numpy as np
 
+from physppl.dynamics import Dynamics
 from physppl.evaluation import predictive_scores
 from physppl.evaluation.scoring_rules import LEVELS
-from physppl.internal.figures import BLUE, GREY, ORANGE, PURPLE, legend, new_figure, styled
+from physppl.internal.figures import BLUE, GREY, INK, ORANGE, PURPLE, legend, new_figure, styled, words
 from physppl.posterior import fit_tests
 from physppl.posterior import innovations as source
 from physppl.posterior.posterior import Posterior
@@ -16,6 +17,7 @@ from physppl.posterior.posterior import Posterior
 SHOWN = 5.0  # sds either side of zero; larger errors stand at the rim
 DRAWS = 64  # of the posterior, in measurements of coverage
 BOUND = 1.96  # sds, of 95 %
+LETTER = 0.018  # width of a letter of a part's name, of the panel's
 
 
 @styled
@@ -31,9 +33,14 @@ def innovations(posterior: Posterior, *, horizons: Sequence[int] = ()):
             intervals are at best a little too wide. None by default: it takes seconds.
 
     Raises:
-        TypeError: for outcomes that are not rows of Gaussian or Student-t values.
+        TypeError: for outcomes that are not rows of Gaussian or Student-t values; for horizons of a fleet.
         ValueError: for a horizon that is longer than all data.
     """
+    if len(horizons) and not isinstance(posterior.model, Dynamics):
+        raise TypeError(
+            f"plots.innovations(horizons=...): coverage is measured on forecasts of one Dynamics; got {posterior!r}. "
+            "Of a fleet, pass one machine: posterior.machine(0)."
+        )
     found = source.innovations(posterior)
     inputs = found.inputs
     widths = [4, 1, 2] + ([2] if inputs is not None else []) + ([2] if len(horizons) else [])
@@ -43,7 +50,7 @@ def innovations(posterior: Posterior, *, horizons: Sequence[int] = ()):
     correlations, pairs = fit_tests.autocorrelation(found, lags)
     for i, name in enumerate(found.names):
         course, histogram, auto = panels[i, :3]
-        _course(course, found, i)
+        _course(course, found, i, named=i == 0)
         course.set_ylabel(f"{name.replace('_', ' ')} [sd]")
         _histogram(histogram, found.errors[..., i][found.seen[..., i]])
         if len(correlations):
@@ -58,15 +65,17 @@ def innovations(posterior: Posterior, *, horizons: Sequence[int] = ()):
                     values[:, i],
                     counts[:, i],
                     colour,
-                    label,
+                    words(label),
                 )
-    titles = ["innovations", "density", "autocorrelation"] + (["correlation with inputs"] if inputs is not None else [])
+    titles = ["innovations", "density", "autocorrelation"]
+    if inputs is not None:
+        titles.append(f"correlation with {words(found.input_names[0]) if len(found.input_names) == 1 else 'inputs'}")
     if len(horizons):
         _coverage(panels[:, -1], posterior, horizons)
         panels[-1, -1].set_xlabel("steps ahead")
         titles.append("coverage")
     for axis, title in zip(panels[0], titles, strict=False):
-        axis.set_title(title)
+        axis.set_title(title, pad=8 if len(found.parts) == 1 else 13)  # names of parts stand below
     rows = f"{found.row}s"
     panels[-1, 0].set_xlabel(rows if found.times is None else "time [s]")
     panels[-1, 2].set_xlabel(f"lag [{rows}]")
@@ -77,14 +86,16 @@ def innovations(posterior: Posterior, *, horizons: Sequence[int] = ()):
     return figure
 
 
-def _course(axis, found: source.Innovations, i: int) -> None:
-    begin = 0.0
+def _course(axis, found: source.Innovations, i: int, named: bool) -> None:
+    """Plot one part after the other; with `named`, their names above where there is room."""
+    begin, begins = 0.0, []
     for part in range(len(found.errors)):
         seen = found.seen[part, :, i]
         if not seen.any():
             continue
         clock = np.arange(len(seen), dtype=float) if found.times is None else found.times[part]
         clock = clock - clock[seen][0] + begin
+        begins.append((begin, found.parts[part]))
         values = np.clip(found.errors[part, :, i], -SHOWN, SHOWN)
         axis.plot(clock[seen], values[seen], ".", ms=2.2, mew=0, color=BLUE, alpha=0.7)
         far = seen & (np.abs(found.errors[part, :, i]) > SHOWN - 1)
@@ -94,6 +105,11 @@ def _course(axis, found: source.Innovations, i: int) -> None:
             axis.axvline(begin, color=GREY, lw=0.6)
     axis.axhspan(-BOUND, BOUND, color=GREY, alpha=0.15, lw=0)
     axis.set(ylim=(-SHOWN - 0.2, SHOWN + 0.2), xlim=(0, max(begin, 1e-9)))
+    ends = [at for at, _ in begins[1:]] + [begin]
+    for (at, name), end in zip(begins if named and len(begins) > 1 else [], ends, strict=False):
+        if (end - at) > LETTER * (len(name) + 1) * begin:
+            above = axis.get_xaxis_transform()
+            axis.annotate(name, (at, 1.0), (2, 1), xycoords=above, textcoords="offset points", fontsize=7, color=INK)
 
 
 def _histogram(axis, values: np.ndarray) -> None:

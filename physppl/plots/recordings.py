@@ -1,6 +1,7 @@
 """Figures of recordings: held-out predictions and residuals."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from physppl.internal.units import label
 
 COLUMNS = 3  # recordings in one figure
 LONGEST = 6.0  # s that one panel shows
+THIN = 0.015  # of a panel's height, some three pixels: a thinner band is not seen behind its line
 SDS = 4.0  # either side of zero that a panel of residuals shows
 
 
@@ -19,37 +21,56 @@ SDS = 4.0  # either side of zero that a panel of residuals shows
 def prediction(ahead: Sequence[Ahead], recordings: Sequence[Trajectories], dynamics: Dynamics, names: Sequence[str]):
     """Plot readings and their open-loop predictions with 90 % intervals, a column per recording (three at most).
 
+    Where the intervals of a sensor are too thin to be seen beside its motion, a panel below has its errors, readings
+    minus predictions, with the intervals about zero.
+
     Args:
         ahead: predictions of each recording, from `physppl.evaluation.recording_forecasts.predict_ahead`.
         recordings: the recordings themselves.
         names: of the recordings.
     """
     sensors, action = dynamics.sensing.space, dynamics.action
-    shown = min(len(ahead), COLUMNS)
-    heights = [2.0] * len(sensors) + [0.9] * len(action)
-    figure = new_figure(max(6.4, 3.4 * shown), 0.95 * sum(heights) + 0.9)
-    panels = figure.subplots(len(heights), shown, sharex="col", sharey="row", height_ratios=heights, squeeze=False)
-    for column, (forecast, recording, name) in enumerate(zip(ahead[:shown], recordings, names, strict=False)):
-        rows = forecast.times <= forecast.times[0] + LONGEST
-        times = forecast.times[rows]
-        for i in range(len(sensors)):
-            axis, mean, sd = panels[i, column], forecast.mean[rows, i], forecast.sd[rows, i]
-            low, high = mean - WIDTH * sd, mean + WIDTH * sd
-            axis.fill_between(times, low, high, color=BLUE, alpha=0.28, lw=0, label="90 %")
-            axis.plot(times, mean, color=BLUE, lw=1.1, label=f"predicted {forecast.horizon:.3g} s before")
-            axis.plot(times, forecast.readings[rows, i], ".", ms=2.6, color=INK, mew=0, label="measured")
+    shown = [_opening(forecast) for forecast in ahead[:COLUMNS]]
+    rows = [
+        (i, is_error) for i in range(len(sensors)) for is_error in ([False, True] if _is_thin(shown, i) else [False])
+    ]
+    heights = [1.3 if is_error else 2.0 for _, is_error in rows] + [0.9] * len(action)
+    figure = new_figure(max(6.4, 3.4 * len(shown)), 0.95 * sum(heights) + 0.9)
+    panels = figure.subplots(len(heights), len(shown), sharex="col", sharey="row", height_ratios=heights, squeeze=False)
+    for column, (forecast, recording, name) in enumerate(zip(shown, recordings, names, strict=False)):
+        times = forecast.times
+        for axis, (i, is_error) in zip(panels[:, column], rows, strict=False):
+            mean, half = forecast.mean[:, i], WIDTH * forecast.sd[:, i]
+            base = mean if is_error else np.zeros_like(mean)
+            axis.fill_between(times, mean - half - base, mean + half - base, color=BLUE, alpha=0.28, lw=0, label="90 %")
+            axis.plot(times, mean - base, color=BLUE, lw=1.1, label=f"predicted {forecast.horizon:.3g} s before")
+            axis.plot(times, forecast.readings[:, i] - base, ".", ms=2.6, color=INK, mew=0, label="measured")
         clock = np.asarray(recording.times)
-        rows = (clock >= times[0]) & (clock <= times[-1])
-        for i in range(len(action)):
-            axis = panels[len(sensors) + i, column]
-            axis.step(clock[rows], np.asarray(recording.actions)[rows, i], where="post", color=GREEN, lw=1.0)
+        acting = (clock >= times[0]) & (clock <= times[-1])
+        for i, axis in enumerate(panels[len(rows) :, column]):
+            axis.step(clock[acting], np.asarray(recording.actions)[acting, i], where="post", color=GREEN, lw=1.0)
         panels[0, column].set_title(_short(name), fontsize=8.5)
         panels[-1, column].set(xlabel="time [s]", xlim=(times[0], times[-1]))
-    coordinates, units = (*sensors.names, *action.names), (*sensors.units, *action.units)
-    for axis, name, unit in zip(panels[:, 0], coordinates, units, strict=True):
+    titles = [("error" if is_error else sensors.names[i], sensors.units[i]) for i, is_error in rows]
+    titles += zip(action.names, action.units, strict=True)
+    for axis, (name, unit) in zip(panels[:, 0], titles, strict=True):
         axis.set_ylabel(label(name.replace("_", " "), unit))
     figure.align_ylabels(panels[:, 0])
     return legend(figure, [panels[0, 0]])
+
+
+def _opening(forecast: Ahead) -> Ahead:
+    """The predictions that one panel shows."""
+    rows = forecast.times <= forecast.times[0] + LONGEST
+    arrays = ("times", "readings", "mean", "sd", "constant", "straight")
+    return replace(forecast, **{name: getattr(forecast, name)[rows] for name in arrays})
+
+
+def _is_thin(shown: Sequence[Ahead], i: int) -> bool:
+    """True if most intervals of a sensor cannot be seen in the panel of its readings, of at least one recording."""
+    readings = np.concatenate([forecast.readings[:, i] for forecast in shown])
+    height = np.nanmax(readings) - np.nanmin(readings)
+    return any(2 * WIDTH * np.median(forecast.sd[:, i]) < THIN * height for forecast in shown)
 
 
 @styled

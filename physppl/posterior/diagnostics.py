@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from physppl.data.data import Data
 from physppl.density.forms import FLAT, DrawsForm, Form, GaussianForm
@@ -43,7 +43,8 @@ def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Chec
     - the backend's own findings, such as what features miss of a function prior;
     - numbers chosen without a prior: whether they are more than the data;
     - the data: parameters on which nothing depends, combinations that stay at the prior, values at the prior's edge;
-    - the solver: how far one Gauss-Newton step with 4 times finer sub-steps moves the estimate.
+    - the solver: how far one Gauss-Newton step with 4 times finer sub-steps moves the estimate; draws under which it
+      fails.
 
     Checks that a posterior does not permit are listed as such.
 
@@ -73,6 +74,7 @@ def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Chec
             parts += [_several(posterior, form), _optimised(posterior)]
             if isinstance(posterior.model, Dynamics):
                 parts.append(solver_error.judge(posterior, form, probed.around))
+                parts.append(solver_error.failures(posterior, probed.failed))
         parts.append(_data(posterior, form, jax.random.key(0) if key is None else key))
         errors = innovations.of_sites(posterior, form.space, probed.sites)
         if not fit_checked:
@@ -90,10 +92,14 @@ def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Chec
 
 
 class _Probed(NamedTuple):
-    """Log joint densities of draws from a Gaussian and around the centre of a posterior; observed sites there."""
+    """Log joint densities of draws from a Gaussian and around the centre of a posterior; observed sites there.
+
+    `failed` are the numbers of rows without a finite prediction under draws of the posterior, Gaussian or not.
+    """
 
     draws: Float[np.ndarray, " W"]
     around: Float[np.ndarray, " Q"]
+    failed: Int[np.ndarray, " F"]
     sites: dict[str, Gaussian]
 
 
@@ -111,10 +117,14 @@ def _probed(posterior, form: Form) -> _Probed:
     around = solver_error.probes(z, covariance) if isinstance(posterior.model, Dynamics) else np.zeros((0, len(z)))
     if isinstance(form, GaussianForm) and len(draws):
         draws = centre + draws @ np.asarray(form.factor)
-    points = np.concatenate([centre[None], *([draws] if len(draws) else []), around])
-    density, sites = log_joint_and_outcomes(form.space, posterior.model, posterior.data, points)
-    of_draws, of_around = np.split(np.asarray(density)[1:], [len(draws)])
-    return _Probed(of_draws, of_around, sites)
+    others = solver_error.draws(posterior, form) if not len(draws) else draws[:0]
+    points = np.concatenate(
+        [centre[None], *([draws] if len(draws) else []), around, *([others] if len(others) else [])]
+    )
+    density, failed, sites = log_joint_and_outcomes(form.space, posterior.model, posterior.data, points)
+    of_draws, of_around, _ = np.split(np.asarray(density)[1:], [len(draws), len(draws) + len(around)])
+    failed = np.asarray(failed)[1:]
+    return _Probed(of_draws, of_around, failed[: len(draws)] if len(draws) else failed[len(around) :], sites)
 
 
 def _mode(posterior, form: GaussianForm, probed: _Probed) -> tuple[list[Reason], Figures]:

@@ -57,7 +57,7 @@ def marginal(posterior: AbstractPosterior, *index: int, **plates: int) -> Abstra
     if form.space.params:
         raise TypeError(f"machine: `param` sites have no place in a fleet; got {', '.join(form.space.params)}.")
     with jax.enable_x64(True):
-        dynamics, names, sizes, has_observed = _find_dynamics(model, data)
+        dynamics, names, sizes, has_observed = find_dynamics(model, data)
         place = Place(names, sizes, _index(names, sizes, index, plates))
         machine = copy.copy(dynamics)
         machine.program = MachineProgram(model, dynamics.name, place, _no_data(data), has_observed)
@@ -68,7 +68,7 @@ def marginal(posterior: AbstractPosterior, *index: int, **plates: int) -> Abstra
         return posterior.about(machine, rows, form._replace(space=space, **arrays))
 
 
-def _find_dynamics(model: Callable, data: Transitions) -> tuple[Dynamics, tuple[str, ...], tuple[int, ...], bool]:
+def find_dynamics(model: Callable, data: Transitions) -> tuple[Dynamics, tuple[str, ...], tuple[int, ...], bool]:
     """The one Dynamics of a fleet's model, names and sizes of its plates, and True if it has observed sites."""
     visited = []
 

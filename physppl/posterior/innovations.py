@@ -1,5 +1,6 @@
 """Innovations of a fit: errors of its one-step predictions in their sds, independent where the model is right."""
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -8,12 +9,14 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from physppl.data.data import Data
+from physppl.data.transitions import Transitions
 from physppl.density.forms import Form, GaussianForm
 from physppl.density.moments import log_joint_and_outcomes
 from physppl.density.unconstrained import Gaussian, UnconstrainedSpace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.likelihood import Dependence
 from physppl.internal.precision import doubles
+from physppl.posterior.fleet import find_dynamics
 
 LARGEST = 37.0  # sds: beyond, the tail of a normal distribution is zero in double precision
 
@@ -30,7 +33,8 @@ class Innovations(NamedTuple):
         lag: rows from the latest input that is known to precede an outcome: 0 where that is the row's own.
         names: of the d coordinates.
         input_names: of the A inputs.
-        row, part: names of one outcome and of one part.
+        row: name of one outcome.
+        parts: names of the R parts, e.g. "recording 0", "machine 2".
         parameters: number of parameters that were fitted to the outcomes.
         noise_is_known: True where no noise was fitted.
     """
@@ -44,14 +48,14 @@ class Innovations(NamedTuple):
     names: tuple[str, ...]
     input_names: tuple[str, ...]
     row: str
-    part: str
+    parts: tuple[str, ...]
     parameters: int
     noise_is_known: bool
 
     def place(self, part: int, index: int, coordinate: int) -> str:
         """Part, coordinate and time of an outcome, in words."""
         when = f"{self.row} {index}" if self.times is None else f"{self.times[part, index]:.4g} s"
-        of_part = f" of {self.part} {part}" if len(self.errors) > 1 else ""
+        of_part = f" of {self.parts[part]}" if len(self.errors) > 1 else ""
         return f"{self.names[coordinate]} at {when}{of_part}"
 
 
@@ -67,7 +71,7 @@ def innovations(posterior: Any) -> Innovations:
     else:
         with jax.enable_x64(True):
             point = centre(form)[None]
-            _, sites = log_joint_and_outcomes(form.space, posterior.model, posterior.data, point)
+            *_, sites = log_joint_and_outcomes(form.space, posterior.model, posterior.data, point)
         found = of_sites(posterior, form.space, sites)
     if found is None:
         raise TypeError(f"innovations: the outcomes of {posterior!r} are not rows of Gaussian or Student-t values.")
@@ -145,12 +149,13 @@ def _arranged(posterior: Any, errors, expected, seen, parameters: int) -> Innova
     errors = np.clip(errors, -LARGEST, LARGEST).reshape(-1, size, width)
     inputs, times = getattr(data, "actions", None), getattr(data, "times", None)
     names, input_names, lag, known = tuple(map(str, range(width))), (), 0, False
-    if isinstance(model, Dynamics):
-        likelihood = model.likelihood(data)
-        names = likelihood.space(model).names
+    dynamics, plates = (model, ()) if isinstance(model, Dynamics) else _of_fleet(model, data)
+    if dynamics is not None:
+        likelihood = dynamics.likelihood(data)
+        names = likelihood.space(dynamics).names
         lag = 1 if likelihood.dependence is Dependence.RECORDINGS else 0
-        known = model.knows_noise and (not lag or model.sensing.measurement.known)
-        input_names = model.action.names
+        known = dynamics.knows_noise and (not lag or dynamics.sensing.measurement.known)
+        input_names = dynamics.action.names
     if inputs is not None:
         inputs = np.asarray(inputs, float).reshape(len(errors), size, -1)
         input_names = input_names or tuple(map(str, range(inputs.shape[-1])))
@@ -159,6 +164,26 @@ def _arranged(posterior: Any, errors, expected, seen, parameters: int) -> Innova
         times = times if np.ptp(times) > 0 else None
     expected = np.broadcast_to(expected, seen.shape).reshape(errors.shape)
     return Innovations(
-        errors, expected, seen.reshape(errors.shape), times, inputs, lag, names, input_names, data.row, data.part,
-        parameters, known,
+        errors, expected, seen.reshape(errors.shape), times, inputs, lag, names, input_names, data.row,
+        _parts(data, plates, len(errors)), parameters, known,
     )  # fmt: skip
+
+
+def _of_fleet(model: Any, data: Data) -> tuple[Dynamics | None, tuple[str, ...]]:
+    """The one Dynamics that a model runs in plates, and their names; None of another model."""
+    if isinstance(data, Transitions):
+        with suppress(TypeError, ValueError):
+            dynamics, plates, *_ = find_dynamics(model, data)
+            return dynamics, plates
+    return None, ()
+
+
+def _parts(data: Data, plates: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """Names of the independent parts of data, those of a fleet by its plates, outermost first."""
+    if not plates:
+        kind = "machine" if data.machines else data.part
+        return tuple(f"{kind} {r}" for r in range(count))
+    return tuple(
+        ", ".join(f"{plate} {i}" for plate, i in zip(plates, index, strict=True))
+        for index in np.ndindex(*data.machines)
+    )

@@ -4,10 +4,11 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from diffrax import AbstractERK
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from physppl.density.forms import Form
+from physppl.density.forms import DrawsForm, Form
 from physppl.density.moments import local, log_joint
 from physppl.dynamics import Dynamics
 from physppl.language.adaptive import Adaptive
@@ -16,6 +17,7 @@ from physppl.posterior.verdict import DOUBTFUL, Figures, Reason
 SHIFT = 0.1  # posterior sds, in the direction that moves most, by which a finer solver may move the estimate
 PROBE = 0.01  # posterior sds: spacing of central differences of the log density, which is nearly quadratic over it
 FINER = 4  # times as many sub-steps
+TRIED = 16  # draws under which a solver is tried, where the check has none for another purpose
 FINEST = 256  # times as many sub-steps: beyond, the field rather than the step is to be changed
 
 
@@ -33,6 +35,10 @@ def judge(
     if shift <= SHIFT:
         return [], figures
     model, adaptive = posterior.model, isinstance(posterior.model.solver, Adaptive)
+    if not math.isfinite(shift):
+        finding = "the solver's error cannot be told: near the estimate it fails, or with finer steps it does"
+        remedy = "raise `max_steps` of Adaptive" if adaptive else "raise `substeps`, or take Adaptive"
+        return [Reason(DOUBTFUL, finding, remedy)], {}
     steps = f"rtol={model.solver.rtol:g}" if adaptive else f"substeps={model.substeps}"
     finding = f"the solver's error moves the estimate by {shift:.2g} posterior sds ({steps})"
     if needed is not None and adaptive:
@@ -45,6 +51,48 @@ def judge(
     else:
         remedy = f"fit with substeps={needed}, steps of {model.dt / needed:.2g} s, or a solver of higher order"
     return [Reason(DOUBTFUL, finding, remedy)], figures
+
+
+def draws(posterior, form: Form) -> Float[np.ndarray, "F P"]:
+    """Draws of a posterior under which its solver is tried; none where it cannot fail, or is linear in the draw."""
+    if not isinstance(posterior.model, Dynamics) or not _may_fail(posterior.model):
+        return np.zeros((0, form.space.size))
+    if isinstance(form, DrawsForm):
+        points = np.asarray(form.points).reshape(-1, form.space.size)
+        return points[np.unique(np.linspace(0, len(points) - 1, TRIED).round().astype(int))]
+    if form.linearised:
+        return np.zeros((0, form.space.size))
+    normal = np.random.default_rng(0).normal(size=(TRIED, len(form.factor)))
+    return np.asarray(form.mode) + normal @ np.asarray(form.factor)
+
+
+def failures(posterior, failed: Int[np.ndarray, " F"]) -> tuple[list[Reason], Figures]:
+    """Reason against a solver that fails under draws of the posterior, and their number.
+
+    Args:
+        failed: the number of rows without a finite prediction under each of F draws.
+    """
+    model, count = posterior.model, int(np.sum(failed > 0))
+    if not len(failed) or not (count or _may_fail(model)):
+        return [], {}
+    figures: Figures = {"draws_with_failed_steps": count}
+    if not count:
+        return [], figures
+    rows = f"{int(failed.max())} of {posterior.data.count} {posterior.data.row}s are not predicted under the worst"
+    finding = f"{count} of {len(failed)} draws have a failed step: {rows}"
+    remedy = "the state diverges within a step: raise `substeps`, or give bounds that exclude such parameters"
+    if isinstance(model.solver, Adaptive):
+        remedy = f"raise `max_steps` of Adaptive ({model.solver.max_steps}), take a solver for stiff fields such as "
+        remedy += "Kvaerno5, or give bounds that exclude such parameters"
+    elif _may_fail(model):
+        remedy = "the implicit equation is not solved: raise `substeps`, take Adaptive, or give bounds that exclude "
+        remedy += "such parameters"
+    return [Reason(DOUBTFUL, finding, remedy)], figures
+
+
+def _may_fail(model: Dynamics) -> bool:
+    """True for solvers that give NaN where they fail; explicit ones of fixed steps always give a number."""
+    return not isinstance(model.solver, AbstractERK)
 
 
 def probes(z: Array, covariance: Array) -> Float[np.ndarray, "Q P"]:

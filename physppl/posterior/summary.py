@@ -15,7 +15,7 @@ from physppl.density.unconstrained import latent_trace
 from physppl.dynamics import Dynamics
 from physppl.dynamics.sensors import GAIN, MEASUREMENT, TIMING
 from physppl.internal.errors import Status, unknown
-from physppl.internal.tables import aligned, first, number
+from physppl.internal.tables import aligned, as_html, first, number
 from physppl.internal.units import pretty
 from physppl.language.noise import PROCESS as NOISE
 from physppl.posterior.arviz import site_units
@@ -99,17 +99,9 @@ class Summary:
 
     def _repr_html_(self) -> str:
         head, body = self._cells()
-        left = {0, head.index("unit"), len(head) - 1}
-
-        def line(cells, tag):
-            return "".join(
-                f'<{tag} style="text-align:{"left" if i in left else "right"}">{html.escape(c)}</{tag}>'
-                for i, c in enumerate(cells)
-            )
-
-        rows = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in body)
+        table = as_html([head, *body], {0, head.index("unit"), len(head) - 1})
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return f"<p>{html.escape(self.header)}</p><table><tr>{line(head, 'th')}</tr>{rows}</table>{notes}"
+        return f"<p>{html.escape(self.header)}</p>{table}{notes}"
 
 
 def summarise(key: PRNGKeyArray, posterior, *, truth: dict | None = None) -> Summary:
