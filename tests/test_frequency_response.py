@@ -103,7 +103,7 @@ def test_the_figure_shows_median_band_and_truth(recorded):
     options = dict(REST, input="force", output="first")
     found = pp.frequency_response(recorded, **options, draws=40)
     truth = pp.frequency_response(dense.bind(input_delay=1).transition(dense.values), **options)
-    figure = plots.frequency_response(found, truth=truth)
+    figure = plots.bode(found, truth=truth)
     assert_legible(figure)
     above, below = figure.axes
     assert above.get_ylabel() == "magnitude [m/N]" and below.get_xlabel() == "frequency [Hz]"

@@ -4,7 +4,7 @@ Every function returns a `matplotlib.figure.Figure` without a window; save it wi
 Those that begin with `animate` write a GIF and return its path.
 """
 
-from physppl.plots.frequency import frequency_response
+from physppl.plots.frequency import bode
 from physppl.plots.innovations import innovations
 from physppl.plots.loops import learning_curves, returns
 from physppl.plots.machines import animate_cartpole, animate_furuta, animate_pendulum, animate_two_link
@@ -16,8 +16,8 @@ __all__ = [
     "animate_furuta",
     "animate_pendulum",
     "animate_two_link",
+    "bode",
     "fan",
-    "frequency_response",
     "innovations",
     "learning_curves",
     "parameters",

@@ -12,7 +12,7 @@ TICKS = 6  # at most
 
 
 @styled
-def frequency_response(found: FrequencyResponse, truth: FrequencyResponse | None = None):
+def bode(found: FrequencyResponse, truth: FrequencyResponse | None = None):
     """Plot magnitude and phase over the frequency (Bode): median and pointwise 90 % band of the draws.
 
     Args:
