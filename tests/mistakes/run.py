@@ -1,0 +1,68 @@
+"""Running a wrong input, and telling where its error was raised and what it says."""
+
+import contextlib
+import io
+import os
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = tuple(str(ROOT / folder) + "/" for folder in ("physppl", "models", "inference"))
+JAX = ("jax", "jaxlib", "equinox", "diffrax", "lineax", "optimistix", "optax", "blackjax")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a wrong input.
+
+    Attributes:
+        error: name of the error's class; empty where there was none.
+        text: the error's message; without an error what the call returned, if that is text.
+        place: who raised it: "physppl", "JAX", "NumPyro", the name of another package, or "the user's own line".
+        warning: first warning without an error.
+    """
+
+    error: str
+    text: str
+    place: str
+    warning: str = ""
+
+
+def outcome(call: Callable[[], Any]) -> Outcome:
+    """Run a call in an empty working folder.
+
+    JAX's own frames must not be hidden (`jax_traceback_filtering="off"`), or its errors seem to come from its callers.
+    """
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        os.chdir(folder)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                result = call()
+        except (Exception, SystemExit) as error:
+            text = error.args[0] if isinstance(error, KeyError | SystemExit) and error.args else error
+            return Outcome(type(error).__name__, str(text).replace(folder + "/", ""), _place(error))
+        finally:
+            os.chdir(before)
+    told = [w for w in told if not issubclass(w.category, DeprecationWarning | ResourceWarning)]
+    warning = f"{told[0].category.__name__}: {told[0].message}" if told else ""
+    return Outcome("", result if isinstance(result, str) else "", "", warning)
+
+
+def _place(error: BaseException) -> str:
+    path = traceback.extract_tb(error.__traceback__)[-1].filename
+    resolved = str(Path(path).resolve())
+    if resolved.startswith(OURS):
+        return "physppl"
+    package = path.rpartition("site-packages/")[2].split("/")[0] if "site-packages/" in path else ""
+    if package in JAX:
+        return "JAX"
+    if package:
+        return {"numpyro": "NumPyro", "numpy": "NumPy"}.get(package, package)
+    return "the user's own line" if resolved.startswith(str(ROOT)) else "Python"
