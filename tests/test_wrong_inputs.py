@@ -32,7 +32,7 @@ def test_there_are_a_hundred_of_different_kinds():
 def test_it_is_refused_with_the_remedy(outcomes, title):
     found = outcomes[title]
     assert found["error"], "silent"
-    assert found["place"] == "physppl", f"raised by {found['place']}: {found['error']}: {found['text']}"
+    assert found["place"] == "physppl" and found["meant"], f"by {found['place']}: {found['error']}: {found['text']}"
     for words in ALL[title].words:
         assert words in found["text"]
     assert found["text"].count("\n") < LINES and "Traced<" not in found["text"]

@@ -63,6 +63,10 @@ MISTAKES = [
         ("RandomShooting needs horizon >= 1", "got 0"), None, NO_PLANNER,
     ),
     Mistake(
+        "A horizon as text, from a configuration file", lambda: RandomShooting(horizon="30"),
+        ("RandomShooting: horizon must be a whole number; got '30'",), None, NO_PLANNER,
+    ),
+    Mistake(
         "A temperature of zero", lambda: MPPI(temperature=0.0), ("MPPI needs temperature > 0", "got 0.0"),
         None, NO_PLANNER,
     ),

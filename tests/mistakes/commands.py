@@ -4,6 +4,8 @@ import argparse
 
 import numpy as np
 
+from mistakes import trajectories
+from mistakes.common import nuts, plainly
 from mistakes.entry import Mistake, command, write
 
 NO_COMMAND = "NumPyro has no command"
@@ -34,15 +36,22 @@ def of_program(text: str):
     return run
 
 
-def script(**options):
-    """A script of one's own with argparse, given a word where a number belongs."""
+def script(text: str = CALM, name: str = "log.csv"):
+    """A script of one's own that reads the file and fits the pendulum by hand."""
 
     def run():
-        parser = argparse.ArgumentParser(exit_on_error=False)
-        parser.add_argument("--delay", type=int)
-        return parser.parse_args(["--delay", "soon"])
+        write("log.csv", text)
+        table = np.genfromtxt(name, delimiter=",", names=True)
+        return nuts(trajectories.plain, table["angle"], table["torque"][:, None], table["t"])
 
     return run
+
+
+def of_words():
+    """A script of one's own with argparse."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--delay", type=int)
+    return parser.parse_args(["--delay", "soon"])
 
 
 MISTAKES = [
@@ -65,11 +74,11 @@ MISTAKES = [
     ),
     Mistake(
         "`identify`: a file that is misspelt", command("identify --model pendulum --data lgo.csv", log=CALM),
-        ("there is no file lgo.csv", "Did you mean log.csv"), lambda: np.loadtxt("lgo.csv"),
+        ("there is no file lgo.csv", "Did you mean log.csv"), script(name="lgo.csv"),
     ),
     Mistake(
         "`identify`: columns of other names", identify("", CALM.replace("angle", "pos")),
-        ("has no column 'angle'", "Known: t, pos, torque"), None, NO_COMMAND,
+        ("has no column 'angle'", "Known: t, pos, torque"), script(CALM.replace("angle", "pos")),
     ),
     Mistake(
         "`identify`: a unit of another kind", identify("--units angle=m"),
@@ -77,7 +86,7 @@ MISTAKES = [
     ),
     Mistake(
         "`identify`: a delay in words", identify("--delay soon"),
-        ("--delay must be a whole number", "got soon"), script(),
+        ("--delay must be a whole number", "got soon"), of_words,
     ),
     Mistake(
         "`identify`: predictions further than the recording", identify("--horizon 9"), ("are held out, too little",),
@@ -85,15 +94,15 @@ MISTAKES = [
     ),
     Mistake(
         "`identify`: an encoder that wraps", identify("", WRAPPED),
-        ("jumps by more than half a turn", "--unwrap does it"), None, NO_COMMAND,
+        ("jumps by more than half a turn", "--unwrap does it"), script(WRAPPED),
     ),
     Mistake(
         "`identify`: torques beyond those of the machine", identify("", STRONG),
         ("out of bounds, first 'torque' = 20",),
-        None, NO_COMMAND,
+        script(STRONG),
     ),
     Mistake(
-        "`identify`: not one reading", identify("", EMPTY), ("not one sample has a reading",), None, NO_COMMAND,
+        "`identify`: not one reading", identify("", EMPTY), ("not one sample has a reading",), script(EMPTY),
     ),
     Mistake(
         "`identify`: a program without `dynamics`", of_program("import physppl as pp\n"),
@@ -102,11 +111,11 @@ MISTAKES = [
     Mistake(
         "`identify`: a program that does not parse", of_program("dynamics = ("),
         ("machine.py, line 1: '(' was never closed",),
-        None, NO_COMMAND,
+        lambda: compile("dynamics = (", "machine.py", "exec"),
     ),
     Mistake(
         "`identify`: a program with `np.sin` in it", of_program(LATE), ("machine.py, line 6", "write jnp for np"),
-        None, NO_COMMAND,
+        plainly(lambda m, x, u: m * np.sin(x)),
     ),
     Mistake(
         "`identify`: a folder that cannot be written",

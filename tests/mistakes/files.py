@@ -41,7 +41,7 @@ def plain(table, force="force", x="x", t="t") -> str:
     nuts(model, *(jnp.asarray(np.asarray(table[name])) for name in (t, x, force)))
     missing = sum(int(np.isnan(table[name]).sum()) for name in (t, x, force))
     first = f"x in the first row is {np.asarray(table[x])[0]:g}, the force {np.asarray(table[force])[0]:g}"
-    return first + (f"; {missing} cells are NaN" if missing else "")
+    return first + (f"; {missing} of its cells are NaN" if missing else "")
 
 
 def pandas_csv(text: str):

@@ -150,17 +150,17 @@ MISTAKES = [
     Mistake(
         "An MCMC among posteriors to compare",
         lambda: pp.compare({"nuts": MCMC(NUTS(bind()), num_warmup=1, num_samples=1)}),
-        ("from_numpyro(mcmc)",), None, "no comparison",
+        ("from_numpyro(mcmc)",), None, "NumPyro compares no posteriors",
     ),
     Mistake(
         "New data of another kind",
         lambda: Laplace().update(key, posterior(), {"x": x}),
-        ("the posterior is of Transitions; got dict",), None, "no update",
+        ("the posterior is of Transitions; got dict",), None, "NumPyro updates no posteriors",
     ),
     Mistake(
         "A coverage in percent",
         lambda: pp.calibrate(key, bind(), data().inputs, Laplace(), level=95),
-        ("level is a probability, 0 < level < 1; got 95",), None, "no calibration",
+        ("level is a probability, 0 < level < 1; got 95",), None, "NumPyro has no calibration",
     ),
     Mistake(
         "A prediction for states of another space",
@@ -202,7 +202,7 @@ MISTAKES = [
     Mistake(
         "A true value of a parameter that is misspelt",
         lambda: posterior().summary(truth={"mas": 1.0}),
-        ("summary(truth=...) has no site 'mas'", "Did you mean 'mass'"), None, "no comparison with the truth",
+        ("summary(truth=...) has no site 'mas'", "Did you mean 'mass'"), None, "its summary takes no truth",
     ),
     Mistake(
         "A posterior saved to a folder that does not exist",

@@ -13,7 +13,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = tuple(str(ROOT / folder) + "/" for folder in ("physppl", "models", "inference"))
-JAX = ("jax", "jaxlib", "equinox", "diffrax", "lineax", "optimistix", "optax", "blackjax")
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,15 @@ class Outcome:
     Attributes:
         error: name of the error's class; empty where there was none.
         text: the error's message; without an error what the call returned, if that is text.
-        place: who raised it: "physppl", "JAX", "NumPyro", the name of another package, or "the user's own line".
+        place: who raised it: "physppl", the name of another package, "Python", or "the user's line".
+        meant: True if that was on purpose, by a `raise` or an `assert`.
         warning: first warning without an error.
     """
 
     error: str
     text: str
     place: str
+    meant: bool = False
     warning: str = ""
 
 
@@ -47,22 +48,20 @@ def outcome(call: Callable[[], Any]) -> Outcome:
                 result = call()
         except (Exception, SystemExit) as error:
             text = error.args[0] if isinstance(error, KeyError | SystemExit) and error.args else error
-            return Outcome(type(error).__name__, str(text).replace(folder + "/", ""), _place(error))
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            meant = isinstance(error, AssertionError) or (last.line or "").startswith("raise ")
+            return Outcome(type(error).__name__, str(text).replace(folder + "/", ""), _place(last.filename), meant)
         finally:
             os.chdir(before)
     told = [w for w in told if not issubclass(w.category, DeprecationWarning | ResourceWarning)]
     warning = f"{told[0].category.__name__}: {told[0].message}" if told else ""
-    return Outcome("", result if isinstance(result, str) else "", "", warning)
+    return Outcome("", result if isinstance(result, str) else "", "", warning=warning)
 
 
-def _place(error: BaseException) -> str:
-    path = traceback.extract_tb(error.__traceback__)[-1].filename
+def _place(path: str) -> str:
     resolved = str(Path(path).resolve())
     if resolved.startswith(OURS):
         return "physppl"
-    package = path.rpartition("site-packages/")[2].split("/")[0] if "site-packages/" in path else ""
-    if package in JAX:
-        return "JAX"
-    if package:
-        return {"numpyro": "NumPyro", "numpy": "NumPy"}.get(package, package)
-    return "the user's own line" if resolved.startswith(str(ROOT)) else "Python"
+    if "site-packages/" in path:
+        return path.rpartition("site-packages/")[2].split("/")[0]
+    return "the user's line" if resolved.startswith(str(ROOT)) else "Python"

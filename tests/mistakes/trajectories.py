@@ -14,7 +14,7 @@ from physppl.inference import Laplace
 
 angles = x[:, :1]
 times = DT * np.arange(ROWS)
-ONE_STEP = "no such length: a step is code of one's own"
+ONE_STEP = "a step is code of one's own"
 
 
 def recorded(readings=angles, inputs=u, clock=None, **options):
@@ -163,7 +163,7 @@ MISTAKES = [
     Mistake(
         "A segment of no samples",
         lambda: recorded(segment=0),
-        ("segment must be a whole number of samples of at least 1; got 0",), None, "no multiple shooting",
+        ("segment must be a whole number of samples of at least 1; got 0",), None, "segments are code of one's own",
     ),
     Mistake(
         "Recordings with and without a known first state in one stack",
