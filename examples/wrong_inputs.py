@@ -13,7 +13,6 @@ held against it. The default tests check for each row that physppl's error is it
 import argparse
 import re
 import sys
-import textwrap
 from collections import Counter
 
 import jax
@@ -36,7 +35,10 @@ JAX = ("jax", "jaxlib", "diffrax", "equinox", "lineax", "optimistix")
 def cell(text: str, width: int) -> str:
     """Text as a cell of a Markdown table, of at most so many characters."""
     steady = re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses differ from run to run
-    short = textwrap.shorten(" ".join(steady.split()), width, placeholder=" …")
+    short = " ".join(steady.split())
+    if len(short) > width:  # what is wrong stands at the beginning, what to do at the end
+        half = width // 2
+        short = f"{short[:half].rsplit(' ', 1)[0]} … {short[-half:].split(' ', 1)[-1]}"
     return short.replace("|", "\\|").replace("<", "&lt;").replace("`", "'").replace("*", "\\*")
 
 
@@ -61,7 +63,7 @@ def ours(found: Outcome) -> str:
     if not found.error:
         return "**runs, no word**"
     name = "exit status 1" if found.error == "SystemExit" else found.error
-    return f"{name}: {cell(found.text, 280)}"
+    return f"{name}: {cell(found.text, 320)}"
 
 
 def measured() -> str:

@@ -35,6 +35,8 @@ def test_it_is_refused_with_the_remedy(outcomes, title):
     assert found["place"] == "physppl" and found["meant"], f"by {found['place']}: {found['error']}: {found['text']}"
     for words in ALL[title].words:
         assert words in found["text"]
+    if found["error"] == "ProgramError":  # its first line quotes the user's
+        assert ALL[title].words[-1] in found["text"].partition("\n")[2]
     assert found["text"].count("\n") < LINES and "Traced<" not in found["text"]
 
 

@@ -99,16 +99,26 @@ def plain_nothing(states, actions, outcomes):
     numpyro.sample("next", dist.Normal(mean, 0.1), obs=outcomes)
 
 
+# Apart from what their messages must say, since a message quotes its line.
+RATES = {
+    "np.sin": lambda m, x, u: jnp.stack([x[1], -m * np.sin(x[0])]),
+    "math.sin": lambda m, x, u: jnp.stack([x[1], -m * math.sin(x[0])]),
+    "range": lambda m, x, u: m * sum(x for _ in range(x[0].astype(int))),
+    "attribute": lambda m, x, u: m * x.velocity * x,
+    "name": lambda m, x, u: m * x["angle"] * x,
+    "whole action": lambda m, x, u: jnp.stack([x[1], u / m]),
+}
+
 MISTAKES = [
     Mistake(
         "`np.sin` of a state",
-        fits(lambda m, x, u: jnp.stack([x[1], -m * np.sin(x[0])])), ("np.sin(x[0])", "write jnp for np"),
-        plainly(lambda m, x, u: jnp.stack([x[1], -m * np.sin(x[0])])),
+        fits(RATES["np.sin"]), ("np.sin(x[0])", "write jnp for np"),
+        plainly(RATES["np.sin"]),
     ),
     Mistake(
         "`math.sin` of a state",
-        fits(lambda m, x, u: jnp.stack([x[1], -m * math.sin(x[0])])), ("math.sin(x[0])", "jnp.sin for math.sin"),
-        plainly(lambda m, x, u: jnp.stack([x[1], -m * math.sin(x[0])])),
+        fits(RATES["math.sin"]), ("math.sin(x[0])", "jnp.sin for math.sin"),
+        plainly(RATES["math.sin"]),
     ),
     Mistake(
         "`float()` of a parameter",
@@ -121,8 +131,8 @@ MISTAKES = [
     ),
     Mistake(
         "A loop as long as a state says",
-        fits(lambda m, x, u: m * sum(x for _ in range(x[0].astype(int)))), ("range(", "fixed number"),
-        plainly(lambda m, x, u: m * sum(x for _ in range(x[0].astype(int)))),
+        fits(RATES["range"]), ("range(", "fixed number"),
+        plainly(RATES["range"]),
     ),
     Mistake(
         "A rate assigned in place, `rates[0] = ...`",
@@ -130,18 +140,18 @@ MISTAKES = [
     ),
     Mistake(
         "A coordinate by attribute, `state.velocity`",
-        fits(lambda m, x, u: m * x.velocity * x), ("x.velocity", "angle, velocity = state"),
-        plainly(lambda m, x, u: m * x.velocity * x),
+        fits(RATES["attribute"]), ("x.velocity", "angle, velocity = state"),
+        plainly(RATES["attribute"]),
     ),
     Mistake(
         'A coordinate by name, `state["angle"]`',
-        fits(lambda m, x, u: m * x["angle"] * x), ('x["angle"]', "state[0], action[0]"),
-        plainly(lambda m, x, u: m * x["angle"] * x),
+        fits(RATES["name"]), ('x["angle"]', "state[0], action[0]"),
+        plainly(RATES["name"]),
     ),
     Mistake(
         "The action as a number, though it is an array of one",
-        fits(lambda m, x, u: jnp.stack([x[1], u / m])), ("jnp.stack([x[1], u / m])", "write action[0]"),
-        plainly(lambda m, x, u: jnp.stack([x[1], u / m])),
+        fits(RATES["whole action"]), ("jnp.stack([x[1], u / m])", "write action[0]"),
+        plainly(RATES["whole action"]),
     ),
     Mistake(
         "A field without time, `f(state, action)`, as other simulators take it",
