@@ -31,7 +31,9 @@ class OneStep(Likelihood[Transitions]):
     def check(self, dynamics, data: Transitions) -> None:
         check_transitions(data, dynamics.state, dynamics.action, dynamics.dt, dynamics.owner)
         delay = dynamics.sensing.delay
-        if not is_concrete(data.valid) or data.next_states is None or not np.any(data.valid) or delay == 0:
+        if (isinstance(delay, int) and delay == 0) or data.next_states is None or not is_concrete(data.valid):
+            return
+        if not np.any(np.asarray(data.valid)):  # of an array of JAX, np.any alone would be traced
             return
         raise ValueError(
             f"{dynamics.owner}: input_delay={delay if isinstance(delay, int) else '<a prior>'}, which transitions "
