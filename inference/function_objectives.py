@@ -24,9 +24,10 @@ from physppl.inference.function_space import (
     square_factor,
 )
 from physppl.internal import gaussians
+from physppl.internal.choices import Choices
 
 
-class FunctionObjective(eqx.Module):
+class FunctionObjective(Choices):
     """A rule that turns a function prior at points into a distribution over weights."""
 
     @abstractmethod

@@ -18,6 +18,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Float
 
 from physppl.internal import gaussians
+from physppl.internal.choices import Choices
 
 
 class PriorPoints(NamedTuple):
@@ -83,7 +84,7 @@ def independent_sds(features: Float[Array, "M D P"], variance: Float[Array, " D"
     return jnp.sqrt((variance / jnp.sum(share * square, axis=1)) @ share)
 
 
-class Slack(eqx.Module):
+class Slack(Choices):
     """A Gaussian process added to the function prior, for discrepancies that the prior's functions cannot represent.
 
     Independent between outputs, squared exponential (the sim-to-real prior of SIM-FSVGD, J. Rothfuss et al., 2024).

@@ -50,6 +50,10 @@ class HMC(Backend[DrawsPosterior]):
             raise ValueError(
                 f"HMC needs draws >= 4, warmup >= 1 and chains >= 1; got {self.draws}, {self.warmup}, {self.chains}."
             )
+        if not 0 < self.target_acceptance < 1:
+            raise ValueError(
+                f"HMC needs 0 < target_acceptance < 1, a rate such as 0.8; got {self.target_acceptance:g}."
+            )
 
     def fit(self, key: PRNGKeyArray, model: Callable, data) -> DrawsPosterior:
         space = UnconstrainedSpace.of(model, data)

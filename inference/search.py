@@ -18,6 +18,7 @@ from physppl.density.forms import CONVERGED
 from physppl.density.mode import find_mode, tolerance_of, unit_of
 from physppl.density.unconstrained import gaussians
 from physppl.inference.diversity import Joint, Member, Tilt
+from physppl.internal.choices import Choices
 from physppl.internal.parallel import parallel_vmap
 
 
@@ -29,7 +30,7 @@ class Modes(NamedTuple):
     converged: Array
 
 
-class Search(eqx.Module):
+class Search(Choices):
     """Base class of the searches."""
 
     @abstractmethod

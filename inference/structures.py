@@ -18,6 +18,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from physppl.inference.products import Leading, Left, Whitened, perturbed, traces
 from physppl.internal import gaussians
+from physppl.internal.choices import Choices
 
 LEFT_DRAWS, LEFT_RANK = 32, 64  # draws of the variances left by the data, and rank of their preconditioner
 
@@ -88,7 +89,7 @@ class Shrunk(Root):
         return self.draw(key, count) / np.sqrt(count)
 
 
-class Structure(eqx.Module):
+class Structure(Choices):
     """Base class of the approximate covariances."""
 
     @abstractmethod

@@ -153,7 +153,7 @@ def test_a_run_prints_its_episodes():
     text = str(learned(0.0, 0)).splitlines()
     assert len(text) == 4 and text[0].split()[:4] == ["episode", "return", "best", "solved"]
     assert float(text[3].split()[1]) == pytest.approx(float(learned(0.0, 0).episodes.returns[2]), abs=0.006)
-    with pytest.raises(ValueError, match="episodes must be at least 1"):
+    with pytest.raises(ValueError, match="episodes must be a whole number of at least 1"):
         pp.psrl(jax.random.key(0), pendulum.system(), SHORT, pendulum.dynamics(), Laplace(), PLANNER, episodes=0)
 
 

@@ -146,6 +146,8 @@ def test_the_stated_budget_is_what_a_control_step_spends(planner):
         lambda: ICEM(elites=300),
         lambda: ICEM(elites=0, keep=0),
         lambda: ICEM(iterations=0),
+        lambda: ICEM(spread=-1.0),
+        lambda: ICEM(smoothing=1.0),
         lambda: RandomShooting(population=1),
         lambda: RandomShooting(horizon=0),
         lambda: ICEM(horizon=5, proposal=Spline(6)),

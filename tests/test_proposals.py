@@ -89,7 +89,7 @@ class Loud(Proposal):
     "make, words",
     [
         (lambda: Coloured(-1.0), "finite exponent >= 0; got -1.0"),
-        (lambda: Coloured(float("nan")), "finite exponent >= 0; got nan"),
+        (lambda: Coloured(float("nan")), "exponent must be a number; got nan"),
         (lambda: Autoregressive(1.0), r"correlation must lie in \[0, 1\); got 1.0. For a time constant"),
         (lambda: Autoregressive(-0.1), r"correlation must lie in \[0, 1\); got -0.1"),
         (lambda: Spline(1), "at least 2 knots; got 1"),

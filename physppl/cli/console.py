@@ -93,8 +93,12 @@ def one_line_errors(command: str, program: Path | None = None) -> Iterator[None]
         yield
     except Exception as error:
         text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if program and Path(f.filename) == program]
-        if isinstance(error, SyntaxError) and program and error.filename == str(program):
+
+        def of_program(filename: str | None) -> bool:  # Python names a file by its whole path
+            return bool(program and filename) and Path(str(filename)).resolve() == Path(str(program)).resolve()
+
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if of_program(f.filename)]
+        if isinstance(error, SyntaxError) and of_program(error.filename):
             raise SystemExit(f"physppl {command}: {program}, line {error.lineno}: {error.msg}.") from None
         if frames:
             where = f"{program}, line {frames[-1].lineno}"

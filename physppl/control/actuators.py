@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from physppl.internal.choices import Choices
 from physppl.internal.errors import is_concrete
 
 
@@ -19,7 +20,7 @@ class Drive(NamedTuple):
     output: Float[Array, " A"]
 
 
-class Actuator(eqx.Module):
+class Actuator(Choices):
     """Actuator model: a command passes a delay, then a dead band, then a lag.
 
     Attributes:

@@ -19,7 +19,7 @@ from physppl.control.replay import ReplayBuffer
 from physppl.control.systems import HostSystem, System
 from physppl.data.transitions import Transitions
 from physppl.dynamics import Dynamics
-from physppl.internal.errors import check_key
+from physppl.internal.errors import check_counts, check_key
 from physppl.internal.progress import bar, compile_clock
 from physppl.internal.tables import SCREEN
 from physppl.language.transition import AbstractTransition
@@ -168,8 +168,8 @@ def psrl(
         ValueError: where `checkpoints` holds another loop's episodes, naming what differs.
     """
     check_key(key)
-    if episodes < 1:
-        raise ValueError(f"psrl: episodes must be at least 1; got {episodes}.")
+    _check_parts(task, backend, planner)
+    check_counts("psrl", episodes=episodes)
     if data is not None:
         dynamics.check(data)
         if not isinstance(data, Transitions) or data.next_states is None or data.batch_shape:
@@ -246,6 +246,18 @@ def psal(
     Arguments and errors are those of `psrl`.
     """
     return psrl(key, system, task, dynamics, backend, planner, episodes, objective=objective, **options)
+
+
+def _check_parts(task, backend, planner) -> None:
+    """Refuse what is no task, backend or planner, or one's class, with an example."""
+    for argument, value, kind, example in (
+        ("task", task, Task, "Task(reward, steps=200)"),
+        ("backend", backend, Backend, "Laplace()"),
+        ("planner", planner, Planner, "ICEM()"),
+    ):
+        if not isinstance(value, kind):
+            got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+            raise TypeError(f"psrl: `{argument}` must be an object such as {example}; got {got}.")
 
 
 def _rule(acquisition: Acquisition | Rule) -> Acquisition:

@@ -1,4 +1,4 @@
-"""Arguments of Trajectories: what is missing is filled in, what does not fit is refused."""
+"""Arguments of recordings: what is missing is filled in, what does not fit is refused."""
 
 from typing import Any
 
@@ -8,6 +8,13 @@ import numpy as np
 from physppl.internal.errors import as_array, is_concrete
 
 COARSE = 0.1  # of a step: rounding of stamps that no longer tell the samples apart
+
+
+def time_last(one, other) -> str:
+    """Hint for two arrays that have as many columns, but not as many rows."""
+    if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1] or one.shape[1] == 1:
+        return ""
+    return " Rows are samples, (N, D) and (N, A): transpose arrays whose columns are, as MATLAB has them."
 
 
 def times(given: Any, dt: Any, rows: tuple[int, ...]) -> tuple[Any, bool]:

@@ -13,12 +13,13 @@ from jaxtyping import Float, PRNGKeyArray
 from physppl.data.checks import check_widths
 from physppl.data.spaces import HasSpaces
 from physppl.data.transitions import Transitions
+from physppl.internal.choices import Choices
 from physppl.internal.errors import unknown
 
 Points = tuple[Float[Array, "N D"], Float[Array, "N A"]]
 
 
-class Measure(eqx.Module):
+class Measure(Choices):
     """A distribution over inputs (the rho of function-space inference). Implementers define `sample`."""
 
     @abstractmethod

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from physppl.internal.errors import unknown
+from physppl.internal.errors import as_array, unknown
 from physppl.internal.units import UNITLESS, parse
 
 
@@ -51,11 +51,14 @@ class Bounded:
 
     def __post_init__(self):
         parse(self.unit, "Bounded")
+        for argument in ("low", "high"):
+            as_array(getattr(self, argument), argument, "Bounded: ")  # refuses what is no number
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"Bounded needs finite low < high; got low={self.low}, high={self.high}.")
 
 
 def _check_scale(scale: float, where: str) -> None:
+    as_array(scale, "scale", f"{where}: ")
     if not (np.isfinite(scale) and scale > 0):
         raise ValueError(f"{where}: scale must be positive and finite; got {scale}.")
 
@@ -80,7 +83,10 @@ class _Space:
         for key, value in coordinates.items():
             if not isinstance(value, self.kinds):
                 kinds = " or ".join(k.__name__ for k in self.kinds)
-                raise ValueError(f"{name}: coordinate {key!r} must be {kinds}; got {type(value).__name__}.")
+                got = type(value).__name__
+                if isinstance(value, type):
+                    got = f"the class {value.__name__} itself: write {value.__name__}(...)"
+                raise ValueError(f"{name}: coordinate {key!r} must be {kinds}; got {got}.")
         self.coordinates = coordinates
 
     def __eq__(self, other) -> bool:

@@ -65,9 +65,10 @@ class Trajectories(Data):
         if observations is not None:
             observations = as_array(observations, "observations")
             if observations.ndim < 2 or observations.shape[:-1] != rows:
+                hint = arguments.time_last(observations, actions)
                 raise ValueError(
                     f"observations (N, d) and actions (N, A) must have as many rows; got {observations.shape} against "
-                    f"{actions.shape}. The action of the last row is not used; repeat one if it is missing."
+                    f"{actions.shape}.{hint} The action of the last row is not used; repeat one if it is missing."
                 )
         times, regular = arguments.times(times, dt, rows)
         if not isinstance(segment, Integral) or segment < 1:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from physppl.data import readers, tables
+from physppl.data.arguments import time_last
 from physppl.data.data import Data, drawn_rows
 from physppl.data.lengths import bucket
 from physppl.data.spaces import ActionSpace, StateSpace
@@ -51,7 +52,10 @@ class Transitions(Data):
             )
         rows = states.shape[:-1]
         if actions.shape[:-1] != rows:
-            raise ValueError(f"actions must have as many rows as states; got {actions.shape} against {states.shape}.")
+            hint = time_last(actions, states)
+            raise ValueError(
+                f"actions must have as many rows as states; got {actions.shape} against {states.shape}.{hint}"
+            )
         if next_states is not None:
             next_states = as_array(next_states, "next_states")
             if next_states.shape != states.shape:

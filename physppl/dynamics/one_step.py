@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
@@ -11,6 +12,7 @@ from physppl.data.checks import check_transitions
 from physppl.data.spaces import StateSpace
 from physppl.data.transitions import Transitions
 from physppl.dynamics.likelihood import Dependence, Likelihood
+from physppl.internal.errors import is_concrete
 from physppl.language.noise import PROCESS
 from physppl.language.plates import PlateLayout
 from physppl.language.program import Record, refuse_unknown
@@ -28,6 +30,16 @@ class OneStep(Likelihood[Transitions]):
 
     def check(self, dynamics, data: Transitions) -> None:
         check_transitions(data, dynamics.state, dynamics.action, dynamics.dt, dynamics.owner)
+        delay = dynamics.sensing.delay
+        if (isinstance(delay, int) and delay == 0) or data.next_states is None or not is_concrete(data.valid):
+            return
+        if not np.any(np.asarray(data.valid)):  # of an array of JAX, np.any alone would be traced
+            return
+        raise ValueError(
+            f"{dynamics.owner}: input_delay={delay if isinstance(delay, int) else '<a prior>'}, which transitions "
+            "cannot have: each next state answers the action of its own row. Give the states as readings of "
+            "Trajectories; or pair each state with the action that reached the machine, and leave input_delay out."
+        )
 
     def observe(self, dynamics, data: Transitions) -> Any:
         rows = len(data)

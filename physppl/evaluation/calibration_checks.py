@@ -10,8 +10,7 @@ from physppl.data.trajectories import Trajectories
 from physppl.data.transitions import Transitions
 from physppl.density.unconstrained import latent_part
 from physppl.dynamics import Dynamics
-from physppl.evaluation.rank_tests import check_counts
-from physppl.internal.errors import check_key
+from physppl.internal.errors import check_counts, check_key
 from physppl.posterior.backend import Backend
 
 

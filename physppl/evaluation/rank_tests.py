@@ -1,11 +1,11 @@
 """Tests that values are uniform on [0, 1], for the ranks of simulation-based calibration; their bands and power."""
 
-from numbers import Integral
-
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.random import Generator
 from scipy import stats
+
+from physppl.internal.errors import check_counts
 
 COVERED = 0.9  # central interval whose coverage is tested, sensitive to a wrong sd, as the KS statistic hardly is
 
@@ -87,17 +87,6 @@ def power(
         below = stats.norm.cdf((rng.normal(size=(runs, datasets)) - bias) / scale)
         rejections |= rejected(spread_ranks(rng, rng.binomial(draws, below), draws), each)
     return float(np.mean(rejections))
-
-
-def check_counts(where: str, **counts) -> None:
-    """Refuse counts that are not whole numbers of at least 1.
-
-    Raises:
-        ValueError: naming the argument and the function.
-    """
-    for name, value in counts.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{where}: {name} must be a whole number of at least 1; got {value!r}.")
 
 
 def spread_ranks(rng: Generator, ranks, draws: int) -> Float[np.ndarray, "..."]:

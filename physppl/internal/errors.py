@@ -6,6 +6,7 @@ import enum
 import logging
 import threading
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 import equinox
@@ -107,8 +108,22 @@ def check_key(key, argument: str = "key") -> None:
     raise TypeError(f"`{argument}` must be a JAX random key; got {got}. Pass jax.random.key(0).")
 
 
-def as_array(value, argument: str) -> np.ndarray | jax.Array:
+def check_counts(where: str, **counts) -> None:
+    """Refuse counts that are not whole numbers of at least 1.
+
+    Raises:
+        ValueError: naming the argument and the function.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{where}: {name} must be a whole number of at least 1; got {value!r}.")
+
+
+def as_array(value, argument: str, where: str = "") -> np.ndarray | jax.Array:
     """Real floating-point array. Concrete input stays in NumPy at its own precision, tracers pass unchanged.
+
+    Args:
+        where: words before the message, if the argument alone does not tell.
 
     Raises:
         TypeError: for strings, objects, complex numbers, naming the argument.
@@ -120,15 +135,15 @@ def as_array(value, argument: str) -> np.ndarray | jax.Array:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"`{argument}` is ragged: {error}. Rows must have one length.") from None
+        raise ValueError(f"{where}`{argument}` is ragged: {error}. Rows must have one length.") from None
     if array.dtype.kind not in "fiubc":
         got = f"{array.ravel()[0]!r} (dtype {array.dtype})" if array.size else f"dtype {array.dtype}"
-        raise TypeError(
-            f"`{argument}` must be numeric; got {got}. Files, DataFrames and tables are read by Transitions.read and "
-            "Trajectories.read."
-        )
+        remedy = "Files, DataFrames and tables are read by Transitions.read and Trajectories.read."
+        if not array.ndim:
+            got, remedy = repr(value), "Pass a number."
+        raise TypeError(f"{where}`{argument}` must be numeric; got {got}. {remedy}")
     if array.dtype.kind == "c":
-        raise TypeError(f"`{argument}` must be real; got dtype {array.dtype}.")
+        raise TypeError(f"{where}`{argument}` must be real; got dtype {array.dtype}.")
     if array.dtype.kind != "f":
         return array.astype(np.float64)
     return value if isinstance(value, jax.Array) else array

@@ -47,6 +47,10 @@ REMEDIES = (
         AttributeError, "Space' object has no attribute",
         "a space holds names, not values: inside the field, angle, velocity = state, or state[0]",
     ),
+    (
+        IndexError, "0-dimensional",
+        "time and parameters are numbers without entries; the field is called as field(t, state, action), time first",
+    ),
     (TypeError, "string indexing", "state and action are arrays in the order of their spaces: state[0], action[0]"),
     (TypeError, "immutable", "arrays of JAX are not changed in place: return jnp.stack([...]) of the parts"),
     (

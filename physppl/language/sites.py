@@ -10,7 +10,7 @@ from jax import Array
 from numpyro.distributions import biject_to, constraints, transforms
 from numpyro.primitives import _PYRO_STACK
 
-from physppl.internal.errors import is_concrete
+from physppl.internal.errors import as_array, is_concrete
 from physppl.internal.units import UNITLESS, parse
 
 
@@ -33,9 +33,12 @@ def physical(name: str, low, high=None, *, loc=0.0, scale=1.0, log: bool = False
         log: low (high / low)^sigmoid(z) in place of low + (high - low) sigmoid(z); low must be positive.
 
     Raises:
-        ValueError: for low >= high or bounds that are not finite, with `log` also that are not positive; for a unit
-            pint does not know.
+        TypeError: for a name that is no text, and bounds that are no numbers.
+        ValueError: for low >= high or bounds that are not finite, with `log` also that are not positive; for a scale
+            that is not positive; for a unit pint does not know.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"physical begins with the site's name, physical('mass', 0.1, 3.0); got {name!r}.")
     parse(unit, f"physical({name!r})")
     if isinstance(low, dist.Distribution):
         if high is not None or log:
@@ -56,6 +59,8 @@ def bounded(low, high, loc=0.0, scale=1.0, name: str = "site", log: bool = False
     """Distribution of low + (high - low) sigmoid(Normal(loc, scale)), or of the same on a logarithmic scale."""
     if high is None:
         raise ValueError(f"physical({name!r}): needs low and high, or a NumPyro distribution; got low={low!r} alone.")
+    for argument, value in (("low", low), ("high", high), ("loc", loc), ("scale", scale)):
+        as_array(value, argument, f"physical({name!r}): ")  # refuses what is no number
     low, high = (np.asarray(x) if isinstance(x, list | tuple) else x for x in (low, high))
     if is_concrete(low, high) and not (np.all(np.isfinite(low)) and np.all(np.isfinite(high)) and np.all(low < high)):
         raise ValueError(f"physical({name!r}): needs finite low < high; got low={low}, high={high}.")
@@ -63,6 +68,8 @@ def bounded(low, high, loc=0.0, scale=1.0, name: str = "site", log: bool = False
         raise ValueError(
             f"physical({name!r}, log=True): needs 0 < low; got low={low}. Take the smallest value that would matter."
         )
+    if is_concrete(scale) and not np.all(np.asarray(scale) > 0):
+        raise ValueError(f"physical({name!r}): scale must be positive, the sd in unconstrained space; got {scale}.")
     if log:
         return dist.TransformedDistribution(dist.Normal(loc, scale), to_log_bounds(LogInterval(low, high)))
     to_bounds = transforms.AffineTransform(low, high - low, domain=constraints.unit_interval)

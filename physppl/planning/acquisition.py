@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from physppl.internal.choices import Choices
 from physppl.language.transition import AbstractTransition, SwitchingTransition
 from physppl.posterior.posterior import Posterior
 
 
-class Acquisition(eqx.Module):
+class Acquisition(Choices):
     """Rule that takes transition functions of a posterior, for an episode or for a stage of it.
 
     Attributes:

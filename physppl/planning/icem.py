@@ -51,6 +51,8 @@ class ICEM(Planner):
             )
         if self.horizon < 1 or self.iterations < 1:
             raise ValueError(f"ICEM needs horizon and iterations >= 1; got {self.horizon}, {self.iterations}.")
+        if not (self.spread > 0 and 0 <= self.smoothing < 1):
+            raise ValueError(f"ICEM needs spread > 0 and 0 <= smoothing < 1; got {self.spread}, {self.smoothing}.")
         self.proposal.matrix(self.horizon)  # raises for a horizon that does not suit it
 
     @property

@@ -4,13 +4,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from physppl.data.spaces import ActionSpace
+from physppl.internal.choices import Choices
 from physppl.language.integrate import rollouts
 
 BoundObjective = Callable[[Array, Array], Array]
@@ -29,7 +29,7 @@ class PlanState(NamedTuple):
     high: Float[Array, " A"]
 
 
-class Planner(eqx.Module):
+class Planner(Choices):
     """Immutable settings of an algorithm that plans action sequences.
 
     Axes: H horizon, A action, D state, N candidates, K particles.

@@ -9,8 +9,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
+from physppl.internal.choices import Choices
 
-class Proposal(eqx.Module):
+
+class Proposal(Choices):
     """Gaussian prior over action perturbations in time. Axes: H horizon, B independent normals, A action, N draws."""
 
     @abstractmethod

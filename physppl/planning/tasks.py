@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from physppl.data.spaces import StateSpace
+from physppl.internal.choices import Choices
 
 
 class Limits(eqx.Module):
@@ -43,7 +44,7 @@ class Limits(eqx.Module):
         return jnp.sum(jnp.maximum(jnp.maximum(low - x, x - high), 0.0) / scale)
 
 
-class Task(eqx.Module):
+class Task(Choices):
     """Reward and length of an episode. A Task is itself an objective that planners accept.
 
     Attributes:

@@ -17,6 +17,7 @@ from numpyro import handlers
 from physppl.data.data import Data, repeats
 from physppl.data.transitions import Transitions
 from physppl.dynamics import Dynamics
+from physppl.internal.choices import Choices
 from physppl.internal.errors import FATAL, FitError, PhyspplWarning, Status, check_key, failed_solves_are_nan, log
 from physppl.internal.precision import doubles
 from physppl.internal.progress import Timing, compile_clock
@@ -26,7 +27,7 @@ from physppl.posterior.posterior import Posterior
 P = TypeVar("P", bound=Posterior)
 
 
-class Backend(eqx.Module, Generic[P]):
+class Backend(Choices, Generic[P]):
     """An inference method: an immutable object that holds its options.
 
     `fit` must be pure (it runs under jit and vmap): it returns its status on the Posterior and raises nothing that

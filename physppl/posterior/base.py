@@ -16,7 +16,7 @@ from physppl.density.forms import Form
 from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics import Dynamics, sensors
 from physppl.internal import gaussians
-from physppl.internal.errors import Status, check_key, is_concrete
+from physppl.internal.errors import Status, check_counts, check_key, is_concrete
 from physppl.internal.precision import ExactPickle
 from physppl.internal.progress import Timing
 from physppl.language.transition import AbstractTransition, AverageTransition
@@ -135,6 +135,7 @@ class AbstractPosterior(ExactPickle, eqx.Module):
     def draws(self, key: PRNGKeyArray, count: int) -> AbstractTransition:
         """Several transition functions on a leading axis; of an ensemble its members, all equally often."""
         check_key(key)
+        check_counts("draws", count=count)
         return self._call("_several", key, count)
 
     def mean(self) -> AbstractTransition:
@@ -179,6 +180,7 @@ class AbstractPosterior(ExactPickle, eqx.Module):
     def samples(self, key: PRNGKeyArray, draws: int = 1000, *, group_by_chain: bool = False) -> dict[str, Array]:
         """{site: values} in constrained space and the sites' units; (draws, ...), or (chains, draws, ...)."""
         check_key(key)
+        check_counts("samples", draws=draws)
         samples = self._call("_samples", key, draws)
         if group_by_chain:
             return samples
