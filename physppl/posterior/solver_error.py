@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from physppl.density.forms import DrawsForm, Form
 from physppl.density.moments import local, log_joint
 from physppl.dynamics import Dynamics
+from physppl.dynamics.sensors import of_program
 from physppl.language.adaptive import Adaptive
 from physppl.posterior.verdict import DOUBTFUL, Figures, Reason
 
@@ -108,8 +109,8 @@ def solver_shift(
     """Shift of the estimate under a finer solver; arguments as of `judge`.
 
     Returns:
-        The length, in posterior sds, of one Gauss-Newton step from the posterior's centre under 4 times finer
-        sub-steps; and where it is above `SHIFT` the sub-steps that bring it below, or None where none do.
+        The length, in posterior sds, of the program's part of one Gauss-Newton step from the posterior's centre under
+        4 times finer sub-steps; and where it is above `SHIFT` the sub-steps that bring it below, or None where none do.
     """
     form = posterior.unconstrained() if form is None else form
     space, model, data = form.space, posterior.model, posterior.data
@@ -133,12 +134,16 @@ def solver_shift(
 
 
 def _shift(space, model, data, z, covariance, density=None) -> float:
-    """Length, in posterior sds, of the Gauss-Newton step from the mode under 4 times finer sub-steps."""
+    """Length, in posterior sds, of the parameters' Gauss-Newton step from the mode under 4 times finer sub-steps."""
     points = probes(z, covariance)
     density = log_joint(space, model, data, points) if density is None else density
     change = np.asarray(log_joint(space, _finer(model, FINER), data, points)) - np.asarray(density)
     ahead, behind = np.split(change, 2)
-    return float(np.linalg.norm(ahead - behind) / (2 * PROBE))
+    step = (points[: len(ahead)] - np.asarray(z)).T @ (ahead - behind) / (2 * PROBE**2)
+    # A noise that takes up the solver's error widens the parameters' sds, and moves none of them.
+    of_machine = space.where(of_program)
+    block = np.asarray(covariance)[np.ix_(of_machine, of_machine)]
+    return float(np.sqrt(max(step[of_machine] @ np.linalg.lstsq(block, step[of_machine])[0], 0.0)))
 
 
 def _refined_mode(space, model, data, z, steps: int = 40):
