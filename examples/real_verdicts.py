@@ -1,6 +1,6 @@
 """Verdicts on real recordings: what the check says of each one alone, and whether what it asks for helps.
 
-    PHYSPPL_DATA=folder-of-recordings python examples/real_verdicts.py [--write]
+    PHYSPPL_DATA=folder-of-recordings python examples/real_verdicts.py [furuta two_link simple_pendulum] [--write]
 
 Every recording of three real machines is fitted by itself with the program of that machine's page, noise at every
 sample. Each fit is then repeated with one thing more in the model: a free delay of the input, a constant acceleration
@@ -67,10 +67,11 @@ def judged(model, recording, delays: float) -> dict:
     }
 
 
-def report(folder) -> str:
-    """Every recording, as the text of a page."""
+def report(folder, names) -> str:
+    """Every recording of some machines, as the text of a page."""
     lines, verdicts = [], []
-    for name, machine in MACHINES.items():
+    for name in names:
+        machine = MACHINES[name]
         lines += [f"## {name.replace('_', ' ')}", "", "| recording | verdict | found | delay | force | tails |"]
         lines += ["|---|---|---|---|---|---|"]
         for recording in recordings(name, folder):
@@ -97,7 +98,8 @@ def main() -> None:
     data = os.environ.get("PHYSPPL_DATA")
     if not data:
         raise SystemExit("PHYSPPL_DATA must name the folder that holds the recordings.")
-    text = report(data)
+    names = [name for name in sys.argv[1:] if name in MACHINES] or list(MACHINES)
+    text = report(data, names)
     if "--write" in sys.argv:
         page.write("real_verdicts", "Verdicts on real recordings", page.introduction(__doc__), "real_verdicts.py", text)
 

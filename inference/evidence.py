@@ -50,7 +50,7 @@ def maximise(
     Args:
         steps: of Adam; the first few only let the weights settle.
         rate: step size, in the hyperparameters' unconstrained coordinates; it falls along a cosine to a tenth, at which
-            a fifth as many steps follow: what they gain says whether the climb had ended.
+            a fifth as many steps, ten or more, follow: what they gain says whether the climb had ended.
         search: evaluations at most of the search for the mode.
 
     Returns:
@@ -74,7 +74,8 @@ def maximise(
         evidence = log_joint + 0.5 * white @ white - jnp.sum(jnp.log(jnp.diagonal(lower)))
         return -evidence, jax.lax.stop_gradient(candidate)
 
-    settle, last = min(10, steps // 2), steps // 5
+    settle, averaged = min(10, steps // 2), min(10, steps)
+    last = max(steps // 5, averaged)
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, settle, max(steps, 1), end_value=rate / 10)
     optimiser = optax.adam(schedule)
 
@@ -90,7 +91,9 @@ def maximise(
     hyper = {"noise": start[noises], "params": {k: maps[k].inv(v) for k, v in space.params.items()}}
     (hyper, _, z), evidence = jax.lax.scan(climb, (hyper, optimiser.init(hyper), start), length=steps + last)
     # Ten steps each side, as Adam's wobble.
-    gained = jnp.mean(evidence[-10:]) - jnp.mean(evidence[steps - 10 : steps]) if last >= 10 else jnp.zeros(())
+    gained = jnp.zeros(())
+    if averaged:
+        gained = jnp.mean(evidence[-averaged:]) - jnp.mean(evidence[steps - averaged : steps])
     space = at(hyper["params"])
     z = z.at[noises].set(hyper["noise"])
 

@@ -37,16 +37,16 @@ def alone():
 
 
 @functools.cache
-def fitted(program, key: int = 0):
+def fitted(program, key: int = 0, steps: int = 60):
     dynamics = pp.Dynamics(program, pendulum.state, pendulum.action, dt=0.05)
     data = recording(pendulum.dynamics(), pendulum.truth, steps=ROWS)
     with warnings.catch_warnings():  # of so few steps
         warnings.simplefilter("ignore", pp.PhyspplWarning)
-        return pp.fit(jax.random.key(key), dynamics, data, NeuralLinear(steps=60))
+        return pp.fit(jax.random.key(key), dynamics, data, NeuralLinear(steps=steps))
 
 
 def test_a_climb_that_had_not_ended_is_told():
-    posterior = fitted(alone)
+    posterior = fitted(alone, steps=30)
     assert pp.Status(int(posterior.status)) is pp.Status.CLIMBING
     check = posterior.check()
     assert check.verdict == "doubtful" and "the evidence still rose" in str(check)

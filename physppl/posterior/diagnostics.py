@@ -77,6 +77,8 @@ def check(posterior: AbstractPosterior, key: PRNGKeyArray | None = None) -> Chec
                 parts.append(solver_error.failures(posterior, probed.failed))
         parts.append(_data(posterior, form, jax.random.key(0) if key is None else key))
         errors = innovations.of_sites(posterior, form.space, probed.sites)
+        if isinstance(form, GaussianForm) and form.found is None and form.decrement is not None:
+            not_checked.append("other modes: the fit kept one search alone")
         if not fit_checked:
             not_checked.append("the fit: its draws come without a sampler's diagnostics")
     if errors is None:
