@@ -10,6 +10,7 @@ PAGES = [
     "README.md",
     pytest.param("docs/tutorial.md", marks=pytest.mark.science),  # its blocks are the README's, and more of each
     pytest.param("docs/tutorial/recordings.md", marks=pytest.mark.science),  # a minute of compiling
+    "docs/tutorial/drive.md",
     pytest.param("docs/tutorial/acting.md", marks=pytest.mark.science),  # learns a swing-up
     pytest.param("docs/backends.md", marks=pytest.mark.science),  # two neural linear models
     "docs/data.md",
