@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import xarray
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from numpyro import handlers
 
 import physppl as pp
 from physppl.data.lengths import bucket
+from physppl.models import pendulum
 
 state = pp.StateSpace(angle=pp.Angle(), velocity=pp.Real("rad/s", scale=8.0))
 action = pp.ActionSpace(torque=pp.Bounded(-2.0, 2.0, "N m"))
@@ -261,3 +263,21 @@ def test_xarray_units_come_from_the_attributes_and_go_back():
     np.testing.assert_array_equal(back.states.sel(state="angle"), data.states[:, 0])
     np.testing.assert_array_equal(back.next_states, data.next_states)
     assert back.attrs["state_units"] == ["rad", "rad/s"] and back.attrs["action_units"] == ["N m"]
+
+
+def test_a_rollout_answers_late_inputs_late():
+    """A push shows in the velocity as many steps later as the inputs are late; whatever acted before them is given."""
+    late, prompt = (pendulum.dynamics(input_delay=k) for k in (2, 0))
+    push, sites = np.zeros((6, 1)), pendulum.truth
+    push[0] = 1.0
+    start = np.zeros(len(late.state))
+    acted = np.concatenate([np.full((2, 1), 0.5), push[:4]])
+    expected = pp.rollout(prompt.transition(sites), start, acted)
+    np.testing.assert_allclose(pp.rollout(late.transition(sites), start, push, before=0.5), expected)
+    several = pp.rollouts(late.transition(sites), start, np.repeat(push[..., None], 3, axis=2), before=0.5)
+    np.testing.assert_allclose(several, np.repeat(expected[..., None], 3, axis=2), rtol=1e-6)
+    still = np.asarray(pp.rollout(late.transition(sites), start, push))
+    assert not np.any(still[:3]) and np.any(still[3])
+    unsure = pendulum.dynamics(input_delay=dist.Uniform(0, 3))
+    with pytest.raises(ValueError, match="input_delay has a prior.*rebound"):
+        pp.rollout(unsure.transition(sites), start, push)

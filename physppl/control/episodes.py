@@ -199,7 +199,7 @@ def solved_episodes(task: Task, episodes: Episode) -> np.ndarray | None:
 
 
 def check_match(system, dynamics: Dynamics) -> None:
-    """Refuse what is no system, and dynamics whose step or coordinates are not the machine's.
+    """Refuse what is no system, dynamics with late inputs, and a step or coordinates that are not the machine's.
 
     Raises:
         TypeError: for another object than a System or HostSystem.
@@ -211,6 +211,11 @@ def check_match(system, dynamics: Dynamics) -> None:
             f"system must be a System or a HostSystem; got {got}. A truth is simulated by SimulatedSystem(dynamics."
             "transition(truth), initial_state); what Python steps derives from HostSystem; a Gymnasium environment "
             "becomes one by physppl.control.gym.GymSystem(env, dynamics)."
+        )
+    if dynamics.sensing.delay != 0:  # a prior is none, either
+        raise ValueError(
+            f"{dynamics.owner} has an input_delay, and an agent does not know the actions that are on their way yet. "
+            "Plan with a longer dt, or with dynamics.rebound(input_delay=0)."
         )
     machine = system.dynamics
     if machine is None:

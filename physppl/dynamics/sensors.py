@@ -118,6 +118,23 @@ class Sensing:
         rounding = 0.0 if self.instrument is None else self.instrument.rounding
         return tails * self.measurement.value(sites) ** 2 + rounding
 
+    def arriving(self, actions: Array, before: Any = 0.0) -> Array:
+        """Actions (T, ...) as they act, the delay later than they were sent, with `before` in front.
+
+        Raises:
+            ValueError: for a delay with a prior, whose value no draw of the program holds.
+        """
+        if not isinstance(self.delay, int):
+            raise ValueError(
+                "input_delay has a prior, and a draw of the program does not hold its value. Bind a whole number of "
+                "steps, dynamics.rebound(input_delay=2); or shift the actions, and bind input_delay=0."
+            )
+        if self.delay == 0:
+            return actions
+        actions = jnp.asarray(actions)
+        first = jnp.broadcast_to(jnp.asarray(before, actions.dtype), (self.delay, *actions.shape[1:]))
+        return jnp.concatenate([first, actions])[: len(actions)]
+
     def read(self, state: Array) -> Array:
         """Readings (d,) of a state (D,), without noise."""
         if self.observe is None:

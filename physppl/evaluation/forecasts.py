@@ -14,7 +14,7 @@ from physppl.density.unconstrained import UnconstrainedSpace
 from physppl.dynamics.kalman import propagate
 from physppl.dynamics.recordings import input_sd
 from physppl.dynamics.sensors import OFFSETS, VARIATION
-from physppl.language.integrate import course, rollout
+from physppl.language.integrate import course
 from physppl.posterior.posterior import Posterior
 
 
@@ -120,7 +120,7 @@ def forecast(
 
     Args:
         states: initial states (B, D), e.g. `windows.initial_state`.
-        inputs: (B, T, A), e.g. `windows.inputs`.
+        inputs: (B, T, A) as they arrive, e.g. `windows.inputs`.
         draws: K. The mean over draws is the predictive mean, their quantiles are its intervals.
         noise: add process noise at every step, as intervals need; leave it out for the mean.
         times: s, at which the windows start; they matter only where the program reads the time.
@@ -136,11 +136,10 @@ def forecast(
 @eqx.filter_jit
 def _forecast(keys, transitions, states, inputs, times, noise: bool):
     def roll(key, transition, state, inputs, start):
-        if not noise:
-            return rollout(transition, state, inputs, t=start)
+        step = transition.stepper()
 
-        def advance(x, key, action, t):
-            return transition.sample(key, x, action, t)
+        def advance(x, key, action, t):  # inputs are those that arrive
+            return transition.sample(key, x, action, t) if noise else step(t, x, action)
 
         passed = start + transition.dynamics.dt * jnp.arange(len(inputs))
         state = jnp.asarray(state, transition.noise.dtype)

@@ -161,7 +161,9 @@ def _checked(result, x, name: str, what: str) -> Array:
     return jnp.asarray(result, x.dtype)
 
 
-def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=None, substeps: int | None = None):
+def rollout(
+    step, state, actions=None, *, t=0.0, dt=None, times=None, solver=None, substeps: int | None = None, before=0.0
+):
     """Open-loop rollout of a Transition, or of a bare field, for models with their own likelihood.
 
     Args:
@@ -173,6 +175,7 @@ def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=Non
         times: (T + 1,) increasing times, s, for a bare field with irregular steps; the first is the initial state's.
         solver: a diffrax solver, RK4 by default; for a bare field.
         substeps: solver steps per interval, one by default; for a bare field.
+        before: action, or (A,), before the first; a Transition whose Dynamics has an `input_delay` begins with it.
 
     Returns:
         states (T + 1, D), the initial state first.
@@ -189,6 +192,7 @@ def rollout(step, state, actions=None, *, t=0.0, dt=None, times=None, solver=Non
             raise ValueError("rollout: a Transition needs actions (T, A).")
         dt = step.dynamics.dt
         step.dynamics.check_point(state, jnp.asarray(actions)[0], "rollout")
+        actions = step.dynamics.sensing.arriving(jnp.asarray(actions), before)
     elif not (callable(step) or isinstance(step, Step)):
         raise TypeError(
             f"rollout takes a Transition (posterior.draw(key)), a field or a Step; got {type(step).__name__}."
@@ -237,13 +241,14 @@ def _transition_rollout(transition, state, actions, starts):
     return course(lambda x, t, u: advance(t, x, u), state, starts, actions)
 
 
-def rollouts(transition, state, actions, *, t=0.0):
+def rollouts(transition, state, actions, *, t=0.0, before=0.0):
     """Open-loop rollouts of one Transition for many action sequences, candidates last: the fastest layout for planners.
 
     Args:
         transition: a Transition.
         state: initial state (D,), shared.
         actions: (T, A, N).
+        before: action before the first, (A, 1) or a number, as of `rollout`.
 
     Returns:
         states (T + 1, D, N).
@@ -253,6 +258,7 @@ def rollouts(transition, state, actions, *, t=0.0):
     if actions.ndim != 3:
         raise ValueError(f"rollouts: actions must be (T, A, N), candidates last; got {actions.shape}.")
     transition.dynamics.check_point(state, actions[0, :, 0], "rollouts")
+    actions = transition.dynamics.sensing.arriving(actions, before)
     advance = jax.vmap(transition.stepper(), in_axes=(None, -1, -1), out_axes=-1)
     start = jnp.broadcast_to(state[:, None], (*state.shape, actions.shape[-1]))
     times = t + transition.dynamics.dt * jnp.arange(actions.shape[0]).astype(state.dtype)
