@@ -57,6 +57,7 @@ def refused(*line) -> str:
     return caught.value.code
 
 
+@pytest.mark.science
 def test_the_sled_of_the_page_is_learned(sled, monkeypatch):
     results = []  # its figures and files are those of every run
     monkeypatch.setattr(loop, "_results", lambda *arguments: results.append(arguments))

@@ -71,6 +71,7 @@ def test_evidence_has_derivatives_in_what_a_program_closes_over(x64):
     assert slope == pytest.approx(float(evidence(0.2 + h) - evidence(0.2 - h)) / (2 * h), rel=1e-5)
 
 
+@pytest.mark.science
 def test_a_differentiable_fit_says_that_it_kept_one_search(x64):
     posterior = pp.fit(jax.random.key(0), decay(False), outcomes(False), BACKEND)
     assert "other modes: the fit kept one search alone" in posterior.check().not_checked

@@ -113,7 +113,9 @@ def test_draws_have_the_predictions_moments(x64):
     )
 
 
-@pytest.mark.parametrize("backend", [HMC(draws=200, warmup=200), StructuredLaplace()], ids=["HMC", "StructuredLaplace"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param(HMC(draws=200, warmup=200), marks=pytest.mark.science, id="HMC"), StructuredLaplace()]
+)
 @pytest.mark.filterwarnings("ignore::physppl.PhyspplWarning")
 def test_every_backend_predicts_with_several_noises(backend, x64):
     data, u, y = drawn(np.random.default_rng(3), 20, 1, 2)

@@ -114,6 +114,7 @@ def measured(solver) -> tuple[pp.Dynamics, pp.Transitions]:
     return dynamics, pp.Transitions.from_trajectory(states, np.zeros((8, 0)))
 
 
+@pytest.mark.science
 def test_a_stiff_program_is_fitted_and_a_failed_solver_is_told(optimised):
     dynamics, data = measured(pp.Adaptive(diffrax.Kvaerno5(), rtol=1e-6, atol=1e-10))
     posterior = pp.fit(jax.random.key(0), dynamics, data, Laplace(starts=2))
