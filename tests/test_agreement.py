@@ -37,6 +37,7 @@ def test_laplace_and_hmc_agree_with_plain_numpyro(model, recording):
         assert abs(row.z) < 4, f"HMC mean of {row.name}\n{table}"
 
 
+@pytest.mark.science
 def test_laplace_on_the_cartpole_agrees_with_importance_sampling(x64):
     """The exact posterior without a chain: draws of a wider Student t, weighted by the joint density.
 

@@ -98,6 +98,7 @@ def test_features_that_miss_the_function_prior_are_told(data):
     assert reason.verdict == "doubtful" and "`width`" in reason.remedy and check.figures["missed"] > 0.1
 
 
+@pytest.mark.science
 def test_a_healthy_sampler_is_ok():
     posterior = pp.fit(jax.random.key(0), linear_dynamics(), linear_data(), HMC(draws=400, warmup=200))
     check = pp.check(posterior)

@@ -20,9 +20,9 @@ PAGES = [
     pytest.param("docs/comparing.md", marks=pytest.mark.science),  # NumPyro compiles for long
     pytest.param("docs/function_space.md", marks=pytest.mark.science),  # fits of three objectives
     "docs/planning.md",
-    "docs/saving.md",
+    pytest.param("docs/saving.md", marks=pytest.mark.science),  # fits, saves and updates
     pytest.param("docs/calibration.md", marks=pytest.mark.science),  # two calibrations
-    "docs/extending.md",
+    pytest.param("docs/extending.md", marks=pytest.mark.science),  # fits of own backends
     pytest.param("docs/ensembles.md", marks=pytest.mark.science),  # trains networks
     pytest.param("docs/large_networks.md", marks=pytest.mark.science),  # trains a network
     pytest.param("docs/fleets.md", marks=pytest.mark.science),  # fits of a hierarchy

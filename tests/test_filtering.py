@@ -198,7 +198,7 @@ def features(xp, t, u):
     return xp.stack([xp.stack([0 * t, 0.02 * u, 0.1 * xp.sin(t)]), xp.stack([0.1 + 0 * t, 0.3 * u, 0 * t])])
 
 
-@pytest.mark.parametrize("variation", [None, 0.5])
+@pytest.mark.parametrize("variation", [pytest.param(None, marks=pytest.mark.science), 0.5])
 def test_laplace_is_bayesian_regression_with_the_states_integrated_out(variation):
     """Closed form: readings are linear in the parameters, and in what a recording's own parameters differ by, with the
     covariance of noise that the states carry along."""

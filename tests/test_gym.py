@@ -337,6 +337,7 @@ def learn(**options):
     return pp.psrl(jax.random.key(2), system, TASK, dynamics, BACKEND, PLANNER, 2, **options)
 
 
+@pytest.mark.science
 def test_psrl_learns_from_all_machines_of_a_batch():
     run = learn()
     assert run.episodes.states.shape == (2, 3, 21, 2) and run.episodes.terminated.shape == (2, 3)

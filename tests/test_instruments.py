@@ -100,7 +100,7 @@ def test_the_score_and_the_curvature_of_a_mean_are_those_of_the_log_probability(
     np.testing.assert_allclose(found.log_joint, log_mass(mean, log_scale), rtol=1e-13)
     np.testing.assert_allclose(found.gradient, jax.grad(log_mass)(mean, log_scale).ravel(), rtol=1e-10)
     np.testing.assert_allclose(of_scale.gradient[:3], jax.grad(log_mass, 1)(mean, log_scale), rtol=1e-9)
-    hessian = jax.hessian(log_mass)(mean, log_scale).reshape(6, 6)
+    hessian = jax.jit(jax.hessian(log_mass))(mean, log_scale).reshape(6, 6)
     np.testing.assert_allclose(found.curvature, -hessian, atol=1e-9)
 
 

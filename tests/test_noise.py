@@ -113,10 +113,9 @@ def test_draws_have_the_predictions_moments(x64):
     )
 
 
-@pytest.mark.parametrize(
-    "backend", [pytest.param(HMC(draws=200, warmup=200), marks=pytest.mark.science, id="HMC"), StructuredLaplace()]
-)
+@pytest.mark.parametrize("backend", [HMC(draws=200, warmup=200), StructuredLaplace()])
 @pytest.mark.filterwarnings("ignore::physppl.PhyspplWarning")
+@pytest.mark.science
 def test_every_backend_predicts_with_several_noises(backend, x64):
     data, u, y = drawn(np.random.default_rng(3), 20, 1, 2)
     posterior = pp.fit(jax.random.key(0), regression(1, 2), data, backend)

@@ -101,6 +101,7 @@ def test_positions_alone_recover_parameters_and_noises(fits):
     assert low < np.sum(np.square(whitened)) < high
 
 
+@pytest.mark.science
 def test_outliers_neither_move_the_estimates_nor_pass_for_noise(fits):
     """One reading in twenty is off by 100 sds. Of Gaussian noise that makes a sensor 20 times worse than it is."""
     robust = pendulum.dynamics(sensors=("angle",), measurement_df=4.0)
