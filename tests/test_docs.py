@@ -13,7 +13,7 @@ PAGES = [
     "docs/tutorial/drive.md",
     pytest.param("docs/tutorial/acting.md", marks=pytest.mark.science),  # learns a swing-up
     pytest.param("docs/backends.md", marks=pytest.mark.science),  # two neural linear models
-    "docs/data.md",
+    pytest.param("docs/data.md", marks=pytest.mark.science),  # fits of many kinds of files
     "docs/models.md",
     "docs/recordings.md",
     "docs/identify.md",

@@ -324,7 +324,13 @@ def explosive():
     return lambda t, x, u: jnp.exp(growth * jnp.exp(50 * (1 + x**2)))
 
 
-@pytest.mark.parametrize("backend", [quick, HMC(draws=10, warmup=10, chains=1)], ids=["Laplace", "HMC"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(quick, id="Laplace"),
+        pytest.param(HMC(draws=10, warmup=10, chains=1), id="HMC", marks=pytest.mark.science),
+    ],
+)
 def test_a_fit_that_is_finite_nowhere_is_an_error_with_its_remedy(backend):
     with pytest.raises(pp.FitError, match="nonfinite: the log density is not finite at any start.*raise `substeps`"):
         pp.fit(jax.random.key(0), bind(explosive), clean(), backend)

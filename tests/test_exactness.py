@@ -187,7 +187,7 @@ def moments(posterior):
 
 
 def test_padding_and_order_of_the_rows_change_nothing():
-    dynamics = pendulum.dynamics()
+    dynamics = pendulum.dynamics(process_noise=0.05)
     data = recording(dynamics, pendulum.truth, steps=40)
     bare = jax.jit(lambda d: moments(Laplace().fit(jax.random.key(0), dynamics, d)))(data)  # 40 rows, not a bucket
     order = np.random.default_rng(0).permutation(40)

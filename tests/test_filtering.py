@@ -65,7 +65,7 @@ late_and_inexact = {"input_delay": 2, "input_gain_error": 0.1, "input_timing_err
 
 @pytest.mark.parametrize(
     "segment, options",
-    [(1, {}), (7, late_and_inexact), (1000, {}), (1000, late_and_inexact)],
+    [(1, {}), (7, late_and_inexact), pytest.param(1000, {}, marks=pytest.mark.science), (1000, late_and_inexact)],
     ids=["state-space", "segments-of-7", "single-shooting", "single-shooting-inexact"],
 )
 def test_a_linear_machine_is_one_big_gaussian(segment, options):

@@ -221,6 +221,7 @@ def test_numpyro_predicts_and_samples_recordings():
 # Padding, gaps, order -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.science
 def test_padding_changes_nothing(fits):
     data = simulate(0)
     padded = data.pad(300)
