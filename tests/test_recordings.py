@@ -14,6 +14,7 @@ from scipy.linalg import expm
 from scipy.signal import savgol_coeffs
 
 import physppl as pp
+from physppl.dynamics.first_state import most_probable
 from physppl.evaluation import benchmarks
 from physppl.evaluation.benchmarks import Recording
 from physppl.evaluation.forecasts import forecast_readings
@@ -392,3 +393,12 @@ def test_angles_are_told_from_any_start_in_any_turn(sensed, seeds):
         samples = pp.fit(jax.random.key(seed), model, data, Laplace()).samples(jax.random.key(1), 1000)
         for name, value in pendulum.truth.items():
             assert abs(np.mean(samples[name]) - value) < 3 * np.std(samples[name]), (seed, name)
+
+
+def test_a_first_state_is_looked_for_in_the_readings_turn():
+    """An angle read through `observe`, three turns away: the state nearest to the prior that reads so."""
+    space = pp.StateSpace(angle=pp.Angle(), rate=pp.Real("rad/s"))
+    reading, zeros = jnp.array([6 * np.pi + 0.4, 2.0]), jnp.zeros(2)
+    seen = jnp.ones(2, bool)
+    found = most_probable(lambda x: x, jnp.full(2, 1e-3), zeros, jnp.ones(2), reading, seen, space)
+    np.testing.assert_allclose(found, [0.4, 2.0], atol=1e-4)

@@ -10,25 +10,13 @@ import numpyro.distributions as dist
 import pytest
 
 import physppl as pp
+from physppl import models
 from physppl.inference import Laplace
-from physppl.models import (
-    cartpole,
-    double_pendulum,
-    furuta,
-    gym_pendulum,
-    inverted_pendulum,
-    pendulum,
-    quanser_cartpole,
-    simple_pendulum,
-    two_link,
-)
+from physppl.models import gym_pendulum, inverted_pendulum
 from physppl.posterior import fit_tests
 from physppl.posterior.innovations import innovations
 
-MACHINES = [
-    pendulum, gym_pendulum, simple_pendulum, cartpole, inverted_pendulum, quanser_cartpole, furuta, double_pendulum,
-    two_link,
-]  # fmt: skip
+MACHINES = [getattr(models, name) for name in models.__all__]
 DT, ROWS, SEEDS = 0.05, 300, 20
 NOISE, SENSOR = 2e-3, 4e-3  # sds: of the speed's change over one step, m/s, and of a reading, m
 state = pp.StateSpace(x=pp.Real("m"), v=pp.Real("m/s"))

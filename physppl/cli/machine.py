@@ -1,7 +1,5 @@
 """Dynamics for `physppl identify`: a model by name, and any Dynamics bound as the recordings require."""
 
-from types import ModuleType
-
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -18,7 +16,7 @@ from physppl.language.program import rebuild
 POSITION = 1e-5  # in units of a position's scale: prior scale of its own process noise
 ROUNDING = 1e-4  # relative difference below which two steps are the same
 VELOCITY = 0.1  # in units of their scales: prior scale of other process noise, as in every Dynamics
-MODELS = {name: m for name, m in vars(models).items() if isinstance(m, ModuleType) and hasattr(m, "dynamics")}
+MODELS = {name: getattr(models, name) for name in models.__all__}
 
 
 def model(name: str) -> pp.Dynamics:

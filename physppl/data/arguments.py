@@ -83,7 +83,7 @@ def readings(observations, valid) -> tuple[np.ndarray, np.ndarray]:
     if np.any(infinite := np.isinf(observations) & valid[..., None]):
         raise ValueError(
             f"{int(infinite.sum())} observations are infinite, first at sample {np.argwhere(infinite)[0][-2]}. Mark a "
-            "missing reading by NaN."
+            "missing reading by NaN; a sensor at the end of its range reads that end (`measurement_limits`)."
         )
     valid = valid & np.isfinite(observations).any(-1)
     return np.where(valid[..., None], observations, 0.0), valid

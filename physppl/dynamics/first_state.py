@@ -15,6 +15,8 @@ from jax import Array
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from physppl.data.spaces import StateSpace
+
 CANDIDATES = 256  # states that are tried, spread over the prior
 STEPS = 8  # of Gauss and Newton, from the best of them
 
@@ -33,15 +35,16 @@ def most_probable(
     sd: Float[Array, " D"],
     readings: Float[Array, " d"],
     seen: Bool[Array, " d"],
+    sensors: StateSpace,
 ) -> Float[Array, " D"]:
-    """The most probable state under N(mean, sd^2) and one sample's readings.
+    """The most probable state under N(mean, sd^2) and one sample's readings, of which angles wrap.
 
     Derivatives are those of the last step, which at the end of the search are the optimum's.
     """
     weight = jnp.where(seen, 1 / sensor_sd, 0.0)
 
     def errors(q):
-        return weight * (readings - observe(mean + sd * q))
+        return weight * sensors.difference(readings, observe(mean + sd * q))
 
     def cost(q):
         return jnp.sum(q**2) + jnp.sum(errors(q) ** 2)

@@ -246,7 +246,8 @@ def _filter(dynamics, recorded: SiteValues, rows: Trajectories) -> Filtered:
     start, turns = recorded.start, tuple(map(bool, sensing.space.is_angle))
     point = None
     if sensing.observe is not None:
-        point = most_probable(sensing.read, sensor_sd, *start, samples.observations[0], samples.seen[0])
+        first = samples.observations[0], samples.seen[0]
+        point = most_probable(sensing.read, sensor_sd, *start, *first, sensing.space)
     return kalman_filter(step, sensing.read, sensor_sd, *start, samples, sensing.df, turns, point)
 
 
